@@ -1,1 +1,3 @@
-//! Guestseal.
+//! Guestseal's processor: the packet path, its keys, ports and workers, and the `guestseal` command.
+
+pub mod path;

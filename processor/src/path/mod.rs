@@ -1,0 +1,3 @@
+//! The way of a packet: stages over a batch, each a plain function that a unit test can call.
+
+pub mod outcome;
