@@ -1,0 +1,26 @@
+//! The handle of one frame of a UMEM: whoever has it may touch the frame's bytes, and nobody else.
+//!
+//! Neither `Copy` nor `Clone`, made only by [`super::umem`] and by the ports that get a frame back from the kernel,
+//! so that a frame is at any moment in exactly one place.
+
+/// One frame: where its data begin in the UMEM, and how long they are.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a frame that is forgotten is lost: give it to a pool, a port or a ring"]
+pub struct Frame {
+    /// Offset of the first byte of data from the start of the UMEM.
+    pub(in crate::port) address: u64,
+    /// Bytes of data.
+    pub(in crate::port) length: u32,
+    /// The UMEM that the address belongs to.
+    pub(in crate::port) umem: u32,
+}
+
+impl Frame {
+    /// Bytes of data.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an empty frame is one that was not written yet, not a state")]
+    pub fn len(&self) -> usize {
+        self.length as usize
+    }
+}

@@ -1,0 +1,76 @@
+//! Ports: where frames come from and go to.
+//!
+//! A port is an interface of the code. [`xsk`] is AF_XDP, [`memory`] serves tests and benchmarks; nothing behind
+//! [`Port`] knows which. A frame given to a port is moved into it, so that only one owner can touch its bytes.
+
+pub mod frame;
+pub mod memory;
+pub mod pool;
+pub mod umem;
+pub mod xsk;
+
+use std::os::fd::BorrowedFd;
+
+use arrayvec::ArrayVec;
+
+use frame::Frame;
+use pool::FramePool;
+
+/// The largest number of frames that go through the stages together.
+pub const BATCH: usize = 64;
+
+/// Frames just received, oldest first.
+pub type Burst = ArrayVec<Frame, BATCH>;
+
+/// How many frames a port holds, by place.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// In the fill ring or receive ring.
+    pub receive: usize,
+    /// In the transmit ring or completion ring.
+    pub transmit: usize,
+}
+
+/// What the kernel dropped before a frame was received, since the port was opened.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelDrops {
+    /// The receive ring was full.
+    pub ring_full: u64,
+    /// The fill ring was empty.
+    pub fill_empty: u64,
+    /// Any other reason.
+    pub other: u64,
+}
+
+/// One queue of one interface.
+pub trait Port: Send {
+    /// Appends received frames to `burst`, at most as many as it has room for.
+    fn receive(&mut self, burst: &mut Burst);
+
+    /// Hands the received frames' room back: moves free frames from `pool` to the port, up to its fill level.
+    fn refill(&mut self, pool: &mut FramePool);
+
+    /// Submits one frame.
+    ///
+    /// # Errors
+    /// Gives the frame back if the transmit ring has no room.
+    fn transmit(&mut self, frame: Frame) -> Result<(), Frame>;
+
+    /// Takes back the frames whose transmission has ended.
+    fn reclaim(&mut self, pool: &mut FramePool);
+
+    /// Makes the device start on what was submitted. Never blocks. Returns whether something is still waiting.
+    fn kick(&mut self) -> bool;
+
+    /// What to wait on for received frames; `None` if the port cannot be waited on.
+    fn wait_on(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The frames that the port holds now.
+    fn held(&self) -> Held;
+
+    /// What was dropped before it was received.
+    fn kernel_drops(&self) -> KernelDrops;
+
+    /// Closes the port and moves every frame that it held into `pool`.
+    fn close(self: Box<Self>, pool: &mut FramePool);
+}

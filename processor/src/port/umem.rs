@@ -1,0 +1,441 @@
+//! The memory that all frames of the process live in, and the only way to their bytes.
+//!
+//! A UMEM is registered with the kernel (AF_XDP) or plain memory (tests, benchmarks). Access goes through a
+//! [`Frame`]: a shared borrow of the handle reads, an exclusive one writes.
+//! Never allocates after it was made; panics if a frame is used with another UMEM than its own.
+
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::num::NonZeroU32;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use xsk_rs::FrameDesc;
+use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
+
+use super::frame::Frame;
+
+/// Bytes before the data of a fresh frame: what XDP keeps free in front of a received packet (`XDP_PACKET_HEADROOM`).
+pub const HEADROOM: usize = 256;
+
+/// Bytes of metadata that the XDP programs put in front of a packet: the time of arrival.
+pub const STAMP: usize = 8;
+
+/// Whether huge pages back the UMEM.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// If the system has them reserved.
+    #[default]
+    Auto,
+    /// Refuse to start without them.
+    Require,
+    /// Never.
+    Off,
+}
+
+/// The shape of a UMEM.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of one frame, headroom included: 2048 or 4096.
+    pub frame_size: u32,
+    /// Number of frames.
+    pub frames: u32,
+    /// Slots of each fill and completion ring, a power of two.
+    pub ring_size: u32,
+    /// Huge pages.
+    pub huge_pages: HugePages,
+}
+
+/// Why there is no UMEM.
+#[derive(Debug, thiserror::Error)]
+pub enum UmemError {
+    /// Frames of this size cannot be had.
+    #[error("umem.frame-size is {0}: AF_XDP takes 2048 or 4096")]
+    FrameSize(u32),
+    /// A ring of this size cannot be had.
+    #[error("a ring of {0} slots: expected a power of two")]
+    RingSize(u32),
+    /// Too few frames.
+    #[error("umem.frames is {0}: expected at least 64")]
+    Frames(u32),
+    /// Memory was refused.
+    #[error(
+        "no memory for a UMEM of {megabytes} MiB with huge pages: reserve them (sysctl vm.nr_hugepages={pages}) or set umem.huge-pages to auto"
+    )]
+    NoHugePages {
+        /// Size in MiB.
+        megabytes: u64,
+        /// Pages of 2 MiB needed.
+        pages: u64,
+        /// What the system said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel refused to register it.
+    #[error("the kernel refuses a UMEM of {megabytes} MiB: needs root (CAP_NET_RAW, CAP_IPC_LOCK) and a kernel with AF_XDP")]
+    Refused {
+        /// Size in MiB.
+        megabytes: u64,
+        /// What the system said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What only the owner of a frame may touch besides its bytes.
+struct Slot {
+    /// The kernel's descriptor of the frame; its address is always that of the frame's data.
+    descriptor: UnsafeCell<FrameDesc>,
+    /// The port that the kernel holds the frame for; 0 if user space has it. Read by [`Umem::held_by`] after that
+    /// port's socket is closed.
+    holder: AtomicU16,
+}
+
+enum Backing {
+    Kernel(xsk_rs::Umem),
+    Memory,
+}
+
+/// The memory of all frames.
+pub struct Umem {
+    id: u32,
+    base: NonNull<u8>,
+    frame_size: usize,
+    slots: Box<[Slot]>,
+    fresh: Box<[FrameDesc]>,
+    huge: bool,
+    backing: Backing,
+}
+
+// SAFETY: the memory and the slots' descriptors are reached only through a `Frame`, of which one exists for each
+// chunk (this module and the ports make them; they are neither Copy nor Clone), so no two threads touch one chunk.
+unsafe impl Send for Umem {}
+// SAFETY: as for Send.
+unsafe impl Sync for Umem {}
+
+impl std::fmt::Debug for Umem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Umem").field("frames", &self.slots.len()).field("frame_size", &self.frame_size).finish()
+    }
+}
+
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+
+impl Umem {
+    /// A UMEM registered with the kernel, and its frames.
+    ///
+    /// # Errors
+    /// See [`UmemError`].
+    pub fn kernel(shape: Shape) -> Result<(Arc<Self>, Vec<Frame>), UmemError> {
+        let frames = check(shape)?;
+        let ring = QueueSize::new(shape.ring_size).map_err(|_| UmemError::RingSize(shape.ring_size))?;
+        let config = UmemConfig::builder()
+            .frame_size(FrameSize::new(shape.frame_size).map_err(|_| UmemError::FrameSize(shape.frame_size))?)
+            .fill_queue_size(ring)
+            .comp_queue_size(ring)
+            .build()
+            .map_err(|_| UmemError::FrameSize(shape.frame_size))?;
+        let bytes = u64::from(shape.frames) * u64::from(shape.frame_size);
+        let megabytes = bytes >> 20;
+        let with_huge = match shape.huge_pages {
+            HugePages::Off => None,
+            HugePages::Auto => xsk_rs::Umem::new(config, frames, true).ok(),
+            HugePages::Require => {
+                Some(xsk_rs::Umem::new(config, frames, true).map_err(|source| UmemError::NoHugePages {
+                    megabytes,
+                    pages: bytes.div_ceil(2 << 20),
+                    source: source.into(),
+                })?)
+            }
+        };
+        let huge = with_huge.is_some();
+        let (umem, descriptors) = match with_huge {
+            Some(made) => made,
+            None => xsk_rs::Umem::new(config, frames, false)
+                .map_err(|source| UmemError::Refused { megabytes, source: source.into() })?,
+        };
+        let first = descriptors[0];
+        // SAFETY: the descriptor belongs to this UMEM, and nobody else has it yet; only its address is used.
+        let data = unsafe { umem.data(&first) };
+        let base = data.contents().as_ptr().cast_mut().wrapping_sub(first.addr());
+        let base = NonNull::new(base).expect("the UMEM is mapped");
+        Ok(Self::assemble(base, shape, descriptors, huge, Backing::Kernel(umem)))
+    }
+
+    /// A UMEM of plain memory, for ports without a kernel.
+    ///
+    /// # Errors
+    /// See [`UmemError`].
+    pub fn memory(shape: Shape) -> Result<(Arc<Self>, Vec<Frame>), UmemError> {
+        check(shape)?;
+        let bytes = shape.frames as usize * shape.frame_size as usize;
+        let map = |flags| {
+            // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; unmapped in Drop.
+            unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) }
+        };
+        let plain = MapFlags::PRIVATE | MapFlags::POPULATE;
+        let with_huge = match shape.huge_pages {
+            HugePages::Off => None,
+            HugePages::Auto => map(plain | MapFlags::HUGETLB).ok(),
+            HugePages::Require => Some(map(plain | MapFlags::HUGETLB).map_err(|source| UmemError::NoHugePages {
+                megabytes: (bytes >> 20) as u64,
+                pages: bytes.div_ceil(2 << 20) as u64,
+                source: source.into(),
+            })?),
+        };
+        let huge = with_huge.is_some();
+        let address = match with_huge {
+            Some(address) => address,
+            None => map(plain)
+                .map_err(|source| UmemError::Refused { megabytes: (bytes >> 20) as u64, source: source.into() })?,
+        };
+        let base = NonNull::new(address.cast::<u8>()).expect("mmap gave an address");
+        let descriptors = vec![FrameDesc::default(); shape.frames as usize];
+        Ok(Self::assemble(base, shape, descriptors, huge, Backing::Memory))
+    }
+
+    fn assemble(
+        base: NonNull<u8>,
+        shape: Shape,
+        descriptors: Vec<FrameDesc>,
+        huge: bool,
+        backing: Backing,
+    ) -> (Arc<Self>, Vec<Frame>) {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let slots = descriptors
+            .iter()
+            .map(|d| Slot { descriptor: UnsafeCell::new(*d), holder: AtomicU16::new(0) })
+            .collect();
+        let umem = Self {
+            id,
+            base,
+            frame_size: shape.frame_size as usize,
+            slots,
+            fresh: descriptors.into_boxed_slice(),
+            huge,
+            backing,
+        };
+        let frames = (0..u64::from(shape.frames))
+            .map(|chunk| Frame {
+                address: chunk * u64::from(shape.frame_size) + HEADROOM as u64,
+                length: 0,
+                umem: id,
+            })
+            .collect();
+        (Arc::new(umem), frames)
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Bytes that a fresh frame has room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.frame_size - HEADROOM
+    }
+
+    /// Whether huge pages back it.
+    #[must_use]
+    pub fn huge_pages(&self) -> bool {
+        self.huge
+    }
+
+    #[inline]
+    fn chunk(&self, frame: &Frame) -> usize {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        // frame_size is a power of two
+        (frame.address >> self.frame_size.trailing_zeros()) as usize
+    }
+
+    #[inline]
+    fn offset(&self, frame: &Frame) -> usize {
+        frame.address as usize & (self.frame_size - 1)
+    }
+
+    /// The frame's data.
+    #[inline]
+    #[must_use]
+    pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        // SAFETY: address and length lie within one chunk of this UMEM (kept by every maker of a Frame and by
+        // `set_length`); the borrow of the only handle of this chunk excludes a writer.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(frame.address as usize), frame.length as usize) }
+    }
+
+    /// All bytes from the start of the frame's data to the end of its chunk, for writing.
+    #[inline]
+    #[must_use]
+    pub fn room_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        let room = self.frame_size - self.offset(frame);
+        // SAFETY: as in `bytes`; the exclusive borrow of the only handle of this chunk excludes everybody else.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(frame.address as usize), room) }
+    }
+
+    /// Sets the length of the frame's data.
+    ///
+    /// # Panics
+    /// If the data would reach beyond the chunk.
+    #[inline]
+    pub fn set_length(&self, frame: &mut Frame, length: usize) {
+        assert!(frame.umem == self.id && length <= self.frame_size - self.offset(frame), "data beyond the frame");
+        frame.length = length as u32;
+    }
+
+    /// Makes the frame empty, with its data at the fresh place.
+    #[inline]
+    pub(super) fn reset(&self, frame: &mut Frame) {
+        let chunk = self.chunk(frame);
+        let address = (chunk * self.frame_size + HEADROOM) as u64;
+        if frame.address != address {
+            // SAFETY: the frame's owner is the only one to touch its slot.
+            unsafe { *self.slots[chunk].descriptor.get() = self.fresh[chunk] };
+            frame.address = address;
+        }
+        frame.length = 0;
+    }
+
+    /// The time of arrival that stands in front of a received frame's data, in ns of `CLOCK_MONOTONIC`.
+    #[inline]
+    #[must_use]
+    pub fn stamp(&self, frame: &Frame) -> u64 {
+        assert!(frame.umem == self.id && self.offset(frame) >= STAMP, "no room for a stamp");
+        let mut stamp = [0u8; STAMP];
+        // SAFETY: the STAMP bytes before the data lie within the same chunk, which the frame's owner alone touches.
+        unsafe {
+            let from = self.base.as_ptr().add(frame.address as usize - STAMP);
+            std::ptr::copy_nonoverlapping(from, stamp.as_mut_ptr(), STAMP);
+        }
+        u64::from_ne_bytes(stamp)
+    }
+
+    /// Writes the time of arrival in front of the frame's data, as an XDP program does.
+    #[inline]
+    pub(super) fn set_stamp(&self, frame: &mut Frame, stamp: u64) {
+        assert!(frame.umem == self.id && self.offset(frame) >= STAMP, "no room for a stamp");
+        // SAFETY: as in `stamp`, with the exclusive borrow of the handle.
+        unsafe {
+            let to = self.base.as_ptr().add(frame.address as usize - STAMP);
+            std::ptr::copy_nonoverlapping(stamp.to_ne_bytes().as_ptr(), to, STAMP);
+        }
+    }
+
+    /// The kernel's side of it; `None` for plain memory.
+    pub(super) fn registered(&self) -> Option<&xsk_rs::Umem> {
+        match &self.backing {
+            Backing::Kernel(umem) => Some(umem),
+            Backing::Memory => None,
+        }
+    }
+
+    /// Turns a frame into the kernel's descriptor of it: from here on the kernel owns the frame, for `holder`.
+    #[inline]
+    pub(super) fn lend(&self, frame: Frame, holder: u16) -> FrameDesc {
+        let chunk = self.chunk(&frame);
+        // SAFETY: `frame` is the only handle of this chunk, and it ends here.
+        let mut descriptor = unsafe { *self.slots[chunk].descriptor.get() };
+        debug_assert_eq!(descriptor.addr() as u64, frame.address);
+        if let Backing::Kernel(umem) = &self.backing {
+            // SAFETY: the descriptor is of this UMEM and its frame is ours until it is produced; only the length is set.
+            unsafe { umem.data_mut(&mut descriptor) }.cursor().set_pos(frame.length as usize);
+        }
+        self.slots[chunk].holder.store(holder, Ordering::Relaxed);
+        descriptor
+    }
+
+    /// Turns a descriptor that the kernel gave back into the frame.
+    ///
+    /// The caller must just have consumed it from a receive or completion ring of this UMEM.
+    #[inline]
+    pub(super) fn regain(&self, descriptor: FrameDesc) -> Frame {
+        let address = descriptor.addr() as u64;
+        let frame = Frame { address, length: descriptor.lengths().data() as u32, umem: self.id };
+        let chunk = self.chunk(&frame);
+        self.slots[chunk].holder.store(0, Ordering::Relaxed);
+        // SAFETY: the kernel gave the frame back, so `frame` is its only handle.
+        unsafe { *self.slots[chunk].descriptor.get() = descriptor };
+        frame
+    }
+
+    /// Takes back all frames that the kernel held for a port whose socket is closed.
+    pub(super) fn recover(&self, holder: u16, mut take: impl FnMut(Frame)) {
+        for (chunk, slot) in self.slots.iter().enumerate() {
+            if slot.holder.load(Ordering::Relaxed) == holder {
+                take(self.regain(self.fresh[chunk]));
+            }
+        }
+    }
+}
+
+impl Drop for Umem {
+    fn drop(&mut self) {
+        if matches!(self.backing, Backing::Memory) {
+            let bytes = self.slots.len() * self.frame_size;
+            // SAFETY: the mapping made in `memory`, of this size; no frame can be used any more.
+            let _ = unsafe { munmap(self.base.as_ptr().cast(), bytes) };
+        }
+    }
+}
+
+fn check(shape: Shape) -> Result<NonZeroU32, UmemError> {
+    if !matches!(shape.frame_size, 2048 | 4096) {
+        return Err(UmemError::FrameSize(shape.frame_size));
+    }
+    match NonZeroU32::new(shape.frames) {
+        Some(frames) if shape.frames >= 64 => Ok(frames),
+        _ => Err(UmemError::Frames(shape.frames)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> Shape {
+        Shape { frame_size: 2048, frames: 64, ring_size: 64, huge_pages: HugePages::Off }
+    }
+
+    #[test]
+    fn frames_do_not_overlap() {
+        let (umem, mut frames) = Umem::memory(shape()).unwrap();
+        for (number, frame) in frames.iter_mut().enumerate() {
+            umem.room_mut(frame).fill(number as u8);
+            umem.set_length(frame, umem.room());
+        }
+        for (number, frame) in frames.iter().enumerate() {
+            assert!(umem.bytes(frame).iter().all(|byte| *byte == number as u8));
+        }
+    }
+
+    #[test]
+    fn a_stamp_does_not_touch_the_data() {
+        let (umem, mut frames) = Umem::memory(shape()).unwrap();
+        let frame = &mut frames[1];
+        umem.room_mut(frame).fill(7);
+        umem.set_stamp(frame, 0x0102_0304_0506_0708);
+        assert_eq!(umem.stamp(frame), 0x0102_0304_0506_0708);
+        assert!(umem.room_mut(frame).iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    #[should_panic(expected = "another UMEM")]
+    fn a_frame_of_another_umem_is_refused() {
+        let (_one, frames) = Umem::memory(shape()).unwrap();
+        let (two, _) = Umem::memory(shape()).unwrap();
+        let _ = two.bytes(&frames[0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the frame")]
+    fn data_stay_within_the_frame() {
+        let (umem, mut frames) = Umem::memory(shape()).unwrap();
+        umem.set_length(&mut frames[0], umem.room() + 1);
+    }
+}
