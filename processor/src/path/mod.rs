@@ -1,3 +1,18 @@
 //! The way of a packet: stages over a batch, each a plain function that a unit test can call.
+//!
+//! [`outbound`], [`inbound`] and [`local`] call them in order. A stage leaves each descriptor live or with an outcome;
+//! later stages skip those that have one, and the last empties the batch.
 
+pub mod batch;
+pub mod classify;
+pub mod context;
+pub mod deliver;
+pub mod guard;
+pub mod inbound;
+pub mod local;
+pub mod open;
+pub mod outbound;
 pub mod outcome;
+pub mod parse;
+pub mod seal;
+pub mod tables;

@@ -71,6 +71,6 @@ pub trait Port: Send {
     /// What was dropped before it was received.
     fn kernel_drops(&self) -> KernelDrops;
 
-    /// Closes the port and moves every frame that it held into `pool`.
+    /// Closes the port and moves every frame that the kernel has given up into `pool`.
     fn close(self: Box<Self>, pool: &mut FramePool);
 }

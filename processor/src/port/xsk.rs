@@ -49,6 +49,8 @@ pub struct XskConfig {
     pub zero_copy: bool,
     /// A number of its own for every port ever opened on this UMEM, not 0.
     pub holder: u16,
+    /// Whether this is the first socket on its UMEM: the kernel keeps it until the UMEM goes.
+    pub first: bool,
 }
 
 /// Why there is no socket.
@@ -100,6 +102,7 @@ pub struct XskPort {
     fill_level: usize,
     held: Held,
     zero_copy: bool,
+    first: bool,
     scratch: [FrameDesc; BATCH],
 }
 
@@ -171,6 +174,7 @@ impl XskPort {
             fill_level: config.fill_level.min(config.ring_size) as usize,
             held: Held::default(),
             zero_copy,
+            first: config.first,
             scratch: [FrameDesc::default(); BATCH],
         })
     }
@@ -304,9 +308,14 @@ impl Port for XskPort {
     }
 
     fn close(self: Box<Self>, pool: &mut FramePool) {
-        let Self { rx, tx, fill, completion, umem, holder, held, .. } = *self;
+        let Self { rx, tx, fill, completion, umem, holder, held, first, .. } = *self;
         // The socket is deleted with the last of its queues; only then has the kernel let go of its frames.
         drop((rx, tx, fill, completion));
+        if first {
+            // libxdp does not close the socket that registered the UMEM before the UMEM goes: until then the
+            // kernel may write to the frames it holds, so they go with the UMEM.
+            return;
+        }
         let mut recovered = 0;
         umem.recover(holder, |frame| {
             pool.put(frame);

@@ -1,0 +1,101 @@
+//! The interface of an AEAD engine: a batch of jobs at a time, so that an engine may work on several packets at once.
+
+use guestseal_rules::model::Suite;
+
+use crate::sa::nonce::Nonce;
+
+/// Bytes of a tag.
+pub const TAG: usize = 16;
+
+/// The bytes of one job.
+#[derive(Debug)]
+pub enum Buffers<'a> {
+    /// Read and written at the same place.
+    InPlace(&'a mut [u8]),
+    /// Read here and written there: both of the same length.
+    Copy {
+        /// What is read.
+        source: &'a [u8],
+        /// What is written.
+        destination: &'a mut [u8],
+    },
+}
+
+/// One packet to seal. AES-GMAC is a job whose buffers are empty and whose bytes are all in `additional`.
+#[derive(Debug)]
+pub struct SealJob<'a> {
+    /// The SA's key.
+    pub key: &'a ExpandedKey,
+    /// Used up by the job.
+    pub nonce: Nonce,
+    /// Authenticated, not encrypted.
+    pub additional: &'a [u8],
+    /// Plaintext in, ciphertext out.
+    pub buffers: Buffers<'a>,
+    /// The tag goes here.
+    pub tag: &'a mut [u8; TAG],
+}
+
+/// One packet to open.
+#[derive(Debug)]
+pub struct OpenJob<'a> {
+    /// The SA's key.
+    pub key: &'a ExpandedKey,
+    /// Salt and IV: opening may meet a nonce as often as the wire repeats it.
+    pub nonce: [u8; 12],
+    /// Authenticated, not encrypted.
+    pub additional: &'a [u8],
+    /// Ciphertext in, plaintext out. Where the tag is wrong, the destination holds no plaintext.
+    pub buffers: Buffers<'a>,
+    /// The tag that came.
+    pub tag: &'a [u8; TAG],
+    /// Whether the tag is right: set by the engine, false before.
+    pub authentic: bool,
+}
+
+/// A key as an engine wants it: expanded once per SA, wiped when dropped.
+pub struct ExpandedKey(pub(super) Expanded);
+
+/// What the engines make of a key.
+pub(super) enum Expanded {
+    /// `aes-gcm`, 128 bits.
+    Portable128(Box<::aes_gcm::Aes128Gcm>),
+    /// `aes-gcm`, 256 bits.
+    Portable256(Box<::aes_gcm::Aes256Gcm>),
+}
+
+impl std::fmt::Debug for ExpandedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExpandedKey(secret)")
+    }
+}
+
+/// The bytes are not a key of the suite.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a key of {found} bytes: {suite} takes {expected}")]
+pub struct KeyLength {
+    /// The suite.
+    pub suite: Suite,
+    /// Bytes it takes.
+    pub expected: usize,
+    /// Bytes there were.
+    pub found: usize,
+}
+
+/// An AEAD engine.
+pub trait Engine: Send + Sync {
+    /// Its name in status and benchmarks.
+    fn name(&self) -> &'static str;
+
+    /// Expands a key.
+    ///
+    /// # Errors
+    /// If its length is not the suite's.
+    fn expand(&self, suite: Suite, key: &[u8]) -> Result<ExpandedKey, KeyLength>;
+
+    /// Seals every job.
+    fn seal(&self, jobs: &mut [SealJob<'_>]);
+
+    /// Opens every job and says in each whether its tag is right.
+    fn open(&self, jobs: &mut [OpenJob<'_>]);
+}

@@ -1,0 +1,4 @@
+//! Keys on the control side: read, checked, kept from other eyes; and the durable marks that keep nonces unique.
+
+pub mod high_water;
+pub mod keymat;

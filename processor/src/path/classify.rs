@@ -1,0 +1,108 @@
+//! Finds the rule of each packet and turns its action into the next step.
+//!
+//! Reads the descriptor's network, source and destination; writes the egress and the key, or a drop reason.
+//! Inbound packets are held to the same rules: what was opened must have been opened by the key its rule names.
+
+use guestseal_rules::classify::{Action, Protection, Verdict};
+use guestseal_rules::facts::{Facts, Party, Ports};
+
+use crate::wire::packet::{Fragment, L3, Packet};
+
+use super::batch::{Batch, Descriptor, Egress, live};
+use super::outcome::{DropReason, SentAs};
+use super::tables::Tables;
+
+const TCP: u8 = 6;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// Classifies what guests sent: to another guest of this host, or to the uplink, sealed or not.
+pub fn classify_guest(batch: &mut Batch, tables: &Tables) {
+    for descriptor in live(batch) {
+        match decide(descriptor, tables).and_then(|action| route(descriptor, action, tables)) {
+            Ok(egress) => descriptor.egress = Some(egress),
+            Err(reason) => descriptor.drop_for(reason),
+        }
+    }
+}
+
+fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result<Egress, DropReason> {
+    if let Some(to) = descriptor.destination.filter(|endpoint| endpoint.host == tables.host) {
+        return tables.local_port(to.port).map(Egress::Guest).ok_or(DropReason::PortGone);
+    }
+    match action {
+        Action::Plaintext => Ok(Egress::Uplink(SentAs::Plaintext)),
+        Action::Drop => Err(DropReason::RuleDrops),
+        Action::Seal { .. } if descriptor.packet.is_group() || descriptor.packet.l3 != L3::Ip => {
+            Err(DropReason::NotSealable)
+        }
+        Action::Seal { key, protection } => {
+            descriptor.seal = Some((key, protection));
+            Ok(Egress::Uplink(match protection {
+                Protection::Encrypt => SentAs::Encrypted,
+                Protection::Authenticate => SentAs::Authenticated,
+            }))
+        }
+    }
+}
+
+/// Classifies what came from the uplink, opened or in plaintext, and checks that it came as its rule says.
+pub fn classify_uplink(batch: &mut Batch, tables: &Tables) {
+    for descriptor in live(batch) {
+        let checked = decide(descriptor, tables).and_then(|action| match (action, descriptor.seal) {
+            (Action::Plaintext, None) => Ok(()),
+            (Action::Seal { .. }, None) => Err(DropReason::RuleWantsSealed),
+            (Action::Seal { key, protection }, Some(opened)) if opened == (key, protection) => Ok(()),
+            (_, Some(_)) => Err(DropReason::KeyNotOfRule),
+            (Action::Drop, None) => Err(DropReason::RuleDrops),
+        });
+        match checked {
+            Err(reason) => descriptor.drop_for(reason),
+            // Groups have no single receiver: `deliver` copies them.
+            Ok(()) => match descriptor.destination.and_then(|endpoint| tables.local_port(endpoint.port)) {
+                Some(port) => descriptor.egress = Some(Egress::Guest(port)),
+                None if descriptor.packet.is_group() => {}
+                None => descriptor.drop_for(DropReason::PortGone),
+            },
+        }
+    }
+}
+
+/// What the rules say of one packet; a rule that drops is an error already.
+fn decide(descriptor: &Descriptor, tables: &Tables) -> Result<Action, DropReason> {
+    match tables.rules.classify(&facts(descriptor)) {
+        Verdict::Matched { action: Action::Drop, .. } => Err(DropReason::RuleDrops),
+        Verdict::Matched { action, .. } => Ok(action),
+        Verdict::NoRule => Err(DropReason::NoRule),
+        Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),
+    }
+}
+
+/// What a rule may test of a packet.
+#[must_use]
+pub fn facts(descriptor: &Descriptor) -> Facts {
+    let packet: &Packet = &descriptor.packet;
+    let is_ip = packet.l3 == L3::Ip;
+    Facts {
+        network: descriptor.network,
+        ethertype: packet.ethertype,
+        vlan: packet.vlan,
+        protocol: is_ip.then_some(packet.protocol),
+        ports: match (packet.fragment, packet.ports) {
+            (Fragment::NonFirst, _) => Ports::Unreadable,
+            (_, Some((source, destination))) => Ports::Pair { source, destination },
+            (_, None) => Ports::None,
+        },
+        icmp: packet.icmp,
+        dscp: packet.dscp,
+        opening: is_ip && packet.protocol == TCP && packet.tcp_flags & (SYN | ACK) == SYN,
+        source: Party {
+            guest: descriptor.source.map(|endpoint| endpoint.guest),
+            address: is_ip.then_some(packet.source),
+        },
+        destination: Party {
+            guest: descriptor.destination.map(|endpoint| endpoint.guest),
+            address: is_ip.then_some(packet.destination),
+        },
+    }
+}

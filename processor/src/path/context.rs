@@ -1,0 +1,28 @@
+//! What one worker brings to the stages.
+
+use crate::aead::engine::Engine;
+use crate::port::pool::FramePool;
+use crate::sa::table::Owned;
+
+use super::batch::WorkerId;
+use super::tables::Tables;
+
+/// A worker's own things and what it reads, for one batch.
+pub struct Context<'a> {
+    /// The worker.
+    pub worker: WorkerId,
+    /// What it reads.
+    pub tables: &'a Tables,
+    /// Its free frames.
+    pub pool: &'a mut FramePool,
+    /// The SAs it owns.
+    pub sas: &'a mut Owned,
+    /// The AEAD engine.
+    pub engine: &'a dyn Engine,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}

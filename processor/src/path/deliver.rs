@@ -1,0 +1,184 @@
+//! The last stage: every packet leaves by its port or ends with its reason, and is counted.
+
+use crate::port::frame::Frame;
+use crate::port::pool::FramePool;
+
+use super::batch::{Batch, Descriptor, Egress, NextStep, WorkerId};
+use super::outcome::{Direction, DropReason, Outcome};
+use super::tables::Tables;
+
+/// Where packets can leave from one worker.
+pub trait Exits {
+    /// Submits a frame to this worker's queue of the uplink.
+    ///
+    /// # Errors
+    /// Gives the frame back, and why.
+    fn uplink(&mut self, frame: Frame) -> Result<(), (Frame, DropReason)>;
+
+    /// Submits a frame to a guest port of which this worker has a queue.
+    ///
+    /// # Errors
+    /// Gives the frame back, and why.
+    fn guest(&mut self, port: u16, frame: Frame) -> Result<(), (Frame, DropReason)>;
+
+    /// Hands a packet to the worker that owns its next step.
+    ///
+    /// # Errors
+    /// Gives the packet back if the ring is full.
+    #[expect(clippy::result_large_err, reason = "a packet comes back whole, and nothing is allocated for it")]
+    fn hand_over(&mut self, to: WorkerId, step: NextStep, packet: Descriptor) -> Result<(), Descriptor>;
+}
+
+/// What is noted of every packet's end.
+pub trait Ledger {
+    /// One packet ended.
+    fn ended(&mut self, direction: Direction, outcome: Outcome, arrival: u64);
+
+    /// A packet of a group was copied for one more receiver; the copy ends like any packet.
+    fn copied(&mut self);
+}
+
+/// Hands the packets of a batch that belong to another worker over to it; `owner` gives the owner of each live one.
+pub fn hand_over(
+    batch: &mut Batch,
+    step: NextStep,
+    own: WorkerId,
+    exits: &mut impl Exits,
+    mut owner: impl FnMut(&Descriptor) -> WorkerId,
+) {
+    if batch.iter().all(|descriptor| !descriptor.is_live() || owner(descriptor) == own) {
+        return;
+    }
+    for descriptor in std::mem::take(batch) {
+        let to = if descriptor.is_live() { owner(&descriptor) } else { own };
+        if to == own {
+            batch.push(descriptor);
+        } else if let Err(mut back) = exits.hand_over(to, step, descriptor) {
+            back.drop_for(DropReason::HandoffFull);
+            batch.push(back);
+        }
+    }
+}
+
+/// Copies group packets to the guest ports of their network on this host.
+///
+/// What a guest sent goes on to the uplink itself; what came from the uplink goes to its last receiver itself.
+pub fn replicate(
+    batch: &mut Batch,
+    own: WorkerId,
+    tables: &Tables,
+    pool: &mut FramePool,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
+    for descriptor in batch.iter_mut().filter(|descriptor| descriptor.is_live() && descriptor.packet.is_group()) {
+        let mut last = None;
+        for (number, port) in (0u16..).zip(&tables.ports) {
+            if port.endpoint.network == descriptor.network
+                && descriptor.ingress != Some(number)
+                && let Some(receiver) = last.replace(number)
+            {
+                copy(descriptor, receiver, own, tables, pool, exits, ledger);
+            }
+        }
+        match (last, descriptor.egress) {
+            (Some(receiver), Some(_)) => copy(descriptor, receiver, own, tables, pool, exits, ledger),
+            (Some(receiver), None) => descriptor.egress = Some(Egress::Guest(receiver)),
+            (None, Some(_)) => {}
+            (None, None) => descriptor.drop_for(DropReason::NoEndpoint),
+        }
+    }
+}
+
+fn copy(
+    original: &Descriptor,
+    receiver: u16,
+    own: WorkerId,
+    tables: &Tables,
+    pool: &mut FramePool,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
+    ledger.copied();
+    let direction = if original.ingress.is_some() { Direction::Local } else { Direction::Inbound };
+    let Some(mut frame) = pool.take() else {
+        ledger.ended(direction, Outcome::Dropped(DropReason::NoFrame), original.arrival);
+        return;
+    };
+    let umem = pool.umem();
+    let bytes = umem.bytes(&original.frame);
+    let room = umem.room_mut(&mut frame);
+    // A received frame may begin earlier in its chunk than a fresh one.
+    let Some(place) = room.get_mut(..bytes.len()) else {
+        pool.put(frame);
+        ledger.ended(direction, Outcome::Dropped(DropReason::TooLong), original.arrival);
+        return;
+    };
+    place.copy_from_slice(bytes);
+    umem.set_length(&mut frame, bytes.len());
+    let mut copy = Descriptor::new(frame, original.packet, original.arrival, direction, original.ingress);
+    copy.network = original.network;
+    copy.egress = Some(Egress::Guest(receiver));
+    send(copy, own, tables, pool, exits, ledger);
+}
+
+/// Submits every live packet and ends every other: empties the batch.
+pub fn transmit(
+    batch: &mut Batch,
+    own: WorkerId,
+    tables: &Tables,
+    pool: &mut FramePool,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
+    for descriptor in batch.drain(..) {
+        send(descriptor, own, tables, pool, exits, ledger);
+    }
+}
+
+fn send(
+    mut descriptor: Descriptor,
+    own: WorkerId,
+    tables: &Tables,
+    pool: &mut FramePool,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
+    let (direction, arrival) = (descriptor.direction, descriptor.arrival);
+    let outcome = match (descriptor.outcome, descriptor.egress) {
+        (Some(outcome), _) => Err((descriptor.frame, outcome)),
+        (None, None) => Err((descriptor.frame, Outcome::Dropped(DropReason::NoEndpoint))),
+        (None, Some(Egress::Uplink(sent_as))) => exits
+            .uplink(descriptor.frame)
+            .map(|()| Outcome::Sent(sent_as))
+            .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
+        (None, Some(Egress::Guest(port))) => match owner_of(port, own, tables) {
+            Some(owner) if owner == own => exits
+                .guest(port, descriptor.frame)
+                .map(|()| Outcome::Delivered)
+                .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
+            Some(owner) => match exits.hand_over(owner, NextStep::Transmit, descriptor) {
+                Ok(()) => return,
+                Err(back) => {
+                    descriptor = back;
+                    Err((descriptor.frame, Outcome::Dropped(DropReason::HandoffFull)))
+                }
+            },
+            None => Err((descriptor.frame, Outcome::Dropped(DropReason::PortGone))),
+        },
+    };
+    match outcome {
+        Ok(outcome) => ledger.ended(direction, outcome, arrival),
+        Err((frame, outcome)) => {
+            pool.put(frame);
+            ledger.ended(direction, outcome, arrival);
+        }
+    }
+}
+
+/// The worker to transmit by a guest port: this one if it has a queue of it, else the first that does.
+#[inline]
+fn owner_of(port: u16, own: WorkerId, tables: &Tables) -> Option<WorkerId> {
+    let owners = &tables.ports.get(usize::from(port))?.owners;
+    owners.iter().find(|owner| **owner == own).or_else(|| owners.first()).copied()
+}

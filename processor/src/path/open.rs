@@ -1,0 +1,269 @@
+//! Opens sealed frames: finds the SA, checks tag and replay window, and puts the guest's packet together again.
+//!
+//! Reads SPI, sequence number and frame; writes the plain packet into a fresh frame, or a drop reason.
+//! Never allocates; panics on nothing that a peer can send.
+//! RFC 4303 3.4, RFC 4106, RFC 4543: the window moves only after the tag is right.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use guestseal_rules::classify::Protection;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::aead::engine::{Buffers, Engine, OpenJob};
+use crate::port::BATCH;
+use crate::port::frame::Frame;
+use crate::port::pool::FramePool;
+use crate::port::umem::Umem;
+use crate::sa::inbound::InboundSa;
+use crate::sa::nonce;
+use crate::sa::outbound::Mode;
+use crate::sa::replay::ReplayError;
+use crate::wire::packet::{Fragment, L3, Packet};
+use crate::wire::{esp, ethernet, ip4, ip6};
+
+use super::batch::{Batch, Descriptor, live};
+use super::outcome::DropReason;
+use super::seal::{fill_additional, lay_out_gmac};
+use super::tables::Tables;
+
+impl From<ReplayError> for DropReason {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Seen => DropReason::ReplaySeen,
+            ReplayError::TooOld => DropReason::ReplayTooOld,
+        }
+    }
+}
+
+/// Finds the SA of every ESP packet from the uplink.
+pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
+    for descriptor in live(batch) {
+        let packet = &descriptor.packet;
+        if packet.l3 != L3::Ip || packet.protocol != esp::ESP {
+            continue;
+        }
+        let start = usize::from(packet.l4_offset);
+        let header = umem.bytes(&descriptor.frame).get(start..usize::from(packet.end));
+        let header = header.and_then(|bytes| esp::Header::ref_from_prefix(bytes).ok());
+        match header {
+            Some((header, rest))
+                if packet.fragment == Fragment::Whole && rest.len() >= esp::TRAILER + esp::TAG && rest.len() % 4 == 0 =>
+            {
+                match tables.sas.inbound(header.spi.get()) {
+                    Some(place) => descriptor.sa = Some(place),
+                    None => descriptor.drop_for(DropReason::UnknownSpi),
+                }
+            }
+            _ => descriptor.drop_for(DropReason::BadEsp),
+        }
+    }
+}
+
+/// A packet whose window allows it, waiting for the engine.
+struct Candidate {
+    position: usize,
+    slot: usize,
+    fresh: Frame,
+    sequence: u64,
+    header: esp::Header,
+    start: usize,
+    end: usize,
+    /// Where the payload goes in the fresh frame.
+    to: usize,
+    /// What stood around the start of ESP before it was laid out for AES-GMAC.
+    saved: [u8; 8],
+}
+
+/// Opens every live packet that has an SA; all of them are among `sas`.
+pub fn open(batch: &mut Batch, sas: &mut [InboundSa], pool: &mut FramePool, engine: &dyn Engine) {
+    let umem = Arc::clone(pool.umem());
+    let mut candidates = ArrayVec::<Candidate, BATCH>::new();
+    for (position, descriptor) in batch.iter_mut().enumerate() {
+        let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else { continue };
+        let slot = place.slot as usize;
+        let candidate = match sas.get(slot) {
+            Some(sa) => admit(descriptor, position, slot, sa, pool, &umem),
+            None => Err(DropReason::UnknownSpi),
+        };
+        match candidate {
+            Ok(candidate) => candidates.push(candidate),
+            Err(reason) => descriptor.drop_for(reason),
+        }
+    }
+    if candidates.is_empty() {
+        return;
+    }
+    let authentic = run_engine(batch, &mut candidates, sas, &umem, engine);
+    for (candidate, authentic) in candidates.into_iter().zip(authentic) {
+        let (Some(descriptor), Some(sa)) = (batch.get_mut(candidate.position), sas.get_mut(candidate.slot)) else {
+            unreachable!("made from this descriptor and SA")
+        };
+        match finish(descriptor, candidate, authentic, sa, &umem) {
+            Ok(sealed) => pool.put(sealed),
+            Err((fresh, reason)) => {
+                pool.put(fresh);
+                descriptor.drop_for(reason);
+            }
+        }
+    }
+}
+
+fn admit(
+    descriptor: &Descriptor,
+    position: usize,
+    slot: usize,
+    sa: &InboundSa,
+    pool: &mut FramePool,
+    umem: &Umem,
+) -> Result<Candidate, DropReason> {
+    let packet = &descriptor.packet;
+    let (start, end) = (usize::from(packet.l4_offset), usize::from(packet.end));
+    let bytes = umem.bytes(&descriptor.frame).get(start..end).ok_or(DropReason::BadEsp)?;
+    let (header, _) = esp::Header::read_from_prefix(bytes).map_err(|_| DropReason::BadEsp)?;
+    let sequence = sa.window.infer(header.sequence.get());
+    sa.window.check(sequence)?;
+    let to = match sa.mode {
+        // An ESP packet of transport mode keeps its own headers; extension headers in front of ESP are not ours.
+        Mode::Transport if packet.has_extensions => return Err(DropReason::BadExtensionHeader),
+        Mode::Transport => start,
+        Mode::Tunnel { local, remote } if packet.source != remote || packet.destination != local => {
+            return Err(DropReason::WrongHost);
+        }
+        Mode::Tunnel { .. } => ethernet::HEADER,
+    };
+    if to + (end - start) > umem.room() {
+        return Err(DropReason::TooLong);
+    }
+    let fresh = pool.take().ok_or(DropReason::NoFrame)?;
+    Ok(Candidate { position, slot, fresh, sequence, header, start, end, to, saved: [0; 8] })
+}
+
+/// Lets the engine open from the frames received into the fresh ones; says for each whether its tag is right.
+fn run_engine(
+    batch: &mut Batch,
+    candidates: &mut ArrayVec<Candidate, BATCH>,
+    sas: &[InboundSa],
+    umem: &Umem,
+    engine: &dyn Engine,
+) -> ArrayVec<bool, BATCH> {
+    // What AES-GMAC authenticates is laid out in the frame that came.
+    let mut gmac_from = [0usize; BATCH];
+    for (candidate, from) in candidates.iter_mut().zip(&mut gmac_from) {
+        let sa = &sas[candidate.slot];
+        if sa.protection == Protection::Authenticate {
+            let high = sa.esn.then(|| ((candidate.sequence >> 32) as u32).to_be_bytes());
+            let frame = umem.room_mut(&mut batch[candidate.position].frame);
+            candidate.saved.copy_from_slice(&frame[candidate.start - 4..candidate.start + 4]);
+            *from = lay_out_gmac(frame, candidate.start, high);
+        }
+    }
+    let mut additional = [[0u8; 12]; BATCH];
+    let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
+    for ((candidate, additional), from) in candidates.iter_mut().zip(&mut additional).zip(gmac_from) {
+        let sa = &sas[candidate.slot];
+        let frame = &umem.bytes(&batch[candidate.position].frame)[..candidate.end];
+        let (front, tag) = frame.split_last_chunk().unwrap_or_else(|| unreachable!("the length was checked"));
+        let nonce = nonce::assemble(sa.salt, candidate.header.iv.to_bytes());
+        let text = &front[candidate.start + esp::HEADER..];
+        let destination = &mut umem.room_mut(&mut candidate.fresh)[candidate.to..candidate.to + text.len()];
+        let (additional, buffers) = match sa.protection {
+            Protection::Encrypt => {
+                let high = sa.esn.then(|| ((candidate.sequence >> 32) as u32).to_be_bytes());
+                let length = fill_additional(additional, &candidate.header, high);
+                (&additional[..length], Buffers::Copy { source: text, destination })
+            }
+            Protection::Authenticate => {
+                destination.copy_from_slice(text);
+                (&front[from..], Buffers::InPlace(&mut []))
+            }
+        };
+        jobs.push(OpenJob { key: &sa.key, nonce, additional, buffers, tag, authentic: false });
+    }
+    engine.open(&mut jobs);
+    let authentic = jobs.iter().map(|job| job.authentic).collect();
+    drop(jobs);
+    for candidate in candidates.iter().filter(|candidate| sas[candidate.slot].protection == Protection::Authenticate) {
+        let frame = umem.room_mut(&mut batch[candidate.position].frame);
+        frame[candidate.start - 4..candidate.start + 4].copy_from_slice(&candidate.saved);
+    }
+    authentic
+}
+
+/// Moves the window, checks the trailer, and makes the fresh frame the packet that the peer's guest sent. Gives the frame
+/// back that is not needed any more.
+fn finish(
+    descriptor: &mut Descriptor,
+    candidate: Candidate,
+    authentic: bool,
+    sa: &mut InboundSa,
+    umem: &Umem,
+) -> Result<Frame, (Frame, DropReason)> {
+    let Candidate { mut fresh, sequence, start, end, to, .. } = candidate;
+    if !authentic {
+        return Err((fresh, DropReason::BadTag));
+    }
+    if let Err(error) = sa.window.accept(sequence) {
+        return Err((fresh, error.into()));
+    }
+    let opened = end - start - esp::HEADER - esp::TAG;
+    let room = umem.room_mut(&mut fresh);
+    let Some((payload, next_header)) = esp::read_trailer(&room[to..to + opened]) else {
+        return Err((fresh, DropReason::BadTrailer));
+    };
+    if next_header == esp::NEXT_NONE {
+        return Err((fresh, DropReason::DummyPacket));
+    }
+    let packet = &descriptor.packet;
+    match sa.mode {
+        Mode::Transport => {
+            room[..to].copy_from_slice(&umem.bytes(&descriptor.frame)[..to]);
+            let l3 = usize::from(packet.l3_offset);
+            let ip = &mut room[l3..to];
+            if packet.ethertype == ethernet::IPV4 {
+                ip4::rewrite(ip, (to - l3 + payload) as u16, next_header);
+            } else {
+                ip6::rewrite(ip, payload as u16, next_header);
+            }
+        }
+        Mode::Tunnel { .. } => {
+            let ethertype = match next_header {
+                esp::NEXT_IPV4 => ethernet::IPV4,
+                esp::NEXT_IPV6 => ethernet::IPV6,
+                _ => return Err((fresh, DropReason::BadTrailer)),
+            };
+            // The MACs are those of the endpoints, once these are known.
+            let header = ethernet::Header {
+                destination: packet.destination_mac,
+                source: packet.source_mac,
+                ethertype: ethertype.into(),
+            };
+            room[..ethernet::HEADER].copy_from_slice(header.as_bytes());
+        }
+    }
+    umem.set_length(&mut fresh, to + payload);
+    let inner = match Packet::parse(umem.bytes(&fresh)) {
+        Ok(inner) => inner,
+        Err(malformed) => return Err((fresh, malformed.into())),
+    };
+    descriptor.packet = inner;
+    descriptor.network = sa.network;
+    descriptor.seal = Some((sa.rule_key, sa.protection));
+    descriptor.peer = Some(sa.peer);
+    if !sa.selector.covers_inbound(&inner) {
+        return Err((fresh, DropReason::SelectorMismatch));
+    }
+    Ok(std::mem::replace(&mut descriptor.frame, fresh))
+}
+
+/// Gives opened packets of tunnel mode the MACs of their endpoints.
+pub fn readdress(batch: &mut Batch, umem: &Umem) {
+    for descriptor in live(batch).filter(|descriptor| descriptor.seal.is_some()) {
+        let (Some(source), Some(destination)) = (descriptor.source, descriptor.destination) else { continue };
+        let header = umem.room_mut(&mut descriptor.frame);
+        if let Ok((header, _)) = ethernet::Header::mut_from_prefix(header) {
+            header.destination = destination.mac;
+            header.source = source.mac;
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! An outbound SA: what its owner needs to seal with it.
+//!
+//! Neither `Copy` nor `Clone`: two owners would be two sequence spaces under one key.
+//!
+//! ```compile_fail
+//! fn two_owners(sa: guestseal::sa::outbound::OutboundSa) {
+//!     let copy = sa.clone();
+//! }
+//! ```
+
+use std::net::IpAddr;
+
+use guestseal_rules::classify::Protection;
+
+use crate::aead::engine::ExpandedKey;
+
+use super::sequence::Sequence;
+use super::spi::Spi;
+
+/// What ESP wraps (RFC 4301 4.1).
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The payload of the guest's own IP packet.
+    Transport,
+    /// The guest's whole IP packet, in one between the hosts.
+    Tunnel {
+        /// This host's address.
+        local: IpAddr,
+        /// The peer's address.
+        remote: IpAddr,
+    },
+}
+
+/// An SA to seal with.
+#[derive(Debug)]
+pub struct OutboundSa {
+    /// What the peer finds it by.
+    pub spi: Spi,
+    /// Encrypted or authenticated only.
+    pub protection: Protection,
+    /// What ESP wraps.
+    pub mode: Mode,
+    /// Whether the high half of the sequence number is authenticated with the packet (RFC 4304).
+    pub esn: bool,
+    /// The traffic key.
+    pub key: ExpandedKey,
+    /// The sequence space.
+    pub sequence: Sequence,
+}

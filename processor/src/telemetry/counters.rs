@@ -1,0 +1,59 @@
+//! Counters of one worker: written only by it, read by anyone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::path::outcome::Outcome;
+
+/// A counter with one writer: adding is a load and a store, no locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only its one writer may.
+    #[inline]
+    pub fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Packets of one worker. Aligned so that no two workers share a cache line.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters {
+    /// Packets received from ports.
+    pub received: Counter,
+    /// Copies made of group packets.
+    pub copied: Counter,
+    /// Packets that came from another worker.
+    pub taken_over: Counter,
+    /// Batches that went through the stages.
+    pub batches: Counter,
+    outcomes: [Counter; Outcome::COUNT],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            received: Counter::default(),
+            copied: Counter::default(),
+            taken_over: Counter::default(),
+            batches: Counter::default(),
+            outcomes: std::array::from_fn(|_| Counter::default()),
+        }
+    }
+}
+
+impl Counters {
+    /// The counter of one outcome.
+    #[inline]
+    #[must_use]
+    pub fn outcome(&self, outcome: Outcome) -> &Counter {
+        &self.outcomes[outcome.index()]
+    }
+}

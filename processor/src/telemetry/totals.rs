@@ -1,0 +1,207 @@
+//! Totals of all workers: what is printed at the end and written for machines.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::path::outcome::Outcome;
+use crate::port::KernelDrops;
+
+use super::counters::Counters;
+use super::latency::Latencies;
+
+/// Where the frames of the UMEM are.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Frames {
+    /// All.
+    pub total: usize,
+    /// In pools.
+    pub free: usize,
+    /// In fill and receive rings.
+    pub receive: usize,
+    /// In transmit and completion rings.
+    pub transmit: usize,
+    /// In rings between workers.
+    pub handoff: usize,
+}
+
+impl Frames {
+    /// Whether every frame is in exactly one place.
+    #[must_use]
+    pub fn are_conserved(&self) -> bool {
+        self.total == self.free + self.receive + self.transmit + self.handoff
+    }
+}
+
+/// Percentiles of one histogram, in ns.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Percentiles {
+    /// Packets.
+    pub count: u64,
+    /// Half are at most this.
+    pub p50: u64,
+    /// 99 of 100.
+    pub p99: u64,
+    /// 999 of 1,000.
+    pub p999: u64,
+    /// The longest.
+    pub max: u64,
+}
+
+/// Packets by how they ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Outcomes {
+    /// Sealed by AES-GCM.
+    pub sent_encrypted: u64,
+    /// Sealed by AES-GMAC.
+    pub sent_authenticated: u64,
+    /// Sent as they were.
+    pub sent_plaintext: u64,
+    /// To guests.
+    pub delivered: u64,
+    /// By reason, those that happened.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// The totals.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Totals {
+    /// Packets received from all ports.
+    pub received: u64,
+    /// Copies made of group packets.
+    pub copies: u64,
+    /// Packets that ended.
+    pub ended: u64,
+    /// Packets that have not ended: `received + copies - ended`.
+    pub in_flight: i64,
+    /// Packets that went over to another worker.
+    pub handed_over: u64,
+    /// How they ended.
+    pub outcomes: Outcomes,
+    /// Where the frames are.
+    pub frames: Frames,
+    /// What the kernel dropped before it was received.
+    pub kernel: Kernel,
+    /// Latency, by direction and class of outcome.
+    pub latency_ns: BTreeMap<String, Percentiles>,
+}
+
+/// What the kernel dropped before it was received.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Kernel {
+    /// The receive ring was full.
+    pub ring_full: u64,
+    /// The fill ring was empty.
+    pub fill_empty: u64,
+    /// Any other reason.
+    pub other: u64,
+}
+
+impl Totals {
+    /// Adds one worker's counters.
+    pub fn add(&mut self, counters: &Counters) {
+        self.received += counters.received.get();
+        self.copies += counters.copied.get();
+        self.handed_over += counters.taken_over.get();
+        for outcome in (0..Outcome::COUNT).filter_map(Outcome::from_index) {
+            let count = counters.outcome(outcome).get();
+            self.ended += count;
+            let outcomes = &mut self.outcomes;
+            match outcome {
+                Outcome::Dropped(reason) if count > 0 => *outcomes.dropped.entry(reason.name()).or_default() += count,
+                Outcome::Dropped(_) => {}
+                Outcome::Delivered => outcomes.delivered += count,
+                Outcome::Sent(crate::path::outcome::SentAs::Encrypted) => outcomes.sent_encrypted += count,
+                Outcome::Sent(crate::path::outcome::SentAs::Authenticated) => outcomes.sent_authenticated += count,
+                Outcome::Sent(crate::path::outcome::SentAs::Plaintext) => outcomes.sent_plaintext += count,
+            }
+        }
+        self.in_flight = (self.received + self.copies) as i64 - self.ended as i64;
+    }
+
+    /// Adds what the kernel dropped at one port.
+    pub fn add_kernel(&mut self, drops: KernelDrops) {
+        self.kernel.ring_full += drops.ring_full;
+        self.kernel.fill_empty += drops.fill_empty;
+        self.kernel.other += drops.other;
+    }
+
+    /// Sets the latencies.
+    pub fn set_latency(&mut self, latencies: &Latencies) {
+        self.latency_ns = latencies
+            .recorded()
+            .map(|(direction, class, histogram)| {
+                let at = |quantile| histogram.value_at_quantile(quantile);
+                let percentiles = Percentiles {
+                    count: histogram.len(),
+                    p50: at(0.5),
+                    p99: at(0.99),
+                    p999: at(0.999),
+                    max: histogram.max(),
+                };
+                (format!("{direction}/{class}"), percentiles)
+            })
+            .collect();
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, count: u64| writeln!(f, "  {name:<28} {count:>14}");
+        writeln!(f, "packets")?;
+        line(f, "received", self.received)?;
+        line(f, "copied to groups", self.copies)?;
+        line(f, "sent encrypted", self.outcomes.sent_encrypted)?;
+        line(f, "sent authenticated", self.outcomes.sent_authenticated)?;
+        line(f, "sent plaintext", self.outcomes.sent_plaintext)?;
+        line(f, "delivered", self.outcomes.delivered)?;
+        for (reason, count) in &self.outcomes.dropped {
+            line(f, &format!("dropped: {reason}"), *count)?;
+        }
+        writeln!(f, "  {:<28} {:>14}", "in flight", self.in_flight)?;
+        line(f, "handed to another worker", self.handed_over)?;
+        let missed = self.kernel.ring_full + self.kernel.fill_empty + self.kernel.other;
+        line(f, "dropped before received", missed)?;
+        let frames = &self.frames;
+        writeln!(
+            f,
+            "frames\n  {} = {} free + {} receiving + {} transmitting + {} between workers",
+            frames.total, frames.free, frames.receive, frames.transmit, frames.handoff
+        )?;
+        if !self.latency_ns.is_empty() {
+            writeln!(f, "latency, us {:>29} {:>9} {:>9} {:>9} {:>9}", "count", "p50", "p99", "p99.9", "max")?;
+        }
+        for (name, one) in &self.latency_ns {
+            let us = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
+            writeln!(
+                f,
+                "  {name:<28} {:>10} {:>9.1} {:>9.1} {:>9.1} {:>9.1}",
+                one.count,
+                us(one.p50),
+                us(one.p99),
+                us(one.p999),
+                us(one.max)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::outcome::{DropReason, SentAs};
+
+    #[test]
+    fn received_is_the_sum_of_outcomes_and_what_is_in_flight() {
+        let counters = Counters::default();
+        counters.received.add(5);
+        counters.copied.add(1);
+        counters.outcome(Outcome::Sent(SentAs::Encrypted)).add(3);
+        counters.outcome(Outcome::Dropped(DropReason::NoRule)).add(2);
+        let mut totals = Totals::default();
+        totals.add(&counters);
+        assert_eq!((totals.ended, totals.in_flight, totals.outcomes.dropped["NoRule"]), (5, 1, 2));
+    }
+}

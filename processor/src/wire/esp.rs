@@ -1,0 +1,110 @@
+//! ESP packets with AES-GCM or AES-GMAC (RFC 4303, RFC 4106, RFC 4543).
+//!
+//! ```text
+//! | SPI 4 | sequence 4 | IV 8 | payload, padding, pad length 1, next header 1 | tag 16 |
+//! ```
+
+use zerocopy::byteorder::network_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Protocol number of ESP.
+pub const ESP: u8 = 50;
+/// Next header of IPv4 in tunnel mode.
+pub const NEXT_IPV4: u8 = 4;
+/// Next header of IPv6 in tunnel mode.
+pub const NEXT_IPV6: u8 = 41;
+/// Next header of a dummy packet (RFC 4303 2.6).
+pub const NEXT_NONE: u8 = 59;
+/// Bytes of SPI, sequence and IV.
+pub const HEADER: usize = 16;
+/// Bytes of the tag.
+pub const TAG: usize = 16;
+/// Bytes of pad length and next header.
+pub const TRAILER: usize = 2;
+
+/// What stands before the payload.
+#[derive(Copy, Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    /// Security parameters index.
+    pub spi: U32,
+    /// The low 32 bits of the sequence number.
+    pub sequence: U32,
+    /// The explicit part of the nonce.
+    pub iv: U64,
+}
+
+/// Bytes of padding so that payload, padding and trailer end on 4 bytes (RFC 4303 2.4).
+#[inline]
+#[must_use]
+pub fn padding(payload: usize) -> usize {
+    (payload + TRAILER).wrapping_neg() & 3
+}
+
+/// Bytes of a whole ESP packet with `payload` bytes inside.
+#[inline]
+#[must_use]
+pub fn length(payload: usize) -> usize {
+    HEADER + payload + padding(payload) + TRAILER + TAG
+}
+
+/// Writes padding, pad length and next header into `room`, which begins right behind the payload; gives their length,
+/// or `None` if the room is too small.
+#[inline]
+#[must_use]
+pub fn write_trailer(room: &mut [u8], payload: usize, next_header: u8) -> Option<usize> {
+    let padding = padding(payload);
+    let trailer = room.get_mut(..padding + TRAILER)?;
+    for (number, byte) in (1u8..).zip(trailer.iter_mut()) {
+        *byte = number;
+    }
+    *trailer.get_mut(padding)? = padding as u8;
+    *trailer.get_mut(padding + 1)? = next_header;
+    Some(padding + TRAILER)
+}
+
+/// The payload's length and the next header of an opened packet; `None` if the padding is not 1, 2, 3, … (RFC 4303 2.4)
+/// or longer than the packet.
+#[inline]
+#[must_use]
+pub fn read_trailer(opened: &[u8]) -> Option<(usize, u8)> {
+    let [rest @ .., padding, next_header] = opened else { return None };
+    let payload = rest.len().checked_sub(usize::from(*padding))?;
+    let pads = rest.get(payload..)?;
+    (1u8..).zip(pads).all(|(number, byte)| number == *byte).then_some((payload, *next_header))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn trailer_round_trip(payload in 0usize..300, next in any::<u8>()) {
+            let mut bytes = vec![0xaa; payload + 8];
+            let written = write_trailer(&mut bytes[payload..], payload, next).unwrap();
+            prop_assert_eq!((payload + written) % 4, 0);
+            prop_assert_eq!(HEADER + payload + written + TAG, length(payload));
+            prop_assert_eq!(read_trailer(&bytes[..payload + written]), Some((payload, next)));
+        }
+
+        #[test]
+        fn trailers_of_any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Some((payload, _)) = read_trailer(&bytes) {
+                prop_assert!(payload + TRAILER <= bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_padding_is_refused() {
+        assert_eq!(read_trailer(&[9, 1, 1, 4]), Some((1, 4)));
+        assert_eq!(read_trailer(&[9, 1, 2, 2, 4]), Some((1, 4)));
+        assert_eq!(read_trailer(&[9, 1, 1, 2, 4]), None);
+        assert_eq!(read_trailer(&[9, 7, 1, 4]), None);
+        assert_eq!(read_trailer(&[9, 7, 200, 4]), None);
+        assert_eq!(read_trailer(&[4]), None);
+    }
+}

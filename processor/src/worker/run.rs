@@ -1,0 +1,397 @@
+//! The loop of one worker: receive, carry through the path, transmit; sleep when nothing comes.
+//!
+//! Owns its ports, free frames and SAs; shares nothing that changes with other workers but the rings of
+//! [`super::handoff`]. Work that was begun is finished first: packets from other workers before the uplink's, the
+//! uplink's before the guests'. No turn of the loop waits for a ring.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use rtrb::{Consumer, Producer};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use crate::aead::engine::Engine;
+use crate::path::batch::{Batch, Descriptor, NextStep, WorkerId};
+use crate::path::context::Context;
+use crate::path::deliver::{Exits, Ledger, transmit};
+use crate::path::outcome::{Direction, DropReason, Outcome};
+use crate::path::tables::Tables;
+use crate::path::{inbound, outbound};
+use crate::port::frame::Frame;
+use crate::port::pool::FramePool;
+use crate::port::{BATCH, Burst, Held, KernelDrops, Port};
+use crate::sa::table::Owned;
+use crate::telemetry::counters::Counters;
+use crate::telemetry::latency::Recorder;
+
+use super::handoff::{Handoff, Item, Waker};
+
+/// How long a worker sleeps at most before it looks around.
+const NAP: Duration = Duration::from_millis(100);
+/// How long it waits while something is still to be transmitted.
+const SHORT_NAP: Duration = Duration::from_millis(1);
+/// Turns without work before it sleeps: what comes right after a batch is met awake.
+const IDLE_TURNS: u32 = 16;
+/// How long a stopping worker waits for completions.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// What control tells a worker.
+pub enum Command {
+    /// Opens a queue of a guest port.
+    AddGuest {
+        /// Local number of the port.
+        port: u16,
+        /// The queue.
+        queue: Box<dyn Port>,
+    },
+    /// Closes every queue of a guest port.
+    RemoveGuest {
+        /// Local number of the port.
+        port: u16,
+    },
+}
+
+/// How far the stop of all workers has come.
+#[derive(Debug)]
+pub struct Stop {
+    asked: AtomicBool,
+    idle: Vec<AtomicBool>,
+}
+
+impl Stop {
+    /// For so many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self { asked: AtomicBool::new(false), idle: (0..workers).map(|_| AtomicBool::new(false)).collect() })
+    }
+
+    /// Asks every worker to finish what it has and stop.
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+    }
+
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    fn idle(&self, worker: WorkerId, idle: bool) -> bool {
+        self.idle[worker.index()].store(idle, Ordering::SeqCst);
+        idle && self.idle.iter().all(|one| one.load(Ordering::SeqCst))
+    }
+}
+
+/// A worker, before, while and after it runs.
+pub struct Worker {
+    /// Its number.
+    pub id: WorkerId,
+    /// What it reads.
+    pub tables: Arc<ArcSwap<Tables>>,
+    /// Its free frames.
+    pub pool: FramePool,
+    /// The SAs it owns.
+    pub sas: Owned,
+    /// The AEAD engine.
+    pub engine: Arc<dyn Engine>,
+    /// Its queues.
+    pub ports: Ports,
+    /// Its ends of the rings between workers.
+    pub handoff: Handoff,
+    /// What wakes it.
+    pub waker: Waker,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+    /// Its latencies.
+    pub recorder: Recorder,
+    /// What control tells it.
+    pub commands: Consumer<Command>,
+    /// What the closed ports' kernel side dropped.
+    pub closed_drops: KernelDrops,
+    /// How it stops.
+    pub stop: Arc<Stop>,
+    /// Never sleep.
+    pub busy_poll: bool,
+}
+
+/// Control's end of the commands to one worker.
+pub type Commands = Producer<Command>;
+
+/// The queues of one worker.
+#[derive(Default)]
+pub struct Ports {
+    /// Its queue of the uplink.
+    pub uplink: Option<Box<dyn Port>>,
+    /// Its queues of guest ports, with the ports' local numbers.
+    pub guests: Vec<(u16, Box<dyn Port>)>,
+}
+
+impl Ports {
+    fn all(&self) -> impl Iterator<Item = &dyn Port> {
+        self.uplink.iter().map(|port| &**port).chain(self.guests.iter().map(|(_, port)| &**port))
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Port>> {
+        self.uplink.iter_mut().chain(self.guests.iter_mut().map(|(_, port)| port))
+    }
+
+    /// The frames that all of them hold.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        self.all().map(Port::held).fold(Held::default(), |sum, one| Held {
+            receive: sum.receive + one.receive,
+            transmit: sum.transmit + one.transmit,
+        })
+    }
+
+    /// What was dropped before any of them received it.
+    #[must_use]
+    pub fn kernel_drops(&self) -> KernelDrops {
+        self.all().map(Port::kernel_drops).fold(KernelDrops::default(), sum_of_drops)
+    }
+}
+
+fn sum_of_drops(one: KernelDrops, two: KernelDrops) -> KernelDrops {
+    KernelDrops {
+        ring_full: one.ring_full + two.ring_full,
+        fill_empty: one.fill_empty + two.fill_empty,
+        other: one.other + two.other,
+    }
+}
+
+struct WorkerExits<'a> {
+    ports: &'a mut Ports,
+    handoff: &'a mut Handoff,
+}
+
+impl Exits for WorkerExits<'_> {
+    #[inline]
+    fn uplink(&mut self, frame: Frame) -> Result<(), (Frame, DropReason)> {
+        match &mut self.ports.uplink {
+            Some(port) => port.transmit(frame).map_err(|frame| (frame, DropReason::TxRingFull)),
+            None => Err((frame, DropReason::PortGone)),
+        }
+    }
+
+    #[inline]
+    fn guest(&mut self, port: u16, frame: Frame) -> Result<(), (Frame, DropReason)> {
+        match self.ports.guests.iter_mut().find(|(number, _)| *number == port) {
+            Some((_, port)) => port.transmit(frame).map_err(|frame| (frame, DropReason::TxRingFull)),
+            None => Err((frame, DropReason::PortGone)),
+        }
+    }
+
+    #[inline]
+    fn hand_over(&mut self, to: WorkerId, step: NextStep, packet: Descriptor) -> Result<(), Descriptor> {
+        self.handoff.push(to, step, packet)
+    }
+}
+
+struct WorkerLedger<'a> {
+    counters: &'a Counters,
+    recorder: &'a mut Recorder,
+    /// Read once a batch, when the first packet ends.
+    now: Option<u64>,
+}
+
+impl Ledger for WorkerLedger<'_> {
+    #[inline]
+    fn ended(&mut self, direction: Direction, outcome: Outcome, arrival: u64) {
+        let now = *self.now.get_or_insert_with(monotonic);
+        self.counters.outcome(outcome).add(1);
+        self.recorder.current.record(direction, outcome, now.saturating_sub(arrival));
+    }
+
+    #[inline]
+    fn copied(&mut self) {
+        self.counters.copied.add(1);
+    }
+}
+
+/// `CLOCK_MONOTONIC` in ns: the clock of the XDP programs' stamps.
+#[inline]
+#[must_use]
+pub fn monotonic() -> u64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+    tv_sec as u64 * 1_000_000_000 + tv_nsec as u64
+}
+
+/// Where a burst came from.
+#[derive(Copy, Clone)]
+enum From {
+    Uplink,
+    Guest(usize),
+}
+
+impl Worker {
+    /// Runs until a stop is asked for and everything begun is finished; gives itself back, so that control can count
+    /// frames and keep its SAs.
+    #[must_use]
+    pub fn run(mut self) -> Self {
+        let mut idle_turns = 0;
+        let mut deadline = None;
+        loop {
+            let work = self.turn();
+            if self.stop.is_asked() {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + DRAIN);
+                let finished = work == 0 && self.ports.held().transmit == 0;
+                if self.stop.idle(self.id, finished) || Instant::now() > deadline {
+                    return self;
+                }
+            } else if work > 0 || self.busy_poll {
+                idle_turns = 0;
+            } else if idle_turns < IDLE_TURNS {
+                idle_turns += 1;
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+                idle_turns = 0;
+            }
+        }
+    }
+
+    /// One look at every ring. Gives the number of packets that were carried.
+    pub fn turn(&mut self) -> usize {
+        self.obey();
+        for port in self.ports.all_mut() {
+            port.reclaim(&mut self.pool);
+        }
+        let mut work = self.take_over();
+        work += self.receive(From::Uplink);
+        for number in 0..self.ports.guests.len() {
+            work += self.receive(From::Guest(number));
+        }
+        self.recorder.swap_if_asked();
+        let pool = std::cell::RefCell::new(&mut self.pool);
+        self.handoff.settle(|| pool.borrow_mut().take(), |frame| pool.borrow_mut().put(frame));
+        work
+    }
+
+    fn obey(&mut self) {
+        while let Ok(command) = self.commands.pop() {
+            match command {
+                Command::AddGuest { port, queue } => self.ports.guests.push((port, queue)),
+                Command::RemoveGuest { port } => {
+                    let (closing, kept) = std::mem::take(&mut self.ports.guests)
+                        .into_iter()
+                        .partition(|(number, _): &(u16, _)| *number == port);
+                    self.ports.guests = kept;
+                    let closing: Vec<(u16, Box<dyn Port>)> = closing;
+                    for (_, queue) in closing {
+                        self.closed_drops = sum_of_drops(self.closed_drops, queue.kernel_drops());
+                        queue.close(&mut self.pool);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries one burst of a port.
+    fn receive(&mut self, from: From) -> usize {
+        let mut burst = Burst::new();
+        let ingress = match from {
+            From::Uplink => match &mut self.ports.uplink {
+                Some(port) => {
+                    port.receive(&mut burst);
+                    port.refill(&mut self.pool);
+                    None
+                }
+                None => return 0,
+            },
+            From::Guest(number) => match self.ports.guests.get_mut(number) {
+                Some((local, port)) => {
+                    port.receive(&mut burst);
+                    port.refill(&mut self.pool);
+                    Some(*local)
+                }
+                None => return 0,
+            },
+        };
+        let count = burst.len();
+        if count > 0 {
+            self.counters.received.add(count as u64);
+            self.with_context(|context, exits, ledger| match ingress {
+                None => inbound::inbound(context, &mut burst, exits, ledger),
+                Some(port) => outbound::outbound(context, &mut burst, port, exits, ledger),
+            });
+        }
+        self.kick();
+        count
+    }
+
+    /// Carries on with what other workers handed over: a batch of each step at a time.
+    fn take_over(&mut self) -> usize {
+        let (mut sealing, mut opening, mut leaving) = (Batch::new(), Batch::new(), Batch::new());
+        let mut count = 0;
+        while count < BATCH {
+            match self.handoff.pop() {
+                Some(Item::Packet(step, packet)) => {
+                    count += 1;
+                    match step {
+                        NextStep::Seal => sealing.push(packet),
+                        NextStep::Open => opening.push(packet),
+                        NextStep::Transmit => leaving.push(packet),
+                    }
+                }
+                Some(Item::Free(frame)) => self.pool.put(frame),
+                None => break,
+            }
+        }
+        if count > 0 {
+            self.counters.taken_over.add(count as u64);
+            self.with_context(|context, exits, ledger| {
+                transmit(&mut leaving, context.worker, context.tables, context.pool, exits, ledger);
+                inbound::open_and_deliver(context, &mut opening, exits, ledger);
+                outbound::seal_and_send(context, &mut sealing, exits, ledger);
+            });
+            self.kick();
+        }
+        count
+    }
+
+    fn with_context(&mut self, run: impl FnOnce(&mut Context<'_>, &mut WorkerExits<'_>, &mut WorkerLedger<'_>)) {
+        self.counters.batches.add(1);
+        let tables = self.tables.load();
+        let mut context = Context {
+            worker: self.id,
+            tables: &tables,
+            pool: &mut self.pool,
+            sas: &mut self.sas,
+            engine: &*self.engine,
+        };
+        let mut exits = WorkerExits { ports: &mut self.ports, handoff: &mut self.handoff };
+        let mut ledger = WorkerLedger { counters: &self.counters, recorder: &mut self.recorder, now: None };
+        run(&mut context, &mut exits, &mut ledger);
+    }
+
+    fn kick(&mut self) -> bool {
+        let mut waiting = false;
+        for port in self.ports.all_mut() {
+            waiting |= port.kick();
+        }
+        waiting
+    }
+
+    /// Waits for a received frame, a packet from another worker or a command, but not for long.
+    fn sleep(&mut self) {
+        // What the kernel did not take at once (a device that is down, a full queue) is offered again.
+        let waiting = self.kick();
+        self.waker.announce_sleep();
+        if !self.handoff.is_waiting() && self.commands.is_empty() && !self.stop.is_asked() {
+            let mut descriptors = arrayvec::ArrayVec::<PollFd<'_>, 256>::new();
+            let woken = self.waker.wait_on();
+            descriptors.push(PollFd::from_borrowed_fd(woken, PollFlags::IN));
+            for socket in self.ports.all().filter_map(Port::wait_on).take(descriptors.remaining_capacity()) {
+                descriptors.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
+            }
+            let nap = if waiting || self.ports.held().transmit > 0 { SHORT_NAP } else { NAP };
+            let timeout = Timespec { tv_sec: 0, tv_nsec: nap.subsec_nanos().into() };
+            // An interrupted wait is as good as one that ended.
+            let _ = poll(&mut descriptors, Some(&timeout));
+        }
+        self.waker.awake();
+    }
+}

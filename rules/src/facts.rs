@@ -1,0 +1,55 @@
+//! What a rule may test of a packet.
+
+use std::net::IpAddr;
+
+use crate::model::{GuestIndex, NetworkIndex};
+
+/// One packet, as the rules see it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Logical network.
+    pub network: NetworkIndex,
+    /// EtherType behind any VLAN tags.
+    pub ethertype: u16,
+    /// VLAN identifier, if tagged.
+    pub vlan: Option<u16>,
+    /// Upper-layer protocol, if IP.
+    pub protocol: Option<u8>,
+    /// Ports.
+    pub ports: Ports,
+    /// ICMP type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// Differentiated services code point.
+    pub dscp: u8,
+    /// A TCP SYN without ACK: it opens a connection, and is no reply.
+    pub opening: bool,
+    /// Who sends.
+    pub source: Party,
+    /// Who receives.
+    pub destination: Party,
+}
+
+/// One side of a packet.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// The guest, if its endpoint is known.
+    pub guest: Option<GuestIndex>,
+    /// The IP address, if IP.
+    pub address: Option<IpAddr>,
+}
+
+/// What is known of the ports.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// The protocol has none.
+    None,
+    /// Both.
+    Pair {
+        /// Of the sender.
+        source: u16,
+        /// Of the receiver.
+        destination: u16,
+    },
+    /// A later fragment: they are in another packet.
+    Unreadable,
+}
