@@ -1,6 +1,8 @@
 //! Guestseal's processor: the packet path, its keys, ports and workers, and the `guestseal` command.
 
 pub mod aead;
+pub mod cli;
+pub mod control;
 pub mod keys;
 pub mod path;
 pub mod port;

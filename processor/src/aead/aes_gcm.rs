@@ -17,10 +17,18 @@ impl Engine for AesGcm {
     }
 
     fn expand(&self, suite: Suite, key: &[u8]) -> Result<ExpandedKey, KeyLength> {
-        let wrong = |_| KeyLength { suite, expected: suite.key_length(), found: key.len() };
+        let wrong = |_| KeyLength {
+            suite,
+            expected: suite.key_length(),
+            found: key.len(),
+        };
         Ok(ExpandedKey(match suite {
-            Suite::Aes128Gcm => Expanded::Portable128(Box::new(Aes128Gcm::new_from_slice(key).map_err(wrong)?)),
-            Suite::Aes256Gcm => Expanded::Portable256(Box::new(Aes256Gcm::new_from_slice(key).map_err(wrong)?)),
+            Suite::Aes128Gcm => {
+                Expanded::Portable128(Box::new(Aes128Gcm::new_from_slice(key).map_err(wrong)?))
+            }
+            Suite::Aes256Gcm => {
+                Expanded::Portable256(Box::new(Aes256Gcm::new_from_slice(key).map_err(wrong)?))
+            }
         }))
     }
 
@@ -57,7 +65,11 @@ where
     C: AeadInOut<NonceSize = aes_gcm::aead::consts::U12, TagSize = aes_gcm::aead::consts::U16>,
 {
     let tag = cipher
-        .encrypt_inout_detached(job.nonce.as_bytes().into(), job.additional, in_out(&mut job.buffers))
+        .encrypt_inout_detached(
+            job.nonce.as_bytes().into(),
+            job.additional,
+            in_out(&mut job.buffers),
+        )
         .expect("a packet is shorter than AES-GCM's limit");
     job.tag.copy_from_slice(&tag);
 }
@@ -68,5 +80,7 @@ where
     C: AeadInOut<NonceSize = aes_gcm::aead::consts::U12, TagSize = aes_gcm::aead::consts::U16>,
 {
     let (nonce, tag) = ((&job.nonce).into(), job.tag.into());
-    cipher.decrypt_inout_detached(nonce, job.additional, in_out(&mut job.buffers), tag).is_ok()
+    cipher
+        .decrypt_inout_detached(nonce, job.additional, in_out(&mut job.buffers), tag)
+        .is_ok()
 }

@@ -2,4 +2,3 @@
 
 pub mod aes_gcm;
 pub mod engine;
-

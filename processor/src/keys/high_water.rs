@@ -103,16 +103,34 @@ impl HighWater {
     ///
     /// # Errors
     /// See [`HighWaterError`]; a mark that exists is left alone.
-    pub fn init(directory: &Path, name: &str, spi: Spi, fingerprint: Fingerprint) -> Result<(), HighWaterError> {
+    pub fn init(
+        directory: &Path,
+        name: &str,
+        spi: Spi,
+        fingerprint: Fingerprint,
+    ) -> Result<(), HighWaterError> {
         let path = file_of(directory, name);
-        let io = |source| HighWaterError::Io { name: name.to_owned(), path: path.clone(), source };
+        let io = |source| HighWaterError::Io {
+            name: name.to_owned(),
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(directory).map_err(io)?;
         let lock = lock(directory, name)?;
         if path.exists() {
-            return Err(HighWaterError::Exists { name: name.to_owned(), path });
+            return Err(HighWaterError::Exists {
+                name: name.to_owned(),
+                path,
+            });
         }
-        let mut high_water =
-            Self { name: name.to_owned(), path: path.clone(), spi, fingerprint, mark: 1, _lock: lock };
+        let mut high_water = Self {
+            name: name.to_owned(),
+            path: path.clone(),
+            spi,
+            fingerprint,
+            mark: 1,
+            _lock: lock,
+        };
         high_water.reserve(1)
     }
 
@@ -120,9 +138,17 @@ impl HighWater {
     ///
     /// # Errors
     /// See [`HighWaterError`].
-    pub fn open(directory: &Path, name: &str, spi: Spi, fingerprint: Fingerprint) -> Result<Self, HighWaterError> {
+    pub fn open(
+        directory: &Path,
+        name: &str,
+        spi: Spi,
+        fingerprint: Fingerprint,
+    ) -> Result<Self, HighWaterError> {
         let path = file_of(directory, name);
-        let missing = || HighWaterError::Missing { name: name.to_owned(), path: path.clone() };
+        let missing = || HighWaterError::Missing {
+            name: name.to_owned(),
+            path: path.clone(),
+        };
         if !directory.is_dir() {
             return Err(missing());
         }
@@ -132,22 +158,50 @@ impl HighWater {
             Ok(file) => file
                 .take(4096)
                 .read_to_string(&mut text)
-                .map_err(|_| HighWaterError::Damaged { name: name.to_owned(), path: path.clone() })?,
+                .map_err(|_| HighWaterError::Damaged {
+                    name: name.to_owned(),
+                    path: path.clone(),
+                })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
-            Err(source) => return Err(HighWaterError::Io { name: name.to_owned(), path, source }),
+            Err(source) => {
+                return Err(HighWaterError::Io {
+                    name: name.to_owned(),
+                    path,
+                    source,
+                });
+            }
         };
         let (body, sum) = text
             .split_once("checksum ")
-            .ok_or_else(|| HighWaterError::Damaged { name: name.to_owned(), path: path.clone() })?;
-        let mark = body.lines().find_map(|line| line.strip_prefix("mark ")).and_then(|mark| mark.parse().ok());
+            .ok_or_else(|| HighWaterError::Damaged {
+                name: name.to_owned(),
+                path: path.clone(),
+            })?;
+        let mark = body
+            .lines()
+            .find_map(|line| line.strip_prefix("mark "))
+            .and_then(|mark| mark.parse().ok());
         let (Some(mark), true) = (mark, sum == format!("{}\n", checksum(body))) else {
-            return Err(HighWaterError::Damaged { name: name.to_owned(), path });
+            return Err(HighWaterError::Damaged {
+                name: name.to_owned(),
+                path,
+            });
         };
-        let high_water = Self { name: name.to_owned(), path, spi, fingerprint, mark, _lock: lock };
+        let high_water = Self {
+            name: name.to_owned(),
+            path,
+            spi,
+            fingerprint,
+            mark,
+            _lock: lock,
+        };
         if high_water.body(mark) == body {
             Ok(high_water)
         } else {
-            Err(HighWaterError::Foreign { name: high_water.name, path: high_water.path })
+            Err(HighWaterError::Foreign {
+                name: high_water.name,
+                path: high_water.path,
+            })
         }
     }
 
@@ -179,14 +233,21 @@ impl HighWater {
     }
 
     fn body(&self, mark: u64) -> String {
-        format!("guestseal high-water mark 1\nname {}\nspi {}\nkey {}\nmark {mark}\n", self.name, self.spi, self.fingerprint)
+        format!(
+            "guestseal high-water mark 1\nname {}\nspi {}\nkey {}\nmark {mark}\n",
+            self.name, self.spi, self.fingerprint
+        )
     }
 
     fn write(&self, mark: u64) -> std::io::Result<()> {
         let body = self.body(mark);
         let aside = self.path.with_extension("new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)?;
         writeln!(file, "{body}checksum {}", checksum(&body))?;
         file.sync_all()?;
         std::fs::rename(&aside, &self.path)?;
@@ -210,15 +271,25 @@ fn lock(directory: &Path, name: &str) -> Result<File, HighWaterError> {
         .truncate(false)
         .mode(0o600)
         .open(&path)
-        .map_err(|source| HighWaterError::Io { name: name.to_owned(), path: path.clone(), source })?;
+        .map_err(|source| HighWaterError::Io {
+            name: name.to_owned(),
+            path: path.clone(),
+            source,
+        })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => Err(HighWaterError::InUse { name: name.to_owned(), path }),
+        Err(_) => Err(HighWaterError::InUse {
+            name: name.to_owned(),
+            path,
+        }),
     }
 }
 
 fn checksum(body: &str) -> String {
-    Sha256::digest(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(body.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -240,10 +311,16 @@ mod tests {
     fn a_missing_mark_refuses_until_told() {
         let directory = tempfile::tempdir().unwrap();
         let error = open(directory.path()).unwrap_err();
-        assert!(matches!(error, HighWaterError::Missing { .. }) && error.to_string().contains("guestseal sa init"));
+        assert!(
+            matches!(error, HighWaterError::Missing { .. })
+                && error.to_string().contains("guestseal sa init")
+        );
         HighWater::init(directory.path(), "sa", spi(), KEY).unwrap();
         assert_eq!(open(directory.path()).unwrap().mark(), 1);
-        assert!(matches!(HighWater::init(directory.path(), "sa", spi(), KEY), Err(HighWaterError::Exists { .. })));
+        assert!(matches!(
+            HighWater::init(directory.path(), "sa", spi(), KEY),
+            Err(HighWaterError::Exists { .. })
+        ));
     }
 
     #[test]
@@ -262,7 +339,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         HighWater::init(directory.path(), "sa", spi(), KEY).unwrap();
         let _first = open(directory.path()).unwrap();
-        assert!(matches!(open(directory.path()), Err(HighWaterError::InUse { .. })));
+        assert!(matches!(
+            open(directory.path()),
+            Err(HighWaterError::InUse { .. })
+        ));
     }
 
     #[test]
@@ -285,7 +365,10 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(matches!(open(directory.path()), Err(HighWaterError::Damaged { .. })), "{length} bytes");
+            assert!(
+                matches!(open(directory.path()), Err(HighWaterError::Damaged { .. })),
+                "{length} bytes"
+            );
             // The same cut of the file written aside leaves the mark untouched.
             std::fs::write(&path, &whole).unwrap();
             std::fs::write(directory.path().join("sa.new"), &whole[..length]).unwrap();

@@ -89,20 +89,33 @@ impl Keymat {
     /// # Errors
     /// See [`KeymatError`].
     pub fn read(path: &Path, suite: Suite) -> Result<Self, KeymatError> {
-        let failed = |source| KeymatError::Read { path: path.to_owned(), source };
+        let failed = |source| KeymatError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = std::fs::File::open(path).map_err(failed)?;
         // Asked of the open file, so that it cannot be another one a moment later.
         let metadata = file.metadata().map_err(failed)?;
         let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(KeymatError::Exposed { path: path.to_owned(), mode });
+            return Err(KeymatError::Exposed {
+                path: path.to_owned(),
+                mode,
+            });
         }
         let expected_owner = rustix::process::geteuid().as_raw();
         if metadata.uid() != 0 && metadata.uid() != expected_owner {
-            return Err(KeymatError::Foreign { path: path.to_owned(), owner: metadata.uid(), expected: expected_owner });
+            return Err(KeymatError::Foreign {
+                path: path.to_owned(),
+                owner: metadata.uid(),
+                expected: expected_owner,
+            });
         }
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-        (&mut file).take(MAX_FILE).read_to_end(&mut text).map_err(failed)?;
+        (&mut file)
+            .take(MAX_FILE)
+            .read_to_end(&mut text)
+            .map_err(failed)?;
         Self::parse(&text, suite, path)
     }
 
@@ -113,7 +126,10 @@ impl Keymat {
         let body = text.strip_prefix(b"0x").unwrap_or(text);
         for character in body.iter().filter(|character| !character.is_ascii_whitespace()) {
             let Some(digit) = (*character as char).to_digit(16) else {
-                return Err(KeymatError::NotHex { path: path.to_owned(), expected });
+                return Err(KeymatError::NotHex {
+                    path: path.to_owned(),
+                    expected,
+                });
             };
             match high.take() {
                 None => high = Some(digit as u8),
@@ -121,12 +137,23 @@ impl Keymat {
             }
         }
         if high.is_some() {
-            return Err(KeymatError::NotHex { path: path.to_owned(), expected });
+            return Err(KeymatError::NotHex {
+                path: path.to_owned(),
+                expected,
+            });
         }
         if bytes.len() != expected {
-            return Err(KeymatError::Length { path: path.to_owned(), suite, expected, found: bytes.len() });
+            return Err(KeymatError::Length {
+                path: path.to_owned(),
+                suite,
+                expected,
+                found: bytes.len(),
+            });
         }
-        Ok(Self { bytes: bytes.to_vec(), suite })
+        Ok(Self {
+            bytes: bytes.to_vec(),
+            suite,
+        })
     }
 
     /// The AES key.
@@ -190,7 +217,10 @@ pub fn distinct<'a>(all: impl IntoIterator<Item = (&'a str, Fingerprint)>) -> Re
     let mut seen = HashMap::new();
     for (name, fingerprint) in all {
         if let Some(before) = seen.insert(fingerprint, name) {
-            return Err(SharedKey { one: before.to_owned(), two: name.to_owned() });
+            return Err(SharedKey {
+                one: before.to_owned(),
+                two: name.to_owned(),
+            });
         }
     }
     Ok(())
@@ -218,15 +248,24 @@ mod tests {
     #[test]
     fn a_file_that_others_may_read_is_refused() {
         let error = Keymat::read(file(&"ab".repeat(36), 0o640).path(), Suite::Aes256Gcm).unwrap_err();
-        assert!(matches!(error, KeymatError::Exposed { mode: 0o640, .. }), "{error}");
+        assert!(
+            matches!(error, KeymatError::Exposed { mode: 0o640, .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("chmod 600"));
     }
 
     #[test]
     fn wrong_contents_are_refused_without_being_shown() {
-        let wrong = [("ab".repeat(35), "bytes"), ("xy".repeat(36), "hexadecimal"), ("abc".to_owned(), "hexadecimal")];
+        let wrong = [
+            ("ab".repeat(35), "bytes"),
+            ("xy".repeat(36), "hexadecimal"),
+            ("abc".to_owned(), "hexadecimal"),
+        ];
         for (text, said) in wrong {
-            let error = Keymat::read(file(&text, 0o600).path(), Suite::Aes256Gcm).unwrap_err().to_string();
+            let error = Keymat::read(file(&text, 0o600).path(), Suite::Aes256Gcm)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(said) && !error.contains(&text), "{error}");
         }
     }
@@ -234,7 +273,10 @@ mod tests {
     #[test]
     fn nothing_secret_is_printed() {
         let keymat = Keymat::read(file(&"ab".repeat(36), 0o600).path(), Suite::Aes256Gcm).unwrap();
-        assert_eq!(format!("{keymat:?} {:?}", keymat.salt()), "Keymat(secret) Salt(secret)");
+        assert_eq!(
+            format!("{keymat:?} {:?}", keymat.salt()),
+            "Keymat(secret) Salt(secret)"
+        );
         assert!(!keymat.fingerprint().to_string().contains("abab"));
     }
 
@@ -244,6 +286,12 @@ mod tests {
         let text = format!("{}00000000", "ab".repeat(32));
         let two = Keymat::read(file(&text, 0o600).path(), Suite::Aes256Gcm).unwrap();
         let error = distinct([("a", one.fingerprint()), ("b", two.fingerprint())]).unwrap_err();
-        assert_eq!(error, SharedKey { one: "a".into(), two: "b".into() });
+        assert_eq!(
+            error,
+            SharedKey {
+                one: "a".into(),
+                two: "b".into()
+            }
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! The vector of packet descriptors that goes through the stages beside the frames.
 
 use arrayvec::ArrayVec;
-use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex};
 use guestseal_rules::classify::Protection;
+use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex};
 
 use crate::port::BATCH;
 use crate::port::frame::Frame;
@@ -85,7 +85,13 @@ pub struct Descriptor {
 impl Descriptor {
     /// A packet that just arrived.
     #[inline]
-    pub fn new(frame: Frame, packet: Packet, arrival: u64, direction: Direction, ingress: Option<u16>) -> Self {
+    pub fn new(
+        frame: Frame,
+        packet: Packet,
+        arrival: u64,
+        direction: Direction,
+        ingress: Option<u16>,
+    ) -> Self {
         Self {
             frame,
             packet,

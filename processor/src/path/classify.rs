@@ -27,8 +27,14 @@ pub fn classify_guest(batch: &mut Batch, tables: &Tables) {
 }
 
 fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result<Egress, DropReason> {
-    if let Some(to) = descriptor.destination.filter(|endpoint| endpoint.host == tables.host) {
-        return tables.local_port(to.port).map(Egress::Guest).ok_or(DropReason::PortGone);
+    if let Some(to) = descriptor
+        .destination
+        .filter(|endpoint| endpoint.host == tables.host)
+    {
+        return tables
+            .local_port(to.port)
+            .map(Egress::Guest)
+            .ok_or(DropReason::PortGone);
     }
     match action {
         Action::Plaintext => Ok(Egress::Uplink(SentAs::Plaintext)),
@@ -59,7 +65,10 @@ pub fn classify_uplink(batch: &mut Batch, tables: &Tables) {
         match checked {
             Err(reason) => descriptor.drop_for(reason),
             // Groups have no single receiver: `deliver` copies them.
-            Ok(()) => match descriptor.destination.and_then(|endpoint| tables.local_port(endpoint.port)) {
+            Ok(()) => match descriptor
+                .destination
+                .and_then(|endpoint| tables.local_port(endpoint.port))
+            {
                 Some(port) => descriptor.egress = Some(Egress::Guest(port)),
                 None if descriptor.packet.is_group() => {}
                 None => descriptor.drop_for(DropReason::PortGone),
@@ -71,7 +80,9 @@ pub fn classify_uplink(batch: &mut Batch, tables: &Tables) {
 /// What the rules say of one packet; a rule that drops is an error already.
 fn decide(descriptor: &Descriptor, tables: &Tables) -> Result<Action, DropReason> {
     match tables.rules.classify(&facts(descriptor)) {
-        Verdict::Matched { action: Action::Drop, .. } => Err(DropReason::RuleDrops),
+        Verdict::Matched {
+            action: Action::Drop, ..
+        } => Err(DropReason::RuleDrops),
         Verdict::Matched { action, .. } => Ok(action),
         Verdict::NoRule => Err(DropReason::NoRule),
         Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),

@@ -23,6 +23,8 @@ pub struct Context<'a> {
 
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("worker", &self.worker).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("worker", &self.worker)
+            .finish_non_exhaustive()
     }
 }

@@ -25,7 +25,10 @@ pub trait Exits {
     ///
     /// # Errors
     /// Gives the packet back if the ring is full.
-    #[expect(clippy::result_large_err, reason = "a packet comes back whole, and nothing is allocated for it")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "a packet comes back whole, and nothing is allocated for it"
+    )]
     fn hand_over(&mut self, to: WorkerId, step: NextStep, packet: Descriptor) -> Result<(), Descriptor>;
 }
 
@@ -46,11 +49,18 @@ pub fn hand_over(
     exits: &mut impl Exits,
     mut owner: impl FnMut(&Descriptor) -> WorkerId,
 ) {
-    if batch.iter().all(|descriptor| !descriptor.is_live() || owner(descriptor) == own) {
+    if batch
+        .iter()
+        .all(|descriptor| !descriptor.is_live() || owner(descriptor) == own)
+    {
         return;
     }
     for descriptor in std::mem::take(batch) {
-        let to = if descriptor.is_live() { owner(&descriptor) } else { own };
+        let to = if descriptor.is_live() {
+            owner(&descriptor)
+        } else {
+            own
+        };
         if to == own {
             batch.push(descriptor);
         } else if let Err(mut back) = exits.hand_over(to, step, descriptor) {
@@ -71,7 +81,10 @@ pub fn replicate(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
-    for descriptor in batch.iter_mut().filter(|descriptor| descriptor.is_live() && descriptor.packet.is_group()) {
+    for descriptor in batch
+        .iter_mut()
+        .filter(|descriptor| descriptor.is_live() && descriptor.packet.is_group())
+    {
         let mut last = None;
         for (number, port) in (0u16..).zip(&tables.ports) {
             if port.endpoint.network == descriptor.network
@@ -100,7 +113,11 @@ fn copy(
     ledger: &mut impl Ledger,
 ) {
     ledger.copied();
-    let direction = if original.ingress.is_some() { Direction::Local } else { Direction::Inbound };
+    let direction = if original.ingress.is_some() {
+        Direction::Local
+    } else {
+        Direction::Inbound
+    };
     let Some(mut frame) = pool.take() else {
         ledger.ended(direction, Outcome::Dropped(DropReason::NoFrame), original.arrival);
         return;
@@ -116,7 +133,13 @@ fn copy(
     };
     place.copy_from_slice(bytes);
     umem.set_length(&mut frame, bytes.len());
-    let mut copy = Descriptor::new(frame, original.packet, original.arrival, direction, original.ingress);
+    let mut copy = Descriptor::new(
+        frame,
+        original.packet,
+        original.arrival,
+        direction,
+        original.ingress,
+    );
     copy.network = original.network;
     copy.egress = Some(Egress::Guest(receiver));
     send(copy, own, tables, pool, exits, ledger);
@@ -180,5 +203,9 @@ fn send(
 #[inline]
 fn owner_of(port: u16, own: WorkerId, tables: &Tables) -> Option<WorkerId> {
     let owners = &tables.ports.get(usize::from(port))?.owners;
-    owners.iter().find(|owner| **owner == own).or_else(|| owners.first()).copied()
+    owners
+        .iter()
+        .find(|owner| **owner == own)
+        .or_else(|| owners.first())
+        .copied()
 }

@@ -22,7 +22,10 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// Checks what guests sent: source MAC, source IP and what ARP and neighbour discovery claim; finds the destination.
 pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
     for descriptor in live(batch) {
-        let Some(port) = descriptor.ingress.and_then(|number| tables.ports.get(usize::from(number))) else {
+        let Some(port) = descriptor
+            .ingress
+            .and_then(|number| tables.ports.get(usize::from(number)))
+        else {
             descriptor.drop_for(DropReason::PortGone);
             continue;
         };
@@ -69,7 +72,11 @@ fn admit_plaintext(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), D
         }
     }
     find_destination(descriptor, network, tables)?;
-    if packet.is_group() || descriptor.destination.is_some_and(|endpoint| endpoint.host == tables.host) {
+    if packet.is_group()
+        || descriptor
+            .destination
+            .is_some_and(|endpoint| endpoint.host == tables.host)
+    {
         Ok(())
     } else {
         Err(DropReason::NotOurs)
@@ -83,14 +90,21 @@ pub fn guard_opened(batch: &mut Batch, tables: &Tables) {
         let network = descriptor.network;
         // An address that is no endpoint's own can only be behind a router, which the frame's MAC then names.
         let behind = |mac| tables.by_mac(network, mac).filter(|endpoint| endpoint.router);
-        let sender = tables.by_address(network, source).or_else(|| behind(descriptor.packet.source_mac)).copied();
-        let receiver =
-            tables.by_address(network, destination).or_else(|| behind(descriptor.packet.destination_mac)).copied();
+        let sender = tables
+            .by_address(network, source)
+            .or_else(|| behind(descriptor.packet.source_mac))
+            .copied();
+        let receiver = tables
+            .by_address(network, destination)
+            .or_else(|| behind(descriptor.packet.destination_mac))
+            .copied();
         descriptor.source = sender;
         descriptor.destination = receiver;
         match (sender, receiver) {
             (None, _) | (_, None) => descriptor.drop_for(DropReason::NoEndpoint),
-            (Some(sender), _) if Some(sender.host) != descriptor.peer => descriptor.drop_for(DropReason::WrongHost),
+            (Some(sender), _) if Some(sender.host) != descriptor.peer => {
+                descriptor.drop_for(DropReason::WrongHost)
+            }
             (_, Some(receiver)) if receiver.host != tables.host => descriptor.drop_for(DropReason::NotOurs),
             _ => {}
         }
@@ -105,7 +119,11 @@ fn claimed(packet: &Packet) -> impl Iterator<Item = IpAddr> {
             (!packet.source.is_unspecified()).then_some(packet.source),
             packet
                 .nd_target
-                .filter(|_| packet.icmp.is_some_and(|(kind, _)| kind == NEIGHBOUR_ADVERTISEMENT))
+                .filter(|_| {
+                    packet
+                        .icmp
+                        .is_some_and(|(kind, _)| kind == NEIGHBOUR_ADVERTISEMENT)
+                })
                 .map(IpAddr::V6),
         ),
         _ => (None, None),
@@ -116,7 +134,11 @@ fn claimed(packet: &Packet) -> impl Iterator<Item = IpAddr> {
 /// Whether everything that the packet claims is the sender's own.
 fn claims(packet: &Packet, sender: &Endpoint, tables: &Tables) -> Result<(), DropReason> {
     match packet.l3 {
-        L3::Arp { sender_mac, sender_ip, .. } => {
+        L3::Arp {
+            sender_mac,
+            sender_ip,
+            ..
+        } => {
             // 0.0.0.0 asks before it has an address (RFC 5227).
             if sender_mac != sender.mac
                 || !(sender_ip.is_unspecified() || tables.belongs(sender, IpAddr::V4(sender_ip)))
@@ -128,7 +150,9 @@ fn claims(packet: &Packet, sender: &Endpoint, tables: &Tables) -> Result<(), Dro
             if !tables.belongs(sender, packet.source) && !asks_for_address(packet) {
                 return Err(DropReason::SpoofedSource);
             }
-            let advertises = packet.icmp.is_some_and(|(kind, _)| kind == NEIGHBOUR_ADVERTISEMENT);
+            let advertises = packet
+                .icmp
+                .is_some_and(|(kind, _)| kind == NEIGHBOUR_ADVERTISEMENT);
             if let Some(target) = packet.nd_target.filter(|_| advertises)
                 && !tables.belongs(sender, IpAddr::V6(target))
             {
@@ -149,12 +173,18 @@ fn asks_for_address(packet: &Packet) -> bool {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => {
             packet.protocol == UDP && packet.ports == Some((DHCP_CLIENT, DHCP_SERVER))
         }
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => packet.icmp.is_some_and(|(kind, _)| kind == NEIGHBOUR_SOLICITATION),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => packet
+            .icmp
+            .is_some_and(|(kind, _)| kind == NEIGHBOUR_SOLICITATION),
         _ => false,
     }
 }
 
-fn find_destination(descriptor: &mut Descriptor, network: NetworkIndex, tables: &Tables) -> Result<(), DropReason> {
+fn find_destination(
+    descriptor: &mut Descriptor,
+    network: NetworkIndex,
+    tables: &Tables,
+) -> Result<(), DropReason> {
     let packet = &descriptor.packet;
     if packet.is_group() {
         return Ok(());
@@ -177,12 +207,16 @@ fn find_destination(descriptor: &mut Descriptor, network: NetworkIndex, tables: 
 /// The network of a frame whose sender nobody declared: that of its receiver.
 fn network_of_destination(packet: &Packet, tables: &Tables) -> Option<NetworkIndex> {
     if !packet.is_group() {
-        return tables.by_flat_mac(packet.destination_mac).map(|endpoint| endpoint.network);
+        return tables
+            .by_flat_mac(packet.destination_mac)
+            .map(|endpoint| endpoint.network);
     }
     let asked = match packet.l3 {
         L3::Arp { target_ip, .. } => Some(IpAddr::V4(target_ip)),
         L3::Ip => packet.nd_target.map(IpAddr::V6),
         L3::Other => None,
     };
-    tables.only_flat_network().or_else(|| tables.flat_network_of(asked?))
+    tables
+        .only_flat_network()
+        .or_else(|| tables.flat_network_of(asked?))
 }

@@ -8,17 +8,29 @@ use super::{classify, guard, open, parse};
 use crate::port::Burst;
 
 /// Takes what the uplink received all the way, or as far as this worker goes.
-pub fn inbound(context: &mut Context<'_>, burst: &mut Burst, exits: &mut impl Exits, ledger: &mut impl Ledger) {
+pub fn inbound(
+    context: &mut Context<'_>,
+    burst: &mut Burst,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
     let mut batch = Batch::new();
     parse::parse(burst, &mut batch, context.pool.umem(), Direction::Inbound, None);
     open::find_sa(&mut batch, context.tables, context.pool.umem());
     let own = context.worker;
-    hand_over(&mut batch, NextStep::Open, own, exits, |descriptor| descriptor.sa.map_or(own, |place| place.owner));
+    hand_over(&mut batch, NextStep::Open, own, exits, |descriptor| {
+        descriptor.sa.map_or(own, |place| place.owner)
+    });
     open_and_deliver(context, &mut batch, exits, ledger);
 }
 
 /// The rest of the way, at the worker that owns the SAs.
-pub fn open_and_deliver(context: &mut Context<'_>, batch: &mut Batch, exits: &mut impl Exits, ledger: &mut impl Ledger) {
+pub fn open_and_deliver(
+    context: &mut Context<'_>,
+    batch: &mut Batch,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
     open::open(batch, &mut context.sas.inbound, context.pool, context.engine);
     guard::guard_opened(batch, context.tables);
     guard::guard_plaintext(batch, context.tables);

@@ -48,7 +48,9 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
         let header = header.and_then(|bytes| esp::Header::ref_from_prefix(bytes).ok());
         match header {
             Some((header, rest))
-                if packet.fragment == Fragment::Whole && rest.len() >= esp::TRAILER + esp::TAG && rest.len() % 4 == 0 =>
+                if packet.fragment == Fragment::Whole
+                    && rest.len() >= esp::TRAILER + esp::TAG
+                    && rest.len() % 4 == 0 =>
             {
                 match tables.sas.inbound(header.spi.get()) {
                     Some(place) => descriptor.sa = Some(place),
@@ -80,7 +82,9 @@ pub fn open(batch: &mut Batch, sas: &mut [InboundSa], pool: &mut FramePool, engi
     let umem = Arc::clone(pool.umem());
     let mut candidates = ArrayVec::<Candidate, BATCH>::new();
     for (position, descriptor) in batch.iter_mut().enumerate() {
-        let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else { continue };
+        let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
+            continue;
+        };
         let slot = place.slot as usize;
         let candidate = match sas.get(slot) {
             Some(sa) => admit(descriptor, position, slot, sa, pool, &umem),
@@ -96,7 +100,8 @@ pub fn open(batch: &mut Batch, sas: &mut [InboundSa], pool: &mut FramePool, engi
     }
     let authentic = run_engine(batch, &mut candidates, sas, &umem, engine);
     for (candidate, authentic) in candidates.into_iter().zip(authentic) {
-        let (Some(descriptor), Some(sa)) = (batch.get_mut(candidate.position), sas.get_mut(candidate.slot)) else {
+        let (Some(descriptor), Some(sa)) = (batch.get_mut(candidate.position), sas.get_mut(candidate.slot))
+        else {
             unreachable!("made from this descriptor and SA")
         };
         match finish(descriptor, candidate, authentic, sa, &umem) {
@@ -119,7 +124,10 @@ fn admit(
 ) -> Result<Candidate, DropReason> {
     let packet = &descriptor.packet;
     let (start, end) = (usize::from(packet.l4_offset), usize::from(packet.end));
-    let bytes = umem.bytes(&descriptor.frame).get(start..end).ok_or(DropReason::BadEsp)?;
+    let bytes = umem
+        .bytes(&descriptor.frame)
+        .get(start..end)
+        .ok_or(DropReason::BadEsp)?;
     let (header, _) = esp::Header::read_from_prefix(bytes).map_err(|_| DropReason::BadEsp)?;
     let sequence = sa.window.infer(header.sequence.get());
     sa.window.check(sequence)?;
@@ -136,7 +144,17 @@ fn admit(
         return Err(DropReason::TooLong);
     }
     let fresh = pool.take().ok_or(DropReason::NoFrame)?;
-    Ok(Candidate { position, slot, fresh, sequence, header, start, end, to, saved: [0; 8] })
+    Ok(Candidate {
+        position,
+        slot,
+        fresh,
+        sequence,
+        header,
+        start,
+        end,
+        to,
+        saved: [0; 8],
+    })
 }
 
 /// Lets the engine open from the frames received into the fresh ones; says for each whether its tag is right.
@@ -154,7 +172,9 @@ fn run_engine(
         if sa.protection == Protection::Authenticate {
             let high = sa.esn.then(|| ((candidate.sequence >> 32) as u32).to_be_bytes());
             let frame = umem.room_mut(&mut batch[candidate.position].frame);
-            candidate.saved.copy_from_slice(&frame[candidate.start - 4..candidate.start + 4]);
+            candidate
+                .saved
+                .copy_from_slice(&frame[candidate.start - 4..candidate.start + 4]);
             *from = lay_out_gmac(frame, candidate.start, high);
         }
     }
@@ -163,7 +183,9 @@ fn run_engine(
     for ((candidate, additional), from) in candidates.iter_mut().zip(&mut additional).zip(gmac_from) {
         let sa = &sas[candidate.slot];
         let frame = &umem.bytes(&batch[candidate.position].frame)[..candidate.end];
-        let (front, tag) = frame.split_last_chunk().unwrap_or_else(|| unreachable!("the length was checked"));
+        let (front, tag) = frame
+            .split_last_chunk()
+            .unwrap_or_else(|| unreachable!("the length was checked"));
         let nonce = nonce::assemble(sa.salt, candidate.header.iv.to_bytes());
         let text = &front[candidate.start + esp::HEADER..];
         let destination = &mut umem.room_mut(&mut candidate.fresh)[candidate.to..candidate.to + text.len()];
@@ -171,19 +193,35 @@ fn run_engine(
             Protection::Encrypt => {
                 let high = sa.esn.then(|| ((candidate.sequence >> 32) as u32).to_be_bytes());
                 let length = fill_additional(additional, &candidate.header, high);
-                (&additional[..length], Buffers::Copy { source: text, destination })
+                (
+                    &additional[..length],
+                    Buffers::Copy {
+                        source: text,
+                        destination,
+                    },
+                )
             }
             Protection::Authenticate => {
                 destination.copy_from_slice(text);
                 (&front[from..], Buffers::InPlace(&mut []))
             }
         };
-        jobs.push(OpenJob { key: &sa.key, nonce, additional, buffers, tag, authentic: false });
+        jobs.push(OpenJob {
+            key: &sa.key,
+            nonce,
+            additional,
+            buffers,
+            tag,
+            authentic: false,
+        });
     }
     engine.open(&mut jobs);
     let authentic = jobs.iter().map(|job| job.authentic).collect();
     drop(jobs);
-    for candidate in candidates.iter().filter(|candidate| sas[candidate.slot].protection == Protection::Authenticate) {
+    for candidate in candidates
+        .iter()
+        .filter(|candidate| sas[candidate.slot].protection == Protection::Authenticate)
+    {
         let frame = umem.room_mut(&mut batch[candidate.position].frame);
         frame[candidate.start - 4..candidate.start + 4].copy_from_slice(&candidate.saved);
     }
@@ -199,7 +237,14 @@ fn finish(
     sa: &mut InboundSa,
     umem: &Umem,
 ) -> Result<Frame, (Frame, DropReason)> {
-    let Candidate { mut fresh, sequence, start, end, to, .. } = candidate;
+    let Candidate {
+        mut fresh,
+        sequence,
+        start,
+        end,
+        to,
+        ..
+    } = candidate;
     if !authentic {
         return Err((fresh, DropReason::BadTag));
     }
@@ -259,7 +304,9 @@ fn finish(
 /// Gives opened packets of tunnel mode the MACs of their endpoints.
 pub fn readdress(batch: &mut Batch, umem: &Umem) {
     for descriptor in live(batch).filter(|descriptor| descriptor.seal.is_some()) {
-        let (Some(source), Some(destination)) = (descriptor.source, descriptor.destination) else { continue };
+        let (Some(source), Some(destination)) = (descriptor.source, descriptor.destination) else {
+            continue;
+        };
         let header = umem.room_mut(&mut descriptor.frame);
         if let Ok((header, _)) = ethernet::Header::mut_from_prefix(header) {
             header.destination = destination.mac;

@@ -168,7 +168,9 @@ impl Outcome {
             1 => Some(Outcome::Sent(SentAs::Authenticated)),
             2 => Some(Outcome::Sent(SentAs::Plaintext)),
             3 => Some(Outcome::Delivered),
-            _ => DropReason::ALL.get(index - 4).map(|reason| Outcome::Dropped(*reason)),
+            _ => DropReason::ALL
+                .get(index - 4)
+                .map(|reason| Outcome::Dropped(*reason)),
         }
     }
 

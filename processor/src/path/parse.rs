@@ -1,7 +1,7 @@
 //! The first stage: reads each frame once, and finds out what came sealed.
 
-use crate::port::umem::Umem;
 use crate::port::Burst;
+use crate::port::umem::Umem;
 use crate::wire::packet::{Malformed, Packet};
 
 use super::batch::{Batch, Descriptor};
@@ -25,8 +25,13 @@ pub fn parse(burst: &mut Burst, batch: &mut Batch, umem: &Umem, direction: Direc
     for frame in burst.drain(..) {
         let arrival = umem.stamp(&frame);
         let parsed = Packet::parse(umem.bytes(&frame));
-        let mut descriptor =
-            Descriptor::new(frame, parsed.unwrap_or(Packet::EMPTY), arrival, direction, ingress);
+        let mut descriptor = Descriptor::new(
+            frame,
+            parsed.unwrap_or(Packet::EMPTY),
+            arrival,
+            direction,
+            ingress,
+        );
         if let Err(malformed) = parsed {
             descriptor.drop_for(malformed.into());
         }

@@ -32,9 +32,16 @@ const MAX_HEADERS: usize = ethernet::HEADER + 2 * ethernet::TAG + 60;
 /// Chooses the SA of each packet that is to be sealed.
 pub fn select_sa(batch: &mut Batch, tables: &Tables) {
     for descriptor in live(batch) {
-        let Some((key, protection)) = descriptor.seal else { continue };
+        let Some((key, protection)) = descriptor.seal else {
+            continue;
+        };
         let place = descriptor.destination.and_then(|to| {
-            let wanted = OutboundKey { key, protection, network: descriptor.network, peer: to.host };
+            let wanted = OutboundKey {
+                key,
+                protection,
+                network: descriptor.network,
+                peer: to.host,
+            };
             tables.sas.outbound(&wanted, &descriptor.packet)
         });
         match place {
@@ -63,11 +70,19 @@ struct Prepared {
 }
 
 /// Seals every live packet of the batch; all of them have SAs among `sas`.
-pub fn seal(batch: &mut Batch, sas: &mut [OutboundSa], tables: &Tables, pool: &mut FramePool, engine: &dyn Engine) {
+pub fn seal(
+    batch: &mut Batch,
+    sas: &mut [OutboundSa],
+    tables: &Tables,
+    pool: &mut FramePool,
+    engine: &dyn Engine,
+) {
     let umem = std::sync::Arc::clone(pool.umem());
     let mut prepared = ArrayVec::<Prepared, BATCH>::new();
     for (position, descriptor) in batch.iter_mut().enumerate() {
-        let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else { continue };
+        let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
+            continue;
+        };
         let Some(sa) = sas.get_mut(place.slot as usize) else {
             descriptor.drop_for(DropReason::NoSecurityAssociation);
             continue;
@@ -82,7 +97,9 @@ pub fn seal(batch: &mut Batch, sas: &mut [OutboundSa], tables: &Tables, pool: &m
     }
     run_engine(batch, &mut prepared, sas, &umem, engine);
     for one in prepared {
-        let Some(descriptor) = batch.get_mut(one.position) else { continue };
+        let Some(descriptor) = batch.get_mut(one.position) else {
+            continue;
+        };
         pool.put(std::mem::replace(&mut descriptor.frame, one.fresh));
     }
 }
@@ -102,7 +119,9 @@ fn prepare(
     let headers = match sa.mode {
         Mode::Transport => transport_headers(packet, umem.bytes(&descriptor.frame), from, outer)?,
         Mode::Tunnel { local, remote } => {
-            let peer = descriptor.destination.and_then(|to| tables.hosts.get(usize::from(to.host.0)));
+            let peer = descriptor
+                .destination
+                .and_then(|to| tables.hosts.get(usize::from(to.host.0)));
             tunnel_headers(packet, tables, peer, local, remote, outer)?
         }
     };
@@ -114,16 +133,32 @@ fn prepare(
         return Err(DropReason::TooLong);
     }
     // The trailer goes behind the payload in the frame that it came in.
-    let room = umem.room_mut(&mut descriptor.frame).get_mut(usize::from(packet.end)..).unwrap_or_default();
+    let room = umem
+        .room_mut(&mut descriptor.frame)
+        .get_mut(usize::from(packet.end)..)
+        .unwrap_or_default();
     let trailer = esp::write_trailer(room, payload, next_header).ok_or(DropReason::TooLong)?;
     umem.set_length(&mut descriptor.frame, usize::from(packet.end) + trailer);
     let mut fresh = pool.take().ok_or(DropReason::NoFrame)?;
     match sa.sequence.take() {
         Ok((number, nonce)) => {
             umem.set_length(&mut fresh, headers.len() + outer);
-            let esp = esp::Header { spi: sa.spi.get().into(), sequence: (number as u32).into(), iv: number.into() };
+            let esp = esp::Header {
+                spi: sa.spi.get().into(),
+                sequence: (number as u32).into(),
+                iv: number.into(),
+            };
             let high = sa.esn.then(|| ((number >> 32) as u32).to_be_bytes());
-            Ok(Prepared { position, fresh, nonce: Some(nonce), headers, esp, from, length: payload + trailer, high })
+            Ok(Prepared {
+                position,
+                fresh,
+                nonce: Some(nonce),
+                headers,
+                esp,
+                from,
+                length: payload + trailer,
+                high,
+            })
         }
         Err(error) => {
             pool.put(fresh);
@@ -144,7 +179,11 @@ fn inside(packet: &Packet, mode: Mode) -> Result<(usize, u8), DropReason> {
         Mode::Tunnel { .. } if packet.vlan.is_some() => Err(DropReason::VlanInTunnelMode),
         Mode::Tunnel { .. } => Ok((
             usize::from(packet.l3_offset),
-            if packet.ethertype == ethernet::IPV4 { esp::NEXT_IPV4 } else { esp::NEXT_IPV6 },
+            if packet.ethertype == ethernet::IPV4 {
+                esp::NEXT_IPV4
+            } else {
+                esp::NEXT_IPV6
+            },
         )),
     }
 }
@@ -154,20 +193,31 @@ type Headers = ArrayVec<u8, MAX_HEADERS>;
 fn headers_of(parts: &[&[u8]]) -> Result<Headers, DropReason> {
     let mut headers = Headers::new();
     for part in parts {
-        headers.try_extend_from_slice(part).map_err(|_| DropReason::TooLong)?;
+        headers
+            .try_extend_from_slice(part)
+            .map_err(|_| DropReason::TooLong)?;
     }
     Ok(headers)
 }
 
 /// The guest's own headers, with ESP as what follows (RFC 4303 3.1.1).
-fn transport_headers(packet: &Packet, frame: &[u8], from: usize, esp_length: usize) -> Result<Headers, DropReason> {
+fn transport_headers(
+    packet: &Packet,
+    frame: &[u8],
+    from: usize,
+    esp_length: usize,
+) -> Result<Headers, DropReason> {
     let mut headers = headers_of(&[frame.get(..from).ok_or(DropReason::Truncated)?])?;
     let l3 = usize::from(packet.l3_offset);
     let l3_length = from - l3;
     let ip = headers.get_mut(l3..).ok_or(DropReason::Truncated)?;
     let too_long = |_| DropReason::TooLong;
     if packet.ethertype == ethernet::IPV4 {
-        ip4::rewrite(ip, u16::try_from(l3_length + esp_length).map_err(too_long)?, esp::ESP);
+        ip4::rewrite(
+            ip,
+            u16::try_from(l3_length + esp_length).map_err(too_long)?,
+            esp::ESP,
+        );
     } else {
         ip6::rewrite(ip, u16::try_from(esp_length).map_err(too_long)?, esp::ESP);
     }
@@ -224,14 +274,18 @@ fn run_engine(
         let source = &umem.bytes(&descriptor.frame)[one.from..one.from + one.length];
         let start = one.headers.len();
         let room = umem.room_mut(&mut one.fresh);
-        let Some(nonce) = one.nonce.take() else { unreachable!("prepared once, sealed once") };
+        let Some(nonce) = one.nonce.take() else {
+            unreachable!("prepared once, sealed once")
+        };
         match sa.protection {
             Protection::Encrypt => {
                 let (front, rest) = room.split_at_mut(start + esp::HEADER);
                 front[..start].copy_from_slice(&one.headers);
                 front[start..].copy_from_slice(one.esp.as_bytes());
                 let (destination, rest) = rest.split_at_mut(one.length);
-                let Some(tag) = rest.first_chunk_mut() else { unreachable!("the length was checked") };
+                let Some(tag) = rest.first_chunk_mut() else {
+                    unreachable!("the length was checked")
+                };
                 let length = fill_additional(additional, &one.esp, one.high);
                 jobs.push(SealJob {
                     key: &sa.key,
@@ -247,7 +301,9 @@ fn run_engine(
                 front[start..start + esp::HEADER].copy_from_slice(one.esp.as_bytes());
                 front[start + esp::HEADER..].copy_from_slice(source);
                 let from = lay_out_gmac(front, start, one.high);
-                let Some(tag) = rest.first_chunk_mut() else { unreachable!("the length was checked") };
+                let Some(tag) = rest.first_chunk_mut() else {
+                    unreachable!("the length was checked")
+                };
                 jobs.push(SealJob {
                     key: &sa.key,
                     nonce,
@@ -269,7 +325,11 @@ fn run_engine(
 }
 
 /// SPI and sequence number as they are authenticated (RFC 4106 5): with ESN the high half between them.
-pub(super) fn fill_additional(additional: &mut [u8; 12], header: &esp::Header, high: Option<[u8; 4]>) -> usize {
+pub(super) fn fill_additional(
+    additional: &mut [u8; 12],
+    header: &esp::Header,
+    high: Option<[u8; 4]>,
+) -> usize {
     let (spi, low) = (header.spi.to_bytes(), header.sequence.to_bytes());
     additional[..4].copy_from_slice(&spi);
     match high {
@@ -292,7 +352,12 @@ pub(super) fn fill_additional(additional: &mut [u8; 12], header: &esp::Header, h
 /// which the caller writes again afterwards.
 pub(super) fn lay_out_gmac(frame: &mut [u8], esp_start: usize, high: Option<[u8; 4]>) -> usize {
     let Some(high) = high else { return esp_start };
-    let spi = [frame[esp_start], frame[esp_start + 1], frame[esp_start + 2], frame[esp_start + 3]];
+    let spi = [
+        frame[esp_start],
+        frame[esp_start + 1],
+        frame[esp_start + 2],
+        frame[esp_start + 3],
+    ];
     frame[esp_start - 4..esp_start].copy_from_slice(&spi);
     frame[esp_start..esp_start + 4].copy_from_slice(&high);
     esp_start - 4

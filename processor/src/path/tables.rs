@@ -74,7 +74,10 @@ pub struct Tables {
 
 impl std::fmt::Debug for Tables {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tables").field("host", &self.host).field("ports", &self.ports.len()).finish_non_exhaustive()
+        f.debug_struct("Tables")
+            .field("host", &self.host)
+            .field("ports", &self.ports.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,20 +133,27 @@ impl Tables {
             by_mac: HashMap::default(),
             by_address: HashMap::default(),
             flat_by_mac: HashMap::default(),
-            flat_networks: (0..policy.networks.len()).map(|number| NetworkIndex(number as u16)).collect(),
+            flat_networks: (0..policy.networks.len())
+                .map(|number| NetworkIndex(number as u16))
+                .collect(),
         };
         for (number, port) in policy.ports.iter().enumerate() {
             let endpoint = endpoint(number);
             tables.by_mac.insert((endpoint.network, endpoint.mac), endpoint);
             tables.flat_by_mac.insert(endpoint.mac, endpoint);
-            tables.by_address.insert((endpoint.network, link_local(endpoint.mac)), endpoint);
+            tables
+                .by_address
+                .insert((endpoint.network, link_local(endpoint.mac)), endpoint);
             for address in &port.addresses {
                 tables.by_address.insert((endpoint.network, *address), endpoint);
             }
         }
         for (port, owners) in parts.owners {
             tables.local.insert(port, tables.ports.len() as u16);
-            tables.ports.push(LocalPort { endpoint: endpoint(port.0 as usize), owners });
+            tables.ports.push(LocalPort {
+                endpoint: endpoint(port.0 as usize),
+                owners,
+            });
         }
         tables
     }
@@ -189,7 +199,10 @@ impl Tables {
     /// The flat network in which this IP address belongs to an endpoint, if it is in exactly one.
     #[must_use]
     pub fn flat_network_of(&self, address: IpAddr) -> Option<NetworkIndex> {
-        let mut holders = self.flat_networks.iter().filter(|network| self.by_address(**network, address).is_some());
+        let mut holders = self
+            .flat_networks
+            .iter()
+            .filter(|network| self.by_address(**network, address).is_some());
         match (holders.next(), holders.next()) {
             (Some(network), None) => Some(*network),
             _ => None,
@@ -200,14 +213,19 @@ impl Tables {
     #[inline]
     #[must_use]
     pub fn belongs(&self, endpoint: &Endpoint, address: IpAddr) -> bool {
-        endpoint.router || self.by_address(endpoint.network, address).is_some_and(|owner| owner.port == endpoint.port)
+        endpoint.router
+            || self
+                .by_address(endpoint.network, address)
+                .is_some_and(|owner| owner.port == endpoint.port)
     }
 
     /// Whether `address` is one of a host's own addresses on the wire.
     #[inline]
     #[must_use]
     pub fn is_host_address(&self, host: HostIndex, address: IpAddr) -> bool {
-        self.hosts.get(usize::from(host.0)).is_some_and(|entry| entry.addresses.contains(&address))
+        self.hosts
+            .get(usize::from(host.0))
+            .is_some_and(|entry| entry.addresses.contains(&address))
     }
 }
 
@@ -215,5 +233,22 @@ impl Tables {
 #[must_use]
 pub fn link_local(mac: MacAddress) -> IpAddr {
     let [a, b, c, d, e, f] = mac.0;
-    IpAddr::V6(Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]))
+    IpAddr::V6(Ipv6Addr::from([
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ]))
 }

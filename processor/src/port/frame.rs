@@ -19,7 +19,10 @@ impl Frame {
     /// Bytes of data.
     #[inline]
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "an empty frame is one that was not written yet, not a state")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty frame is one that was not written yet, not a state"
+    )]
     pub fn len(&self) -> usize {
         self.length as usize
     }

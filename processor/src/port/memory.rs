@@ -35,7 +35,9 @@ impl MemoryPort {
         if packet.len() > self.umem.room() {
             return false;
         }
-        let Some(mut frame) = pool.take() else { return false };
+        let Some(mut frame) = pool.take() else {
+            return false;
+        };
         self.umem.room_mut(&mut frame)[..packet.len()].copy_from_slice(packet);
         self.umem.set_length(&mut frame, packet.len());
         self.umem.set_stamp(&mut frame, arrival);
@@ -55,7 +57,9 @@ impl MemoryPort {
 impl Port for MemoryPort {
     fn receive(&mut self, burst: &mut Burst) {
         while burst.remaining_capacity() > 0 {
-            let Some(frame) = self.incoming.pop_front() else { break };
+            let Some(frame) = self.incoming.pop_front() else {
+                break;
+            };
             burst.push(frame);
         }
     }
@@ -81,7 +85,10 @@ impl Port for MemoryPort {
     }
 
     fn held(&self) -> Held {
-        Held { receive: self.incoming.len(), transmit: self.outgoing.len() }
+        Held {
+            receive: self.incoming.len(),
+            transmit: self.outgoing.len(),
+        }
     }
 
     fn kernel_drops(&self) -> KernelDrops {

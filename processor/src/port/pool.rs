@@ -39,7 +39,10 @@ impl FramePool {
     /// Takes a frame back.
     #[inline]
     pub fn put(&mut self, frame: Frame) {
-        debug_assert!(self.free.len() < self.umem.frames(), "more frames than the UMEM has");
+        debug_assert!(
+            self.free.len() < self.umem.frames(),
+            "more frames than the UMEM has"
+        );
         self.free.push(frame);
     }
 

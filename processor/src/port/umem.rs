@@ -25,7 +25,9 @@ pub const HEADROOM: usize = 256;
 pub const STAMP: usize = 8;
 
 /// Whether huge pages back the UMEM.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
+#[derive(
+    Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum HugePages {
     /// If the system has them reserved.
@@ -76,7 +78,9 @@ pub enum UmemError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel refused to register it.
-    #[error("the kernel refuses a UMEM of {megabytes} MiB: needs root (CAP_NET_RAW, CAP_IPC_LOCK) and a kernel with AF_XDP")]
+    #[error(
+        "the kernel refuses a UMEM of {megabytes} MiB: needs root (CAP_NET_RAW, CAP_IPC_LOCK) and a kernel with AF_XDP"
+    )]
     Refused {
         /// Size in MiB.
         megabytes: u64,
@@ -119,7 +123,10 @@ unsafe impl Sync for Umem {}
 
 impl std::fmt::Debug for Umem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Umem").field("frames", &self.slots.len()).field("frame_size", &self.frame_size).finish()
+        f.debug_struct("Umem")
+            .field("frames", &self.slots.len())
+            .field("frame_size", &self.frame_size)
+            .finish()
     }
 }
 
@@ -141,29 +148,38 @@ impl Umem {
             .map_err(|_| UmemError::FrameSize(shape.frame_size))?;
         let bytes = u64::from(shape.frames) * u64::from(shape.frame_size);
         let megabytes = bytes >> 20;
-        let with_huge = match shape.huge_pages {
-            HugePages::Off => None,
-            HugePages::Auto => xsk_rs::Umem::new(config, frames, true).ok(),
-            HugePages::Require => {
-                Some(xsk_rs::Umem::new(config, frames, true).map_err(|source| UmemError::NoHugePages {
-                    megabytes,
-                    pages: bytes.div_ceil(2 << 20),
-                    source: source.into(),
-                })?)
-            }
-        };
+        let with_huge =
+            match shape.huge_pages {
+                HugePages::Off => None,
+                HugePages::Auto => xsk_rs::Umem::new(config, frames, true).ok(),
+                HugePages::Require => Some(xsk_rs::Umem::new(config, frames, true).map_err(|source| {
+                    UmemError::NoHugePages {
+                        megabytes,
+                        pages: bytes.div_ceil(2 << 20),
+                        source: source.into(),
+                    }
+                })?),
+            };
         let huge = with_huge.is_some();
         let (umem, descriptors) = match with_huge {
             Some(made) => made,
-            None => xsk_rs::Umem::new(config, frames, false)
-                .map_err(|source| UmemError::Refused { megabytes, source: source.into() })?,
+            None => xsk_rs::Umem::new(config, frames, false).map_err(|source| UmemError::Refused {
+                megabytes,
+                source: source.into(),
+            })?,
         };
         let first = descriptors[0];
         // SAFETY: the descriptor belongs to this UMEM, and nobody else has it yet; only its address is used.
         let data = unsafe { umem.data(&first) };
         let base = data.contents().as_ptr().cast_mut().wrapping_sub(first.addr());
         let base = NonNull::new(base).expect("the UMEM is mapped");
-        Ok(Self::assemble(base, shape, descriptors, huge, Backing::Kernel(umem)))
+        Ok(Self::assemble(
+            base,
+            shape,
+            descriptors,
+            huge,
+            Backing::Kernel(umem),
+        ))
     }
 
     /// A UMEM of plain memory, for ports without a kernel.
@@ -175,23 +191,36 @@ impl Umem {
         let bytes = shape.frames as usize * shape.frame_size as usize;
         let map = |flags| {
             // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; unmapped in Drop.
-            unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) }
+            unsafe {
+                mmap_anonymous(
+                    std::ptr::null_mut(),
+                    bytes,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    flags,
+                )
+            }
         };
         let plain = MapFlags::PRIVATE | MapFlags::POPULATE;
         let with_huge = match shape.huge_pages {
             HugePages::Off => None,
             HugePages::Auto => map(plain | MapFlags::HUGETLB).ok(),
-            HugePages::Require => Some(map(plain | MapFlags::HUGETLB).map_err(|source| UmemError::NoHugePages {
-                megabytes: (bytes >> 20) as u64,
-                pages: bytes.div_ceil(2 << 20) as u64,
-                source: source.into(),
-            })?),
+            HugePages::Require => {
+                Some(
+                    map(plain | MapFlags::HUGETLB).map_err(|source| UmemError::NoHugePages {
+                        megabytes: (bytes >> 20) as u64,
+                        pages: bytes.div_ceil(2 << 20) as u64,
+                        source: source.into(),
+                    })?,
+                )
+            }
         };
         let huge = with_huge.is_some();
         let address = match with_huge {
             Some(address) => address,
-            None => map(plain)
-                .map_err(|source| UmemError::Refused { megabytes: (bytes >> 20) as u64, source: source.into() })?,
+            None => map(plain).map_err(|source| UmemError::Refused {
+                megabytes: (bytes >> 20) as u64,
+                source: source.into(),
+            })?,
         };
         let base = NonNull::new(address.cast::<u8>()).expect("mmap gave an address");
         let descriptors = vec![FrameDesc::default(); shape.frames as usize];
@@ -208,7 +237,10 @@ impl Umem {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let slots = descriptors
             .iter()
-            .map(|d| Slot { descriptor: UnsafeCell::new(*d), holder: AtomicU16::new(0) })
+            .map(|d| Slot {
+                descriptor: UnsafeCell::new(*d),
+                holder: AtomicU16::new(0),
+            })
             .collect();
         let umem = Self {
             id,
@@ -266,7 +298,12 @@ impl Umem {
         assert!(frame.umem == self.id, "a frame of another UMEM");
         // SAFETY: address and length lie within one chunk of this UMEM (kept by every maker of a Frame and by
         // `set_length`); the borrow of the only handle of this chunk excludes a writer.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(frame.address as usize), frame.length as usize) }
+        unsafe {
+            std::slice::from_raw_parts(
+                self.base.as_ptr().add(frame.address as usize),
+                frame.length as usize,
+            )
+        }
     }
 
     /// All bytes from the start of the frame's data to the end of its chunk, for writing.
@@ -285,7 +322,10 @@ impl Umem {
     /// If the data would reach beyond the chunk.
     #[inline]
     pub fn set_length(&self, frame: &mut Frame, length: usize) {
-        assert!(frame.umem == self.id && length <= self.frame_size - self.offset(frame), "data beyond the frame");
+        assert!(
+            frame.umem == self.id && length <= self.frame_size - self.offset(frame),
+            "data beyond the frame"
+        );
         frame.length = length as u32;
     }
 
@@ -306,7 +346,10 @@ impl Umem {
     #[inline]
     #[must_use]
     pub fn stamp(&self, frame: &Frame) -> u64 {
-        assert!(frame.umem == self.id && self.offset(frame) >= STAMP, "no room for a stamp");
+        assert!(
+            frame.umem == self.id && self.offset(frame) >= STAMP,
+            "no room for a stamp"
+        );
         let mut stamp = [0u8; STAMP];
         // SAFETY: the STAMP bytes before the data lie within the same chunk, which the frame's owner alone touches.
         unsafe {
@@ -319,7 +362,10 @@ impl Umem {
     /// Writes the time of arrival in front of the frame's data, as an XDP program does.
     #[inline]
     pub(super) fn set_stamp(&self, frame: &mut Frame, stamp: u64) {
-        assert!(frame.umem == self.id && self.offset(frame) >= STAMP, "no room for a stamp");
+        assert!(
+            frame.umem == self.id && self.offset(frame) >= STAMP,
+            "no room for a stamp"
+        );
         // SAFETY: as in `stamp`, with the exclusive borrow of the handle.
         unsafe {
             let to = self.base.as_ptr().add(frame.address as usize - STAMP);
@@ -344,7 +390,9 @@ impl Umem {
         debug_assert_eq!(descriptor.addr() as u64, frame.address);
         if let Backing::Kernel(umem) = &self.backing {
             // SAFETY: the descriptor is of this UMEM and its frame is ours until it is produced; only the length is set.
-            unsafe { umem.data_mut(&mut descriptor) }.cursor().set_pos(frame.length as usize);
+            unsafe { umem.data_mut(&mut descriptor) }
+                .cursor()
+                .set_pos(frame.length as usize);
         }
         self.slots[chunk].holder.store(holder, Ordering::Relaxed);
         descriptor
@@ -356,7 +404,11 @@ impl Umem {
     #[inline]
     pub(super) fn regain(&self, descriptor: FrameDesc) -> Frame {
         let address = descriptor.addr() as u64;
-        let frame = Frame { address, length: descriptor.lengths().data() as u32, umem: self.id };
+        let frame = Frame {
+            address,
+            length: descriptor.lengths().data() as u32,
+            umem: self.id,
+        };
         let chunk = self.chunk(&frame);
         self.slots[chunk].holder.store(0, Ordering::Relaxed);
         // SAFETY: the kernel gave the frame back, so `frame` is its only handle.
@@ -399,7 +451,12 @@ mod tests {
     use super::*;
 
     fn shape() -> Shape {
-        Shape { frame_size: 2048, frames: 64, ring_size: 64, huge_pages: HugePages::Off }
+        Shape {
+            frame_size: 2048,
+            frames: 64,
+            ring_size: 64,
+            huge_pages: HugePages::Off,
+        }
     }
 
     #[test]

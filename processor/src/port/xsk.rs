@@ -22,7 +22,9 @@ use super::{BATCH, Burst, Held, KernelDrops, Port};
 const KICK_BUDGET: u32 = 32;
 
 /// Whether the socket shares its frames with the driver.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
+#[derive(
+    Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum ZeroCopy {
     /// Where the driver can.
@@ -108,7 +110,10 @@ pub struct XskPort {
 
 impl std::fmt::Debug for XskPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("XskPort").field("fd", &self.tx.fd()).field("held", &self.held).finish()
+        f.debug_struct("XskPort")
+            .field("fd", &self.tx.fd())
+            .field("held", &self.held)
+            .finish()
     }
 }
 
@@ -119,11 +124,16 @@ impl XskPort {
     /// # Errors
     /// See [`XskError`].
     pub fn open(umem: &Arc<Umem>, config: &XskConfig) -> Result<Self, XskError> {
-        let name = CString::new(config.interface.as_str()).map_err(|_| XskError::Name(config.interface.clone()))?;
+        let name =
+            CString::new(config.interface.as_str()).map_err(|_| XskError::Name(config.interface.clone()))?;
         let interface = Interface::new(name);
         let registered = umem.registered().ok_or(XskError::NotRegistered)?;
         let size = QueueSize::new(config.ring_size).map_err(|_| XskError::Name(config.interface.clone()))?;
-        let mode = if config.zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
+        let mode = if config.zero_copy {
+            BindFlags::XDP_ZEROCOPY
+        } else {
+            BindFlags::XDP_COPY
+        };
         let socket = SocketConfig::builder()
             .rx_queue_size(size)
             .tx_queue_size(size)
@@ -149,14 +159,25 @@ impl XskPort {
                 Some(libc::EPERM) => "needs root (CAP_NET_RAW)",
                 Some(libc::ENODEV) => "no such interface",
                 Some(libc::EINVAL) => "no such queue (see ethtool -l)",
-                Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => "the driver cannot: use --zero-copy auto or off",
+                Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => {
+                    "the driver cannot: use --zero-copy auto or off"
+                }
                 Some(libc::EAFNOSUPPORT) => "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)",
                 _ => "see the cause",
             };
-            refused(code.map_or_else(|| std::io::Error::other(error.to_string()), std::io::Error::from_raw_os_error), hint)
+            refused(
+                code.map_or_else(
+                    || std::io::Error::other(error.to_string()),
+                    std::io::Error::from_raw_os_error,
+                ),
+                hint,
+            )
         })?;
         let Some((fill, completion)) = rings else {
-            return Err(refused(std::io::Error::from_raw_os_error(libc::EBUSY), "this process has this queue already"));
+            return Err(refused(
+                std::io::Error::from_raw_os_error(libc::EBUSY),
+                "this process has this queue already",
+            ));
         };
         let zero_copy = mode_in_force(tx.fd().as_raw_fd()).map_err(|source| XskError::Options {
             interface: config.interface.clone(),
@@ -198,7 +219,13 @@ fn mode_in_force(socket: RawFd) -> std::io::Result<bool> {
     let mut length = size_of::<libc::xdp_options>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes into `options`, which outlives the call.
     let status = unsafe {
-        libc::getsockopt(socket, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut options).cast(), &raw mut length)
+        libc::getsockopt(
+            socket,
+            libc::SOL_XDP,
+            libc::XDP_OPTIONS,
+            (&raw mut options).cast(),
+            &raw mut length,
+        )
     };
     if status < 0 {
         return Err(std::io::Error::last_os_error());
@@ -222,12 +249,16 @@ impl Port for XskPort {
     fn refill(&mut self, pool: &mut FramePool) {
         while self.held.receive < self.fill_level {
             let wanted = (self.fill_level - self.held.receive).min(BATCH);
-            let wanted = wanted.min(self.fill.nb_free(wanted as u32) as usize).min(pool.available());
+            let wanted = wanted
+                .min(self.fill.nb_free(wanted as u32) as usize)
+                .min(pool.available());
             if wanted == 0 {
                 break;
             }
             for slot in &mut self.scratch[..wanted] {
-                let Some(frame) = pool.take() else { unreachable!("as many as are available") };
+                let Some(frame) = pool.take() else {
+                    unreachable!("as many as are available")
+                };
                 *slot = self.umem.lend(frame, self.holder);
             }
             // SAFETY: the descriptors are of frames just lent, which nobody else can touch.
@@ -308,7 +339,17 @@ impl Port for XskPort {
     }
 
     fn close(self: Box<Self>, pool: &mut FramePool) {
-        let Self { rx, tx, fill, completion, umem, holder, held, first, .. } = *self;
+        let Self {
+            rx,
+            tx,
+            fill,
+            completion,
+            umem,
+            holder,
+            held,
+            first,
+            ..
+        } = *self;
         // The socket is deleted with the last of its queues; only then has the kernel let go of its frames.
         drop((rx, tx, fill, completion));
         if first {
@@ -321,6 +362,10 @@ impl Port for XskPort {
             pool.put(frame);
             recovered += 1;
         });
-        debug_assert_eq!(recovered, held.receive + held.transmit, "a frame was lost or held twice");
+        debug_assert_eq!(
+            recovered,
+            held.receive + held.transmit,
+            "a frame was lost or held twice"
+        );
     }
 }

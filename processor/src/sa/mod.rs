@@ -3,8 +3,21 @@
 //! No I/O, no clock. What changes with every packet ([`outbound::OutboundSa`], [`inbound::InboundSa`]) belongs to one
 //! worker; what finds it ([`table::SaTable`]) is immutable and shared.
 
-#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
 
 pub mod inbound;
 pub mod nonce;

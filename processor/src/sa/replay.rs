@@ -37,7 +37,12 @@ impl ReplayWindow {
     pub fn new(size: u32, esn: bool) -> Self {
         let size = u64::from(size.clamp(Self::MIN, Self::MAX));
         let blocks = (size.div_ceil(BLOCK) + 1).next_power_of_two();
-        Self { highest: 0, size, esn, blocks: vec![0; blocks as usize].into_boxed_slice() }
+        Self {
+            highest: 0,
+            size,
+            esn,
+            blocks: vec![0; blocks as usize].into_boxed_slice(),
+        }
     }
 
     /// The 64-bit number that a packet with these low 32 bits has (RFC 4303 A2.2); without ESN the number itself.
@@ -51,7 +56,11 @@ impl ReplayWindow {
         let bottom = top_low.wrapping_sub(self.size as u32 - 1);
         let high = if u64::from(top_low) >= self.size - 1 {
             // The window lies within one subspace of 2^32 numbers.
-            if low >= bottom { top_high } else { top_high.wrapping_add(1) }
+            if low >= bottom {
+                top_high
+            } else {
+                top_high.wrapping_add(1)
+            }
         } else if low >= bottom {
             // The window reaches back into the subspace before; before the first there is none.
             match top_high.checked_sub(1) {
@@ -76,7 +85,10 @@ impl ReplayWindow {
         if sequence == 0 || self.highest - sequence >= self.size {
             return Err(ReplayError::TooOld);
         }
-        let seen = self.blocks.get(self.block(sequence)).is_some_and(|block| block & bit(sequence) != 0);
+        let seen = self
+            .blocks
+            .get(self.block(sequence))
+            .is_some_and(|block| block & bit(sequence) != 0);
         if seen { Err(ReplayError::Seen) } else { Ok(()) }
     }
 
@@ -182,7 +194,11 @@ mod tests {
 
     impl Model {
         fn clone_accept(&self, sequence: u64) -> Result<(), ReplayError> {
-            Model { accepted: self.accepted.clone(), ..*self }.accept(sequence)
+            Model {
+                accepted: self.accepted.clone(),
+                ..*self
+            }
+            .accept(sequence)
         }
     }
 
@@ -195,7 +211,11 @@ mod tests {
         }
         assert_eq!(window.infer(5), (1 << 32) + 5, "past the boundary");
         window.accept((1 << 32) + 5).unwrap();
-        assert_eq!(window.infer(u32::MAX), (1 << 32) - 1, "late, from before the boundary");
+        assert_eq!(
+            window.infer(u32::MAX),
+            (1 << 32) - 1,
+            "late, from before the boundary"
+        );
         window.accept((1 << 32) - 1).unwrap();
         assert_eq!(window.accept((1 << 32) - 2), Err(ReplayError::Seen));
         assert_eq!(window.accept((1 << 32) + 5), Err(ReplayError::Seen));

@@ -33,7 +33,10 @@ impl Reservation {
     /// Numbers from `next` up to, not including, `reserved`.
     #[must_use]
     pub fn new(next: u64, reserved: u64) -> Arc<Self> {
-        Arc::new(Self { reserved: AtomicU64::new(reserved), next: AtomicU64::new(next) })
+        Arc::new(Self {
+            reserved: AtomicU64::new(reserved),
+            next: AtomicU64::new(next),
+        })
     }
 
     /// Raises the mark; never lowers it.
@@ -75,14 +78,26 @@ impl Sequence {
     /// A space that begins at 1, for a key that was made for this process (a session).
     #[must_use]
     pub fn fresh(esn: bool, salt: Salt) -> Self {
-        Self { next: 1, reserved: u64::MAX, last: Self::last(esn), salt, reservation: None }
+        Self {
+            next: 1,
+            reserved: u64::MAX,
+            last: Self::last(esn),
+            salt,
+            reservation: None,
+        }
     }
 
     /// A space that goes on where `reservation` says, for a key that outlives the process.
     #[must_use]
     pub fn reserved(esn: bool, salt: Salt, reservation: Arc<Reservation>) -> Self {
         let next = reservation.next().max(1);
-        Self { next, reserved: reservation.reserved(), last: Self::last(esn), salt, reservation: Some(reservation) }
+        Self {
+            next,
+            reserved: reservation.reserved(),
+            last: Self::last(esn),
+            salt,
+            reservation: Some(reservation),
+        }
     }
 
     /// The next number and its nonce.
@@ -125,7 +140,10 @@ mod tests {
     #[test]
     fn counts_from_one_and_makes_the_nonce_of_rfc_4106() {
         let mut sequence = Sequence::fresh(true, SALT);
-        assert_eq!(sequence.take(), Ok((1, Nonce::of_vector([1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 1]))));
+        assert_eq!(
+            sequence.take(),
+            Ok((1, Nonce::of_vector([1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 1])))
+        );
         assert_eq!(sequence.take().unwrap().0, 2);
     }
 
@@ -149,7 +167,11 @@ mod tests {
         assert_eq!(sequence.take(), Err(SequenceError::NotReserved));
         assert_eq!(reservation.next(), 12);
         reservation.raise(5);
-        assert_eq!(sequence.take(), Err(SequenceError::NotReserved), "the mark is never lowered");
+        assert_eq!(
+            sequence.take(),
+            Err(SequenceError::NotReserved),
+            "the mark is never lowered"
+        );
         reservation.raise(13);
         assert_eq!(sequence.take().unwrap().0, 12);
         assert_eq!(sequence.take(), Err(SequenceError::NotReserved));

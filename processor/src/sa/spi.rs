@@ -18,7 +18,11 @@ impl Spi {
     /// # Errors
     /// If the number is reserved.
     pub fn new(number: u32) -> Result<Self, ReservedSpi> {
-        if number >= Self::FIRST { Ok(Self(number)) } else { Err(ReservedSpi(number)) }
+        if number >= Self::FIRST {
+            Ok(Self(number))
+        } else {
+            Err(ReservedSpi(number))
+        }
     }
 
     /// The number.

@@ -38,7 +38,7 @@ pub struct OutboundKey {
 }
 
 /// Finds SAs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SaTable {
     inbound: HashMap<u32, Place, FixedState>,
     outbound: HashMap<OutboundKey, Vec<(Selector, Place)>, FixedState>,
@@ -72,7 +72,10 @@ impl SaTable {
     #[must_use]
     pub fn outbound(&self, key: &OutboundKey, packet: &Packet) -> Option<Place> {
         let candidates = self.outbound.get(key)?;
-        candidates.iter().find(|(selector, _)| selector.covers_outbound(packet)).map(|(_, place)| *place)
+        candidates
+            .iter()
+            .find(|(selector, _)| selector.covers_outbound(packet))
+            .map(|(_, place)| *place)
     }
 }
 

@@ -14,7 +14,13 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use crate::path::outcome::{Direction, Outcome};
 
 /// The classes that latency is kept for, in the order of [`class_of`].
-const CLASSES: [&str; 5] = ["sent_encrypted", "sent_authenticated", "sent_plaintext", "delivered", "dropped"];
+const CLASSES: [&str; 5] = [
+    "sent_encrypted",
+    "sent_authenticated",
+    "sent_plaintext",
+    "delivered",
+    "dropped",
+];
 
 /// Longest latency that is told apart from longer ones, in ns.
 const LONGEST: u64 = 10_000_000_000;
@@ -59,9 +65,17 @@ impl Latencies {
 
     /// Every histogram that has something in it, with direction and class.
     pub fn recorded(&self) -> impl Iterator<Item = (&'static str, &'static str, &Histogram<u64>)> {
-        self.0.iter().enumerate().filter(|(_, histogram)| !histogram.is_empty()).map(|(number, histogram)| {
-            (Direction::ALL[number / CLASSES.len()].name(), CLASSES[number % CLASSES.len()], histogram)
-        })
+        self.0
+            .iter()
+            .enumerate()
+            .filter(|(_, histogram)| !histogram.is_empty())
+            .map(|(number, histogram)| {
+                (
+                    Direction::ALL[number / CLASSES.len()].name(),
+                    CLASSES[number % CLASSES.len()],
+                    histogram,
+                )
+            })
     }
 }
 
@@ -86,8 +100,18 @@ pub struct Collector {
 pub fn exchange() -> (Recorder, Collector) {
     let (empty, empty_end) = RingBuffer::new(1);
     let (full, full_end) = RingBuffer::new(1);
-    let recorder = Recorder { current: Box::default(), empty: empty_end, full };
-    (recorder, Collector { empty, full: full_end })
+    let recorder = Recorder {
+        current: Box::default(),
+        empty: empty_end,
+        full,
+    };
+    (
+        recorder,
+        Collector {
+            empty,
+            full: full_end,
+        },
+    )
 }
 
 impl Recorder {
@@ -154,7 +178,8 @@ pub fn write_interval<W: Write>(
     for (direction, class, histogram) in latencies.recorded() {
         let name = format!("{direction}/{class}");
         let tag = Tag::new(&name).expect("names have no comma, space or line break");
-        log.write_histogram(histogram, since, length, Some(tag)).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+        log.write_histogram(histogram, since, length, Some(tag))
+            .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
     }
     Ok(())
 }
@@ -182,12 +207,19 @@ mod tests {
             if let LogEntry::Interval(interval) = entry.unwrap() {
                 let raw = base64(interval.encoded_histogram());
                 let histogram: Histogram<u64> = Deserializer::new().deserialize(&mut raw.as_slice()).unwrap();
-                seen.push((interval.tag().unwrap().as_str().to_owned(), histogram.len(), histogram.max() / 1000));
+                seen.push((
+                    interval.tag().unwrap().as_str().to_owned(),
+                    histogram.len(),
+                    histogram.max() / 1000,
+                ));
             }
         }
         assert_eq!(
             seen,
-            [("outbound/sent_encrypted".to_owned(), 3, 3), ("inbound/dropped".to_owned(), 1, 0)]
+            [
+                ("outbound/sent_encrypted".to_owned(), 3, 3),
+                ("inbound/dropped".to_owned(), 1, 0)
+            ]
         );
     }
 
@@ -201,7 +233,9 @@ mod tests {
         };
         let mut bytes = Vec::new();
         for group in text.trim_end_matches('=').as_bytes().chunks(4) {
-            let number = group.iter().fold(0u32, |number, byte| number << 6 | u32::from(digit(*byte)));
+            let number = group
+                .iter()
+                .fold(0u32, |number, byte| number << 6 | u32::from(digit(*byte)));
             let number = number << (6 * (4 - group.len()));
             bytes.extend(&number.to_be_bytes()[1..group.len()]);
         }

@@ -109,11 +109,15 @@ impl Totals {
             self.ended += count;
             let outcomes = &mut self.outcomes;
             match outcome {
-                Outcome::Dropped(reason) if count > 0 => *outcomes.dropped.entry(reason.name()).or_default() += count,
+                Outcome::Dropped(reason) if count > 0 => {
+                    *outcomes.dropped.entry(reason.name()).or_default() += count
+                }
                 Outcome::Dropped(_) => {}
                 Outcome::Delivered => outcomes.delivered += count,
                 Outcome::Sent(crate::path::outcome::SentAs::Encrypted) => outcomes.sent_encrypted += count,
-                Outcome::Sent(crate::path::outcome::SentAs::Authenticated) => outcomes.sent_authenticated += count,
+                Outcome::Sent(crate::path::outcome::SentAs::Authenticated) => {
+                    outcomes.sent_authenticated += count
+                }
                 Outcome::Sent(crate::path::outcome::SentAs::Plaintext) => outcomes.sent_plaintext += count,
             }
         }
@@ -148,7 +152,8 @@ impl Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = |f: &mut fmt::Formatter<'_>, name: &str, count: u64| writeln!(f, "  {name:<28} {count:>14}");
+        let line =
+            |f: &mut fmt::Formatter<'_>, name: &str, count: u64| writeln!(f, "  {name:<28} {count:>14}");
         writeln!(f, "packets")?;
         line(f, "received", self.received)?;
         line(f, "copied to groups", self.copies)?;
@@ -170,7 +175,11 @@ impl fmt::Display for Totals {
             frames.total, frames.free, frames.receive, frames.transmit, frames.handoff
         )?;
         if !self.latency_ns.is_empty() {
-            writeln!(f, "latency, us {:>29} {:>9} {:>9} {:>9} {:>9}", "count", "p50", "p99", "p99.9", "max")?;
+            writeln!(
+                f,
+                "latency, us {:>29} {:>9} {:>9} {:>9} {:>9}",
+                "count", "p50", "p99", "p99.9", "max"
+            )?;
         }
         for (name, one) in &self.latency_ns {
             let us = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
@@ -202,6 +211,9 @@ mod tests {
         counters.outcome(Outcome::Dropped(DropReason::NoRule)).add(2);
         let mut totals = Totals::default();
         totals.add(&counters);
-        assert_eq!((totals.ended, totals.in_flight, totals.outcomes.dropped["NoRule"]), (5, 1, 2));
+        assert_eq!(
+            (totals.ended, totals.in_flight, totals.outcomes.dropped["NoRule"]),
+            (5, 1, 2)
+        );
     }
 }

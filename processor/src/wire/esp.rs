@@ -68,10 +68,15 @@ pub fn write_trailer(room: &mut [u8], payload: usize, next_header: u8) -> Option
 #[inline]
 #[must_use]
 pub fn read_trailer(opened: &[u8]) -> Option<(usize, u8)> {
-    let [rest @ .., padding, next_header] = opened else { return None };
+    let [rest @ .., padding, next_header] = opened else {
+        return None;
+    };
     let payload = rest.len().checked_sub(usize::from(*padding))?;
     let pads = rest.get(payload..)?;
-    (1u8..).zip(pads).all(|(number, byte)| number == *byte).then_some((payload, *next_header))
+    (1u8..)
+        .zip(pads)
+        .all(|(number, byte)| number == *byte)
+        .then_some((payload, *next_header))
 }
 
 #[cfg(test)]

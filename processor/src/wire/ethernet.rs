@@ -23,7 +23,20 @@ pub const SERVICE_VLAN: u16 = 0x88a8;
 
 /// A MAC address, in wire order.
 #[derive(
-    Copy, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+    Copy,
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct MacAddress(pub [u8; 6]);
@@ -63,7 +76,11 @@ impl FromStr for MacAddress {
             let part = parts.next().filter(|part| part.len() == 2).ok_or(NotAMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| NotAMac)?;
         }
-        if parts.next().is_some() { Err(NotAMac) } else { Ok(Self(bytes)) }
+        if parts.next().is_some() {
+            Err(NotAMac)
+        } else {
+            Ok(Self(bytes))
+        }
     }
 }
 
@@ -97,7 +114,13 @@ mod tests {
     fn mac_text_round_trip() {
         let mac: MacAddress = "02:00:00:01:00:fe".parse().unwrap();
         assert_eq!(mac.to_string(), "02:00:00:01:00:fe");
-        for wrong in ["", "02:00:00:01:00", "02:00:00:01:00:fe:1", "02:00:00:01:00:g0", "2:0:0:1:0:fe"] {
+        for wrong in [
+            "",
+            "02:00:00:01:00",
+            "02:00:00:01:00:fe:1",
+            "02:00:00:01:00:g0",
+            "2:0:0:1:0:fe",
+        ] {
             assert_eq!(wrong.parse::<MacAddress>(), Err(NotAMac), "{wrong}");
         }
     }

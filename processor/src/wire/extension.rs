@@ -41,7 +41,11 @@ pub struct Chain {
 /// do not come first.
 #[inline]
 pub fn walk(first: u8, bytes: &[u8]) -> Result<Chain, Malformed> {
-    let mut chain = Chain { protocol: first, length: 0, fragment: None };
+    let mut chain = Chain {
+        protocol: first,
+        length: 0,
+        fragment: None,
+    };
     for position in 0..=MAX_CHAIN {
         let rest = bytes.get(chain.length..).ok_or(Malformed::Extension)?;
         let length = match chain.protocol {
@@ -55,17 +59,24 @@ pub fn walk(first: u8, bytes: &[u8]) -> Result<Chain, Malformed> {
                 _ => return Err(Malformed::Extension),
             },
             FRAGMENT => {
-                let [_, _, high, low, ..] = rest else { return Err(Malformed::Extension) };
+                let [_, _, high, low, ..] = rest else {
+                    return Err(Malformed::Extension);
+                };
                 if chain.fragment.is_some() {
                     return Err(Malformed::Extension);
                 }
                 let field = u16::from_be_bytes([*high, *low]);
-                chain.fragment = Some(FragmentField { offset: field & !7, more: field & 1 != 0 });
+                chain.fragment = Some(FragmentField {
+                    offset: field & !7,
+                    more: field & 1 != 0,
+                });
                 8
             }
             _ => return Ok(chain),
         };
-        let (Some(next), true) = (rest.first(), rest.len() >= length) else { return Err(Malformed::Extension) };
+        let (Some(next), true) = (rest.first(), rest.len() >= length) else {
+            return Err(Malformed::Extension);
+        };
         chain.protocol = *next;
         chain.length += length;
         if chain.fragment.is_some_and(|fragment| fragment.offset > 0) {
@@ -87,16 +98,42 @@ mod tests {
         bytes[16] = 6;
         bytes[18..20].copy_from_slice(&0x0001u16.to_be_bytes());
         let chain = walk(HOP_BY_HOP, &bytes).unwrap();
-        assert_eq!(chain, Chain { protocol: 6, length: 24, fragment: Some(FragmentField { offset: 0, more: true }) });
+        assert_eq!(
+            chain,
+            Chain {
+                protocol: 6,
+                length: 24,
+                fragment: Some(FragmentField {
+                    offset: 0,
+                    more: true
+                })
+            }
+        );
     }
 
     #[test]
     fn refuses_what_would_be_guessed() {
-        assert_eq!(walk(ROUTING, &[6, 1, 0, 0, 0, 0, 0, 0]), Err(Malformed::Extension), "longer than the packet");
-        assert_eq!(walk(HOP_BY_HOP, &[0; 128]), Err(Malformed::Extension), "hop-by-hop twice");
-        assert_eq!(walk(DESTINATION, &[DESTINATION, 0].repeat(64)), Err(Malformed::Extension), "endless chain");
+        assert_eq!(
+            walk(ROUTING, &[6, 1, 0, 0, 0, 0, 0, 0]),
+            Err(Malformed::Extension),
+            "longer than the packet"
+        );
+        assert_eq!(
+            walk(HOP_BY_HOP, &[0; 128]),
+            Err(Malformed::Extension),
+            "hop-by-hop twice"
+        );
+        assert_eq!(
+            walk(DESTINATION, &[DESTINATION, 0].repeat(64)),
+            Err(Malformed::Extension),
+            "endless chain"
+        );
         let twice = [FRAGMENT, 0, 0, 1, 0, 0, 0, 0, 6, 0, 0, 1, 0, 0, 0, 0];
-        assert_eq!(walk(FRAGMENT, &twice), Err(Malformed::Extension), "two fragment headers");
+        assert_eq!(
+            walk(FRAGMENT, &twice),
+            Err(Malformed::Extension),
+            "two fragment headers"
+        );
     }
 
     #[test]

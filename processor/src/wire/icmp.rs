@@ -27,7 +27,10 @@ pub struct Neighbour {
 /// Reads a neighbour solicitation or advertisement; `None` if `message` is neither, or its options are out of bounds.
 #[must_use]
 pub fn neighbour(message: &[u8]) -> Option<Neighbour> {
-    if !matches!(message.first(), Some(&(NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT))) {
+    if !matches!(
+        message.first(),
+        Some(&(NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT))
+    ) {
         return None;
     }
     let target: [u8; 16] = message.get(8..OPTIONS)?.try_into().ok()?;
@@ -44,5 +47,8 @@ pub fn neighbour(message: &[u8]) -> Option<Neighbour> {
         }
         options = options.get(length..)?;
     }
-    Some(Neighbour { target: Ipv6Addr::from(target), link_layer })
+    Some(Neighbour {
+        target: Ipv6Addr::from(target),
+        link_layer,
+    })
 }

@@ -60,7 +60,13 @@ pub fn rewrite(header: &mut [u8], total_length: u16, protocol: u8) {
 
 /// A header without options for a packet between two hosts.
 #[must_use]
-pub fn outer(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, traffic_class: u8, total_length: u16) -> [u8; HEADER] {
+pub fn outer(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    traffic_class: u8,
+    total_length: u16,
+) -> [u8; HEADER] {
     let mut header = Header {
         version_length: 0x45,
         traffic_class,

@@ -39,7 +39,13 @@ pub fn rewrite(header: &mut [u8], payload_length: u16, next_header: u8) {
 
 /// A header for a packet between two hosts.
 #[must_use]
-pub fn outer(source: Ipv6Addr, destination: Ipv6Addr, next_header: u8, traffic_class: u8, payload_length: u16) -> [u8; HEADER] {
+pub fn outer(
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    next_header: u8,
+    traffic_class: u8,
+    payload_length: u16,
+) -> [u8; HEADER] {
     let header = Header {
         version_class_flow: (6 << 28 | u32::from(traffic_class) << 20).into(),
         payload_length: payload_length.into(),

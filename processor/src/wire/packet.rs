@@ -135,7 +135,8 @@ impl Packet {
     /// See [`Malformed`].
     #[inline]
     pub fn parse(frame: &[u8]) -> Result<Packet, Malformed> {
-        let (header, mut rest) = ethernet::Header::ref_from_prefix(frame).map_err(|_| Malformed::Truncated)?;
+        let (header, mut rest) =
+            ethernet::Header::ref_from_prefix(frame).map_err(|_| Malformed::Truncated)?;
         let mut ethertype = header.ethertype.get();
         let mut offset = ethernet::HEADER;
         let mut vlan = None;
@@ -191,7 +192,9 @@ impl Packet {
             return Err(Malformed::Ip);
         }
         let packet = bytes.get(..total).ok_or(Malformed::Truncated)?;
-        let (whole_header, payload) = packet.split_at_checked(header_length).ok_or(Malformed::Truncated)?;
+        let (whole_header, payload) = packet
+            .split_at_checked(header_length)
+            .ok_or(Malformed::Truncated)?;
         if checksum::sum(whole_header) != 0xffff {
             return Err(Malformed::Ip);
         }
@@ -216,7 +219,9 @@ impl Packet {
         if word >> 28 != 6 {
             return Err(Malformed::Ip);
         }
-        let payload = rest.get(..usize::from(header.payload_length.get())).ok_or(Malformed::Truncated)?;
+        let payload = rest
+            .get(..usize::from(header.payload_length.get()))
+            .ok_or(Malformed::Truncated)?;
         let chain = extension::walk(header.next_header, payload)?;
         let upper = payload.get(chain.length..).ok_or(Malformed::Extension)?;
         self.l3 = L3::Ip;
@@ -249,17 +254,26 @@ impl Packet {
         }
         if let Some(minimum) = minimum {
             if payload.len() < minimum {
-                return Err(if self.fragment == Fragment::First { Malformed::Fragment } else { Malformed::Transport });
+                return Err(if self.fragment == Fragment::First {
+                    Malformed::Fragment
+                } else {
+                    Malformed::Transport
+                });
             }
             self.ports = transport::ports(payload);
             if self.protocol == TCP {
                 self.tcp_flags = transport::tcp_flags(payload).ok_or(Malformed::Transport)?;
             }
         } else if matches!(self.protocol, icmp::ICMP | icmp::ICMPV6) {
-            let [kind, code, ..] = payload else { return Err(Malformed::Transport) };
+            let [kind, code, ..] = payload else {
+                return Err(Malformed::Transport);
+            };
             self.icmp = Some((*kind, *code));
             if self.protocol == icmp::ICMPV6
-                && matches!(*kind, icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT)
+                && matches!(
+                    *kind,
+                    icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT
+                )
             {
                 let neighbour = icmp::neighbour(payload).ok_or(Malformed::Transport)?;
                 self.nd_target = Some(neighbour.target);
@@ -328,8 +342,14 @@ mod tests {
     fn reads_udp_over_ipv4_and_cuts_padding() {
         let mut bytes = udp4();
         let packet = Packet::parse(&bytes).unwrap();
-        assert_eq!((packet.source, packet.destination), (SOURCE.into(), DESTINATION.into()));
-        assert_eq!((packet.ports, packet.dscp, packet.l4_offset), (Some((12345, 53)), 46, 34));
+        assert_eq!(
+            (packet.source, packet.destination),
+            (SOURCE.into(), DESTINATION.into())
+        );
+        assert_eq!(
+            (packet.ports, packet.dscp, packet.l4_offset),
+            (Some((12345, 53)), 46, 34)
+        );
         let end = bytes.len() as u16;
         bytes.extend([0; 14]);
         assert_eq!(Packet::parse(&bytes).unwrap().end, end);
@@ -338,20 +358,41 @@ mod tests {
     #[test]
     fn reads_tcp_over_ipv6() {
         let packet = Packet::parse(&tcp6()).unwrap();
-        assert_eq!((packet.ports, packet.tcp_flags, packet.l4_offset), (Some((12345, 80)), transport::SYN, 54));
+        assert_eq!(
+            (packet.ports, packet.tcp_flags, packet.l4_offset),
+            (Some((12345, 80)), transport::SYN, 54)
+        );
     }
 
     #[test]
     fn reads_vlan_tags_up_to_two() {
         let inner = &udp4()[14..];
-        assert_eq!(Packet::parse(&frame(&[0x2064], ethernet::IPV4, inner)).unwrap().vlan, Some(100));
-        assert_eq!(Packet::parse(&frame(&[7, 8], ethernet::IPV4, inner)).unwrap().vlan, Some(7));
-        assert_eq!(Packet::parse(&frame(&[7, 8, 9], ethernet::IPV4, inner)), Err(Malformed::Vlan));
+        assert_eq!(
+            Packet::parse(&frame(&[0x2064], ethernet::IPV4, inner))
+                .unwrap()
+                .vlan,
+            Some(100)
+        );
+        assert_eq!(
+            Packet::parse(&frame(&[7, 8], ethernet::IPV4, inner))
+                .unwrap()
+                .vlan,
+            Some(7)
+        );
+        assert_eq!(
+            Packet::parse(&frame(&[7, 8, 9], ethernet::IPV4, inner)),
+            Err(Malformed::Vlan)
+        );
     }
 
     #[test]
     fn fragments_have_ports_only_in_front() {
-        let first = Packet::parse(&fragment4(ip4::MORE_FRAGMENTS, &[0, 1, 0, 2, 0, 0, 0, 0], transport::UDP)).unwrap();
+        let first = Packet::parse(&fragment4(
+            ip4::MORE_FRAGMENTS,
+            &[0, 1, 0, 2, 0, 0, 0, 0],
+            transport::UDP,
+        ))
+        .unwrap();
         assert_eq!((first.fragment, first.ports), (Fragment::First, Some((1, 2))));
         let later = Packet::parse(&fragment4(10, &[0, 1, 0, 2, 0, 0, 0, 0], transport::UDP)).unwrap();
         assert_eq!((later.fragment, later.ports), (Fragment::NonFirst, None));
@@ -360,8 +401,14 @@ mod tests {
     /// RFC 1858 3: tiny and overlapping fragments hide or rewrite TCP flags.
     #[test]
     fn fragments_that_hide_a_header_are_refused() {
-        assert_eq!(Packet::parse(&fragment4(ip4::MORE_FRAGMENTS, &[0; 8], TCP)), Err(Malformed::Fragment));
-        assert_eq!(Packet::parse(&fragment4(1, &[0; 8], TCP)), Err(Malformed::Fragment));
+        assert_eq!(
+            Packet::parse(&fragment4(ip4::MORE_FRAGMENTS, &[0; 8], TCP)),
+            Err(Malformed::Fragment)
+        );
+        assert_eq!(
+            Packet::parse(&fragment4(1, &[0; 8], TCP)),
+            Err(Malformed::Fragment)
+        );
     }
 
     #[test]
@@ -375,7 +422,11 @@ mod tests {
     fn every_prefix_is_refused() {
         for whole in [udp4(), tcp6()] {
             for length in 0..whole.len() {
-                assert!(Packet::parse(&whole[..length]).is_err(), "{length} bytes of {}", whole.len());
+                assert!(
+                    Packet::parse(&whole[..length]).is_err(),
+                    "{length} bytes of {}",
+                    whole.len()
+                );
             }
         }
     }

@@ -18,7 +18,10 @@ pub const RING: usize = 512;
 
 /// What goes over.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a slot of the ring has room for a packet; nothing is allocated for it")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a slot of the ring has room for a packet; nothing is allocated for it"
+)]
 pub enum Item {
     /// A packet, and what to do next with it.
     Packet(NextStep, Descriptor),
@@ -40,7 +43,10 @@ impl Waker {
     /// If the system has no descriptor left.
     pub fn new() -> std::io::Result<Self> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { event: Arc::new(event), sleeping: Arc::new(AtomicBool::new(false)) })
+        Ok(Self {
+            event: Arc::new(event),
+            sleeping: Arc::new(AtomicBool::new(false)),
+        })
     }
 
     /// Wakes the worker if it sleeps or is about to. Costs a fence if it does not.
@@ -97,13 +103,22 @@ impl Handoff {
     #[must_use]
     pub fn mesh(wakers: &[Waker]) -> Vec<Handoff> {
         let count = wakers.len();
-        let mut meshed: Vec<Handoff> =
-            (0..count).map(|_| Handoff { peers: (0..count).map(|_| None).collect() }).collect();
+        let mut meshed: Vec<Handoff> = (0..count)
+            .map(|_| Handoff {
+                peers: (0..count).map(|_| None).collect(),
+            })
+            .collect();
         for one in 0..count {
             for two in one + 1..count {
                 let (forth, forth_end) = RingBuffer::new(RING);
                 let (back, back_end) = RingBuffer::new(RING);
-                let rings = |to, from, waker: &Waker| PeerRings { to, from, waker: waker.clone(), owed: 0, pushed: false };
+                let rings = |to, from, waker: &Waker| PeerRings {
+                    to,
+                    from,
+                    waker: waker.clone(),
+                    owed: 0,
+                    pushed: false,
+                };
                 meshed[one].peers[two] = Some(rings(forth, back_end, &wakers[two]));
                 meshed[two].peers[one] = Some(rings(back, forth_end, &wakers[one]));
             }
@@ -116,9 +131,14 @@ impl Handoff {
     /// # Errors
     /// Gives it back if the ring is full, or if there is no such worker.
     #[inline]
-    #[expect(clippy::result_large_err, reason = "a packet comes back whole, and nothing is allocated for it")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "a packet comes back whole, and nothing is allocated for it"
+    )]
     pub fn push(&mut self, to: WorkerId, step: NextStep, packet: Descriptor) -> Result<(), Descriptor> {
-        let Some(Some(peer)) = self.peers.get_mut(to.index()) else { return Err(packet) };
+        let Some(Some(peer)) = self.peers.get_mut(to.index()) else {
+            return Err(packet);
+        };
         match peer.to.push(Item::Packet(step, packet)) {
             Ok(()) => {
                 peer.pushed = true;

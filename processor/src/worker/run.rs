@@ -65,7 +65,10 @@ impl Stop {
     /// For so many workers.
     #[must_use]
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { asked: AtomicBool::new(false), idle: (0..workers).map(|_| AtomicBool::new(false)).collect() })
+        Arc::new(Self {
+            asked: AtomicBool::new(false),
+            idle: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+        })
     }
 
     /// Asks every worker to finish what it has and stop.
@@ -131,11 +134,16 @@ pub struct Ports {
 
 impl Ports {
     fn all(&self) -> impl Iterator<Item = &dyn Port> {
-        self.uplink.iter().map(|port| &**port).chain(self.guests.iter().map(|(_, port)| &**port))
+        self.uplink
+            .iter()
+            .map(|port| &**port)
+            .chain(self.guests.iter().map(|(_, port)| &**port))
     }
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Port>> {
-        self.uplink.iter_mut().chain(self.guests.iter_mut().map(|(_, port)| port))
+        self.uplink
+            .iter_mut()
+            .chain(self.guests.iter_mut().map(|(_, port)| port))
     }
 
     /// The frames that all of them hold.
@@ -150,7 +158,9 @@ impl Ports {
     /// What was dropped before any of them received it.
     #[must_use]
     pub fn kernel_drops(&self) -> KernelDrops {
-        self.all().map(Port::kernel_drops).fold(KernelDrops::default(), sum_of_drops)
+        self.all()
+            .map(Port::kernel_drops)
+            .fold(KernelDrops::default(), sum_of_drops)
     }
 }
 
@@ -171,7 +181,9 @@ impl Exits for WorkerExits<'_> {
     #[inline]
     fn uplink(&mut self, frame: Frame) -> Result<(), (Frame, DropReason)> {
         match &mut self.ports.uplink {
-            Some(port) => port.transmit(frame).map_err(|frame| (frame, DropReason::TxRingFull)),
+            Some(port) => port
+                .transmit(frame)
+                .map_err(|frame| (frame, DropReason::TxRingFull)),
             None => Err((frame, DropReason::PortGone)),
         }
     }
@@ -179,7 +191,9 @@ impl Exits for WorkerExits<'_> {
     #[inline]
     fn guest(&mut self, port: u16, frame: Frame) -> Result<(), (Frame, DropReason)> {
         match self.ports.guests.iter_mut().find(|(number, _)| *number == port) {
-            Some((_, port)) => port.transmit(frame).map_err(|frame| (frame, DropReason::TxRingFull)),
+            Some((_, port)) => port
+                .transmit(frame)
+                .map_err(|frame| (frame, DropReason::TxRingFull)),
             None => Err((frame, DropReason::PortGone)),
         }
     }
@@ -202,7 +216,9 @@ impl Ledger for WorkerLedger<'_> {
     fn ended(&mut self, direction: Direction, outcome: Outcome, arrival: u64) {
         let now = *self.now.get_or_insert_with(monotonic);
         self.counters.outcome(outcome).add(1);
-        self.recorder.current.record(direction, outcome, now.saturating_sub(arrival));
+        self.recorder
+            .current
+            .record(direction, outcome, now.saturating_sub(arrival));
     }
 
     #[inline]
@@ -266,7 +282,8 @@ impl Worker {
         }
         self.recorder.swap_if_asked();
         let pool = std::cell::RefCell::new(&mut self.pool);
-        self.handoff.settle(|| pool.borrow_mut().take(), |frame| pool.borrow_mut().put(frame));
+        self.handoff
+            .settle(|| pool.borrow_mut().take(), |frame| pool.borrow_mut().put(frame));
         work
     }
 
@@ -343,7 +360,14 @@ impl Worker {
         if count > 0 {
             self.counters.taken_over.add(count as u64);
             self.with_context(|context, exits, ledger| {
-                transmit(&mut leaving, context.worker, context.tables, context.pool, exits, ledger);
+                transmit(
+                    &mut leaving,
+                    context.worker,
+                    context.tables,
+                    context.pool,
+                    exits,
+                    ledger,
+                );
                 inbound::open_and_deliver(context, &mut opening, exits, ledger);
                 outbound::seal_and_send(context, &mut sealing, exits, ledger);
             });
@@ -352,7 +376,10 @@ impl Worker {
         count
     }
 
-    fn with_context(&mut self, run: impl FnOnce(&mut Context<'_>, &mut WorkerExits<'_>, &mut WorkerLedger<'_>)) {
+    fn with_context(
+        &mut self,
+        run: impl FnOnce(&mut Context<'_>, &mut WorkerExits<'_>, &mut WorkerLedger<'_>),
+    ) {
         self.counters.batches.add(1);
         let tables = self.tables.load();
         let mut context = Context {
@@ -362,8 +389,15 @@ impl Worker {
             sas: &mut self.sas,
             engine: &*self.engine,
         };
-        let mut exits = WorkerExits { ports: &mut self.ports, handoff: &mut self.handoff };
-        let mut ledger = WorkerLedger { counters: &self.counters, recorder: &mut self.recorder, now: None };
+        let mut exits = WorkerExits {
+            ports: &mut self.ports,
+            handoff: &mut self.handoff,
+        };
+        let mut ledger = WorkerLedger {
+            counters: &self.counters,
+            recorder: &mut self.recorder,
+            now: None,
+        };
         run(&mut context, &mut exits, &mut ledger);
     }
 
@@ -384,11 +418,23 @@ impl Worker {
             let mut descriptors = arrayvec::ArrayVec::<PollFd<'_>, 256>::new();
             let woken = self.waker.wait_on();
             descriptors.push(PollFd::from_borrowed_fd(woken, PollFlags::IN));
-            for socket in self.ports.all().filter_map(Port::wait_on).take(descriptors.remaining_capacity()) {
+            for socket in self
+                .ports
+                .all()
+                .filter_map(Port::wait_on)
+                .take(descriptors.remaining_capacity())
+            {
                 descriptors.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
             }
-            let nap = if waiting || self.ports.held().transmit > 0 { SHORT_NAP } else { NAP };
-            let timeout = Timespec { tv_sec: 0, tv_nsec: nap.subsec_nanos().into() };
+            let nap = if waiting || self.ports.held().transmit > 0 {
+                SHORT_NAP
+            } else {
+                NAP
+            };
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: nap.subsec_nanos().into(),
+            };
             // An interrupted wait is as good as one that ended.
             let _ = poll(&mut descriptors, Some(&timeout));
         }

@@ -1,0 +1,85 @@
+//! The command line: a file a subcommand.
+//!
+//! Exit codes: 0 done, 1 failed (the message says what, where and what to do), 2 wrong usage.
+
+mod check;
+mod explain;
+mod man;
+mod run;
+mod sa;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::control::config::ConfigError;
+use crate::control::supervise::chain;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "guestseal",
+    version,
+    about = "Seals the traffic of a hypervisor's guests by rules",
+    long_about = "Takes every packet that a guest sends, decides by YAML rules whether and under which key to seal it, and \
+                  sends it out of the uplink; opens what arrives, holds it to the same rules and delivers it to its guests.",
+    after_help = "Examples:\n  guestseal check policy.yaml\n  guestseal sa init --config host.yaml\n  \
+                  guestseal run --config host.yaml --uplink eth1 --queue 0 --cpu 2\n  \
+                  guestseal explain --policy policy.yaml --from web --to db --protocol tcp --to-port 5432"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the packet processor of this host.
+    Run(run::Run),
+    /// Validates policy and host files, without touching anything.
+    Check(check::Check),
+    /// Says which rule a packet meets, why, and why not the ones before it.
+    Explain(explain::Explain),
+    /// Manual security associations.
+    Sa(sa::Sa),
+    /// Writes the man pages into a directory.
+    Man(man::Man),
+}
+
+/// What a subcommand ends with when it fails.
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the command.
+#[must_use]
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Check(check) => check.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Sa(sa) => sa.run(),
+        Command::Man(man) => man.run(&Cli::command()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&*failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Mistakes in files with the place shown, anything else on one line with its causes.
+fn report(failure: &(dyn std::error::Error + 'static)) {
+    if let Some(ConfigError::File(errors)) = failure.downcast_ref::<ConfigError>() {
+        for error in &errors.0 {
+            eprintln!("guestseal: {error}");
+            eprintln!("{:?}", miette::Report::new(error.clone()));
+        }
+        let count = errors.0.len();
+        eprintln!(
+            "guestseal: {count} {} found",
+            if count == 1 { "mistake" } else { "mistakes" }
+        );
+    } else {
+        eprintln!("guestseal: {}", chain(failure));
+    }
+}

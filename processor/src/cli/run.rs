@@ -1,0 +1,165 @@
+//! `guestseal run`: the packet processor.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, ValueEnum};
+use guestseal_xdp::loader::XdpMode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::control::config::{HostConfig, Overrides, WorkerConfig};
+use crate::control::supervise::{RunOptions, run};
+use crate::port::xsk::ZeroCopy;
+
+use super::Failure;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  guestseal run --config host.yaml\n  \
+                        guestseal run --config host.yaml --uplink eth1 --queue 0 --cpu 2 --queue 1 --cpu 3\n\n\
+                        SIGTERM or SIGINT finishes what was begun, detaches and prints totals; a second one ends at once.")]
+pub(super) struct Run {
+    /// The host's configuration
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The interface that leads to the other hosts
+    #[arg(long, value_name = "INTERFACE")]
+    uplink: Option<String>,
+    /// A queue of the uplink: one worker each, repeated in pairs with --cpu
+    #[arg(long, value_name = "N", requires = "cpu")]
+    queue: Vec<u32>,
+    /// The CPU that the queue's worker is pinned to
+    #[arg(long, value_name = "N", requires = "queue")]
+    cpu: Vec<usize>,
+    /// How XDP programs are attached; auto falls back to generic with a warning
+    #[arg(long, value_enum, value_name = "MODE")]
+    xdp_mode: Option<Mode>,
+    /// Whether sockets share frames with the driver
+    #[arg(long, value_enum, value_name = "WHEN")]
+    zero_copy: Option<ZeroCopy>,
+    /// Workers never sleep
+    #[arg(long)]
+    busy_poll: bool,
+    /// How messages are written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    log_format: LogFormat,
+    /// Write latency histograms to an HdrHistogram interval log
+    #[arg(long, value_name = "FILE")]
+    histogram_log: Option<PathBuf>,
+    /// Made when traffic flows
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Write the totals as JSON at the end
+    #[arg(long, value_name = "FILE")]
+    totals_json: Option<PathBuf>,
+    /// Where the guest ports' XDP programs are pinned: a BPF file system
+    #[arg(long, value_name = "DIR")]
+    pin_directory: Option<PathBuf>,
+}
+
+#[derive(Copy, Clone, Debug, ValueEnum)]
+enum Mode {
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(Copy, Clone, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Run {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if self.queue.len() != self.cpu.len() {
+            let message = format!(
+                "{} --queue and {} --cpu: expected pairs",
+                self.queue.len(),
+                self.cpu.len()
+            );
+            clap::Error::raw(clap::error::ErrorKind::WrongNumberOfValues, message + "\n").exit();
+        }
+        self.log();
+        let workers = self
+            .queue
+            .iter()
+            .zip(&self.cpu)
+            .map(|(queue, cpu)| WorkerConfig {
+                queue: *queue,
+                cpu: *cpu,
+            })
+            .collect();
+        let overrides = Overrides {
+            uplink: self.uplink.clone(),
+            workers,
+            xdp_mode: self.xdp_mode.map(|mode| match mode {
+                Mode::Auto => XdpMode::Auto,
+                Mode::Native => XdpMode::Native,
+                Mode::Generic => XdpMode::Generic,
+            }),
+            zero_copy: self.zero_copy,
+            busy_poll: self.busy_poll,
+            histogram_log: self.histogram_log.clone(),
+            pin_directory: self.pin_directory.clone(),
+        };
+        let config = HostConfig::load(&self.config, &overrides)?;
+        keep_secrets()?;
+        // The kernel counts the UMEM as locked memory.
+        let unlimited = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        if setrlimit(Resource::Memlock, unlimited).is_err() {
+            tracing::warn!("the limit of locked memory cannot be raised: needs root (CAP_SYS_RESOURCE)");
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            // In this order: the first signal finds the flag unset and sets it, the second ends the process.
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
+        let options = RunOptions {
+            ready_file: self.ready_file.clone(),
+        };
+        let totals = run(&config, &options, &stop)?;
+        print!("{totals}");
+        if let Some(path) = &self.totals_json {
+            let mut file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            serde_json::to_writer_pretty(&mut file, &totals)?;
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    fn log(&self) {
+        let filter = tracing_subscriber::EnvFilter::try_from_env("GUESTSEAL_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Json => subscriber.json().init(),
+            LogFormat::Text => subscriber
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_target(false)
+                .init(),
+        }
+    }
+}
+
+/// No core file, and no other process of the same user may look into the memory that has keys.
+fn keep_secrets() -> Result<(), Failure> {
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}

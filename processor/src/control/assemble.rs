@@ -1,0 +1,632 @@
+//! Puts the data plane together: UMEM, sockets, XDP programs, tables, workers; and takes it apart again.
+//!
+//! The guest ports' programs are attached first, and drop until a socket is there. A socket stands in its XSKMAP only
+//! when its fill ring has frames. The uplink's first socket is also the one that registered the UMEM, which lives as long
+//! as the data plane: when the uplink goes, the whole plane is taken apart and put together anew.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use guestseal_rules::compile::compile;
+use guestseal_rules::model::PortIndex;
+use guestseal_xdp::loader::{GuestProgram, Interface, UplinkConfig, UplinkProgram, XdpCounters, XdpError};
+
+use crate::aead::engine::Engine;
+use crate::path::batch::WorkerId;
+use crate::path::tables::{Parts, Tables};
+use crate::port::Port;
+use crate::port::pool::FramePool;
+use crate::port::umem::{Shape, Umem, UmemError};
+use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
+use crate::sa::table::{Owned, SaTable};
+use crate::telemetry::counters::Counters;
+use crate::telemetry::latency::{Collector, Recorder, exchange};
+use crate::telemetry::totals::Frames;
+use crate::wire::ethernet::MacAddress;
+use crate::worker::handoff::{Handoff, Item, Waker};
+use crate::worker::run::{Command, Commands, Ports, Stop, Worker};
+
+use super::config::HostConfig;
+use super::link::{self, Link, LinkError};
+
+/// Why there is no data plane.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An interface.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The UMEM.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// A socket.
+    #[error(transparent)]
+    Xsk(#[from] XskError),
+    /// An XDP program.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// A queue that the uplink has not.
+    #[error(
+        "{interface} has {has} receive queues: queue {queue} is not among them (see ethtool -l {interface})"
+    )]
+    Queue {
+        /// Interface.
+        interface: String,
+        /// Queue asked for.
+        queue: u32,
+        /// Queues there are.
+        has: u32,
+    },
+    /// A CPU that is not there.
+    #[error("CPU {cpu} is not one that this process may run on: expected one of {may}")]
+    Cpu {
+        /// CPU asked for.
+        cpu: usize,
+        /// CPUs there are.
+        may: String,
+    },
+    /// A thread or descriptor.
+    #[error("the system has no room for a worker")]
+    System(#[from] std::io::Error),
+}
+
+/// A guest port of this host that the data plane serves, or would if its interface were there.
+#[derive(Debug)]
+struct ServedPort {
+    index: PortIndex,
+    interface: String,
+    /// While it is there.
+    open: Option<OpenPort>,
+}
+
+#[derive(Debug)]
+struct OpenPort {
+    link: Link,
+    program: GuestProgram,
+    owners: Vec<WorkerId>,
+}
+
+/// A running data plane.
+pub struct DataPlane {
+    /// What workers read.
+    pub tables: Arc<ArcSwap<Tables>>,
+    /// The uplink.
+    pub uplink: Link,
+    /// Whether the kernel says that the sockets are in zero-copy mode.
+    pub zero_copy: bool,
+    umem: Arc<Umem>,
+    program: UplinkProgram,
+    ports: Vec<ServedPort>,
+    threads: Vec<JoinHandle<Worker>>,
+    commands: Vec<Commands>,
+    wakers: Vec<Waker>,
+    collectors: Vec<Collector>,
+    stop: Arc<Stop>,
+    /// The uplink's queues that have sockets.
+    queues: Vec<u32>,
+    next_holder: u16,
+    fill_level: u32,
+    ring_size: u32,
+}
+
+/// What is left of a data plane.
+pub struct Remains {
+    /// The workers' SAs, in the order of the workers.
+    pub owned: Vec<Owned>,
+    /// The workers' latencies that were not collected.
+    pub recorders: Vec<Recorder>,
+    /// Where the frames were.
+    pub frames: Frames,
+    /// What the kernel dropped before it was received.
+    pub kernel: Vec<crate::port::KernelDrops>,
+}
+
+struct Opener<'a> {
+    umem: &'a Arc<Umem>,
+    zero_copy: bool,
+    ring_size: u32,
+    fill_level: u32,
+    next_holder: &'a mut u16,
+}
+
+impl Opener<'_> {
+    fn open(&mut self, interface: &str, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
+        let holder = *self.next_holder;
+        *self.next_holder += 1;
+        let port = XskPort::open(
+            self.umem,
+            &XskConfig {
+                interface: interface.to_owned(),
+                queue,
+                ring_size: self.ring_size,
+                fill_level: self.fill_level,
+                zero_copy: self.zero_copy,
+                holder,
+                first,
+            },
+        )?;
+        Ok((port.raw_fd(), port.zero_copy(), port))
+    }
+}
+
+impl DataPlane {
+    /// Puts a data plane together and starts its workers.
+    ///
+    /// # Errors
+    /// See [`StartError`]; what was attached stays closed, or goes with the error.
+    pub fn start(
+        config: &HostConfig,
+        engine: &Arc<dyn Engine>,
+        sas: &SaTable,
+        owned: Vec<Owned>,
+        counters: &[Arc<Counters>],
+    ) -> Result<Self, (StartError, Vec<Owned>)> {
+        let mut owned = Some(owned);
+        let wanted = config.zero_copy != ZeroCopy::Off;
+        let mut started = Self::try_start(config, engine, sas, &mut owned, counters, wanted);
+        if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
+            tracing::info!("no zero-copy: {}", super::supervise::chain(error));
+            started = Self::try_start(config, engine, sas, &mut owned, counters, false);
+        }
+        started.map_err(|error| (error, owned.unwrap_or_default()))
+    }
+
+    fn try_start(
+        config: &HostConfig,
+        engine: &Arc<dyn Engine>,
+        sas: &SaTable,
+        owned: &mut Option<Vec<Owned>>,
+        counters: &[Arc<Counters>],
+        zero_copy: bool,
+    ) -> Result<Self, StartError> {
+        let uplink = link::describe(&config.uplink)?;
+        check_workers(config, &uplink)?;
+        let count = config.workers.len();
+        let mut ports = attach_guests(config)?;
+        let queues: u32 = ports
+            .iter()
+            .filter_map(|port| port.open.as_ref())
+            .map(|open| open.link.queues)
+            .sum();
+        let sockets = queues + count as u32;
+        let ring_size = config.umem.ring_size;
+        let fill_level = (config.umem.frames / (2 * sockets)).clamp(1, ring_size);
+        let (umem, frames) = Umem::kernel(Shape {
+            ring_size,
+            ..config.umem
+        })?;
+        let mut pools = deal(&umem, frames, count);
+        let mut next_holder = 1;
+        let mut opener = Opener {
+            umem: &umem,
+            zero_copy,
+            ring_size,
+            fill_level,
+            next_holder: &mut next_holder,
+        };
+
+        let mut in_force = false;
+        let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
+        let mut uplink_sockets = Vec::new();
+        for (number, worker) in config.workers.iter().enumerate() {
+            let (socket, zero_copy, mut port) = opener.open(&uplink.name, worker.queue, number == 0)?;
+            in_force = zero_copy;
+            port.refill(&mut pools[number]);
+            worker_ports[number].uplink = Some(Box::new(port));
+            uplink_sockets.push((worker.queue, socket));
+        }
+        for (local, port) in (0u16..).zip(&mut ports) {
+            let Some(open) = &mut port.open else { continue };
+            open.owners.clear();
+            for queue in 0..open.link.queues {
+                let owner = WorkerId(((u32::from(local) + queue) % count as u32) as u16);
+                let (socket, _, mut socket_port) = opener.open(&open.link.name, queue, false)?;
+                socket_port.refill(&mut pools[owner.index()]);
+                worker_ports[owner.index()]
+                    .guests
+                    .push((local, Box::new(socket_port)));
+                open.program.register(queue, socket)?;
+                open.owners.push(owner);
+            }
+        }
+
+        let program = UplinkProgram::attach(
+            Interface {
+                name: uplink.name.clone(),
+                index: uplink.index,
+            },
+            config.xdp_mode,
+            &uplink_config(config),
+        )?;
+        if let Some(reason) = program.fallback() {
+            tracing::warn!(
+                "XDP on {} is generic, which is slower: native was refused: {reason}",
+                uplink.name
+            );
+        }
+        for (queue, socket) in uplink_sockets {
+            program.register(queue, socket)?;
+        }
+
+        let tables = Arc::new(ArcSwap::from_pointee(make_tables(
+            config,
+            &uplink,
+            &ports,
+            sas,
+            &[],
+        )));
+        let wakers = (0..count).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
+        let stop = Stop::new(count);
+        let (mut threads, mut commands, mut collectors) = (Vec::new(), Vec::new(), Vec::new());
+        let mut handoffs = Handoff::mesh(&wakers).into_iter();
+        let mut all_owned = owned.take().unwrap_or_default().into_iter();
+        for (number, (pool, ports)) in pools.into_iter().zip(worker_ports).enumerate() {
+            let (recorder, collector) = exchange();
+            let (sender, receiver) = rtrb::RingBuffer::new(256);
+            let worker = Worker {
+                id: WorkerId(number as u16),
+                tables: Arc::clone(&tables),
+                pool,
+                sas: all_owned.next().unwrap_or_default(),
+                engine: Arc::clone(engine),
+                ports,
+                handoff: handoffs
+                    .next()
+                    .unwrap_or_else(|| unreachable!("one for each worker")),
+                waker: wakers[number].clone(),
+                counters: Arc::clone(&counters[number]),
+                recorder,
+                commands: receiver,
+                closed_drops: crate::port::KernelDrops::default(),
+                stop: Arc::clone(&stop),
+                busy_poll: config.busy_poll,
+            };
+            let cpu = config.workers[number].cpu;
+            threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+                    tracing::error!("worker {number} cannot be pinned to CPU {cpu}, and runs where the kernel puts it");
+                }
+                worker.run()
+            })?);
+            commands.push(sender);
+            collectors.push(collector);
+        }
+        Ok(Self {
+            tables,
+            uplink,
+            zero_copy: in_force,
+            umem,
+            program,
+            ports,
+            threads,
+            commands,
+            wakers,
+            collectors,
+            stop,
+            queues: config.workers.iter().map(|worker| worker.queue).collect(),
+            next_holder,
+            fill_level,
+            ring_size,
+        })
+    }
+
+    /// One line for each port: what is really in force.
+    #[must_use]
+    pub fn describe(&self) -> Vec<String> {
+        let sockets = if self.zero_copy { "zero-copy" } else { "copy" };
+        let huge = if self.umem.huge_pages() {
+            "huge pages"
+        } else {
+            "4 KiB pages"
+        };
+        let mut lines = vec![format!(
+            "uplink {}: XDP {}, sockets {sockets}, {} frames on {huge}",
+            self.uplink.name,
+            self.program.mode(),
+            self.umem.frames()
+        )];
+        lines.extend(self.ports.iter().map(|port| match &port.open {
+            Some(open) => format!(
+                "guest port {}: XDP {}, sockets {sockets}",
+                port.interface,
+                open.program.mode()
+            ),
+            None => format!("guest port {}: no such interface yet", port.interface),
+        }));
+        lines
+    }
+
+    /// Whether the uplink is still the interface that the plane was made for.
+    #[must_use]
+    pub fn has_uplink(&self) -> bool {
+        link::index_of(&self.uplink.name) == Some(self.uplink.index)
+    }
+
+    /// Closes guest ports whose interface is gone and opens those whose interface has come. Gives what happened.
+    pub fn follow_guest_ports(
+        &mut self,
+        config: &HostConfig,
+        sas: &SaTable,
+        next_hops: &[Option<MacAddress>],
+    ) -> Vec<String> {
+        let mut news = Vec::new();
+        for number in 0..self.ports.len() {
+            let interface = self.ports[number].interface.clone();
+            let now = link::index_of(&interface);
+            let before = self.ports[number].open.as_ref().map(|open| open.link.index);
+            if now == before {
+                continue;
+            }
+            if before.is_some() {
+                news.push(format!("guest port {interface} is gone"));
+                self.close_guest(number);
+            }
+            if now.is_some() {
+                match self.open_guest(number, config) {
+                    Ok(()) => news.push(format!("guest port {interface} is open")),
+                    Err(error) => news.push(format!(
+                        "guest port {interface} stays closed: {}",
+                        super::supervise::chain(&error)
+                    )),
+                }
+            }
+        }
+        if !news.is_empty() {
+            self.publish(config, sas, next_hops);
+        }
+        news
+    }
+
+    /// Replaces what workers read.
+    pub fn publish(&self, config: &HostConfig, sas: &SaTable, next_hops: &[Option<MacAddress>]) {
+        self.tables.store(Arc::new(make_tables(
+            config,
+            &self.uplink,
+            &self.ports,
+            sas,
+            next_hops,
+        )));
+    }
+
+    fn close_guest(&mut self, number: usize) {
+        let Some(open) = self.ports[number].open.take() else {
+            return;
+        };
+        open.program.detach();
+        for owner in open.owners {
+            self.command(owner, Command::RemoveGuest { port: number as u16 });
+        }
+    }
+
+    fn open_guest(&mut self, number: usize, config: &HostConfig) -> Result<(), StartError> {
+        let mut open = attach_guest(&self.ports[number].interface, config)?;
+        let mut opener = Opener {
+            umem: &self.umem,
+            zero_copy: self.zero_copy,
+            ring_size: self.ring_size,
+            fill_level: self.fill_level,
+            next_holder: &mut self.next_holder,
+        };
+        let mut opened = Vec::new();
+        for queue in 0..open.link.queues {
+            let owner = WorkerId(((number as u32 + queue) % self.wakers.len() as u32) as u16);
+            let (socket, _, port) = opener.open(&open.link.name, queue, false)?;
+            open.program.register(queue, socket)?;
+            open.owners.push(owner);
+            opened.push((owner, port));
+        }
+        for (owner, port) in opened {
+            self.command(
+                owner,
+                Command::AddGuest {
+                    port: number as u16,
+                    queue: Box::new(port),
+                },
+            );
+        }
+        self.ports[number].open = Some(open);
+        Ok(())
+    }
+
+    fn command(&mut self, worker: WorkerId, command: Command) {
+        let mut command = Some(command);
+        // The ring is long and the worker looks at it every turn: it is full only for a moment.
+        while let Some(waiting) = command.take() {
+            match self.commands[worker.index()].push(waiting) {
+                Ok(()) => {}
+                Err(rtrb::PushError::Full(back)) => {
+                    command = Some(back);
+                    std::thread::yield_now();
+                }
+            }
+        }
+        self.wakers[worker.index()].wake();
+    }
+
+    /// The exchanges of latencies, one a worker.
+    pub fn collectors(&mut self) -> &mut [Collector] {
+        &mut self.collectors
+    }
+
+    /// Wakes every worker.
+    pub fn wake(&self) {
+        self.wakers.iter().for_each(Waker::wake);
+    }
+
+    /// What the XDP programs did: the uplink's, then the guest ports'.
+    #[must_use]
+    pub fn xdp_counters(&self) -> Vec<(String, XdpCounters)> {
+        let guests = self.ports.iter().filter_map(|port| port.open.as_ref());
+        std::iter::once((self.uplink.name.clone(), self.program.counters()))
+            .chain(guests.map(|open| (open.link.name.clone(), open.program.counters())))
+            .collect()
+    }
+
+    /// Stops: nothing more is taken in, what was begun is finished, the programs are detached where `detach` says so
+    /// (else the guest ports stay closed), every frame is counted.
+    #[must_use]
+    pub fn stop(self, detach: bool) -> Remains {
+        self.queues
+            .iter()
+            .for_each(|queue| self.program.unregister(*queue));
+        for open in self.ports.iter().filter_map(|port| port.open.as_ref()) {
+            (0..open.link.queues).for_each(|queue| open.program.unregister(queue));
+        }
+        self.stop.ask();
+        self.wakers.iter().for_each(Waker::wake);
+        let mut workers: Vec<Worker> = Vec::new();
+        for thread in self.threads {
+            match thread.join() {
+                Ok(worker) => workers.push(worker),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        let mut remains = Remains {
+            owned: Vec::new(),
+            recorders: Vec::new(),
+            frames: Frames {
+                total: self.umem.frames(),
+                ..Frames::default()
+            },
+            kernel: Vec::new(),
+        };
+        for mut worker in workers {
+            let held = worker.ports.held();
+            remains.frames.free += worker.pool.available();
+            remains.frames.receive += held.receive;
+            remains.frames.transmit += held.transmit;
+            remains.frames.handoff += worker
+                .handoff
+                .drain()
+                .filter(|item| matches!(item, Item::Packet(..) | Item::Free(_)))
+                .count();
+            remains.kernel.push(worker.ports.kernel_drops());
+            remains.kernel.push(worker.closed_drops);
+            remains.owned.push(worker.sas);
+            remains.recorders.push(worker.recorder);
+        }
+        self.program.detach();
+        if detach {
+            self.ports
+                .into_iter()
+                .filter_map(|port| port.open)
+                .for_each(|open| open.program.detach());
+        }
+        remains
+    }
+}
+
+fn check_workers(config: &HostConfig, uplink: &Link) -> Result<(), StartError> {
+    let cpus = core_affinity::get_core_ids().unwrap_or_default();
+    for worker in &config.workers {
+        if worker.queue >= uplink.queues {
+            let interface = uplink.name.clone();
+            return Err(StartError::Queue {
+                interface,
+                queue: worker.queue,
+                has: uplink.queues,
+            });
+        }
+        if !cpus.iter().any(|cpu| cpu.id == worker.cpu) {
+            let may: Vec<String> = cpus.iter().map(|cpu| cpu.id.to_string()).collect();
+            return Err(StartError::Cpu {
+                cpu: worker.cpu,
+                may: may.join(", "),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn attach_guests(config: &HostConfig) -> Result<Vec<ServedPort>, StartError> {
+    let mut ports = Vec::new();
+    for (number, port) in config.policy.ports.iter().enumerate() {
+        if config.policy.guests[port.guest.index()].host != config.host {
+            continue;
+        }
+        let open = match link::index_of(&port.interface) {
+            Some(_) => Some(attach_guest(&port.interface, config)?),
+            None => None,
+        };
+        ports.push(ServedPort {
+            index: PortIndex(number as u32),
+            interface: port.interface.clone(),
+            open,
+        });
+    }
+    Ok(ports)
+}
+
+fn attach_guest(interface: &str, config: &HostConfig) -> Result<OpenPort, StartError> {
+    let link = link::describe(interface)?;
+    let at = Interface {
+        name: link.name.clone(),
+        index: link.index,
+    };
+    let program = GuestProgram::attach(at, config.xdp_mode, &config.pin_directory)?;
+    if let Some(reason) = program.fallback() {
+        tracing::warn!("XDP on {interface} is generic, which is slower: native was refused: {reason}");
+    }
+    Ok(OpenPort {
+        link,
+        program,
+        owners: Vec::new(),
+    })
+}
+
+fn uplink_config(config: &HostConfig) -> UplinkConfig {
+    let local = |guest: usize| config.policy.guests[guest].host == config.host;
+    UplinkConfig {
+        host_addresses: config.policy.hosts[config.host.index()].addresses.clone(),
+        guest_macs: config
+            .policy
+            .ports
+            .iter()
+            .filter(|port| local(port.guest.index()))
+            .map(|port| port.mac)
+            .collect(),
+        flat_networks: !config.policy.networks.is_empty(),
+        ..UplinkConfig::default()
+    }
+}
+
+fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize) -> Vec<FramePool> {
+    let share = frames.len() / workers;
+    let mut frames = frames.into_iter();
+    (0..workers)
+        .map(|number| {
+            let count = if number + 1 == workers { usize::MAX } else { share };
+            FramePool::new(Arc::clone(umem), frames.by_ref().take(count).collect())
+        })
+        .collect()
+}
+
+fn make_tables(
+    config: &HostConfig,
+    uplink: &Link,
+    ports: &[ServedPort],
+    sas: &SaTable,
+    next_hops: &[Option<MacAddress>],
+) -> Tables {
+    let owners = ports
+        .iter()
+        .map(|port| {
+            (
+                port.index,
+                port.open
+                    .as_ref()
+                    .map_or_else(Vec::new, |open| open.owners.clone()),
+            )
+        })
+        .collect();
+    let parts = Parts {
+        host: config.host,
+        uplink_mac: uplink.mac,
+        uplink_mtu: uplink.mtu,
+        owners,
+        next_hops: next_hops.to_vec(),
+        sas: sas.clone(),
+    };
+    Tables::new(&config.policy, Box::new(compile(&config.policy)), parts)
+}

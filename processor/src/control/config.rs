@@ -1,0 +1,495 @@
+//! One host's configuration: host.yaml.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use guestseal_rules::classify::Protection;
+use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range};
+use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
+use guestseal_xdp::loader::XdpMode;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use crate::port::umem::{HugePages, Shape};
+use crate::port::xsk::ZeroCopy;
+use crate::sa::selector::Selector;
+use crate::sa::spi::Spi;
+
+/// Where pinned XDP programs are kept.
+pub const PIN_DIRECTORY: &str = "/run/guestseal/bpf";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something is wrong in a file.
+    #[error(transparent)]
+    File(#[from] FileErrors),
+}
+
+impl From<FileError> for ConfigError {
+    fn from(error: FileError) -> Self {
+        ConfigError::File(FileErrors(vec![error]))
+    }
+}
+
+/// A worker's queue of the uplink, and its CPU.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// Queue of the uplink.
+    pub queue: u32,
+    /// CPU to be pinned to.
+    pub cpu: usize,
+}
+
+/// Which way a manual SA goes.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SaDirection {
+    /// This host seals.
+    Out,
+    /// This host opens.
+    In,
+}
+
+/// What ESP wraps.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SaMode {
+    /// The payload of the guest's IP packet.
+    #[default]
+    Transport,
+    /// The whole IP packet, between the hosts' addresses.
+    Tunnel,
+}
+
+/// A manual SA, with its names resolved.
+#[derive(Clone, Debug)]
+pub struct SaConfig {
+    /// Its name.
+    pub name: String,
+    /// Which way.
+    pub direction: SaDirection,
+    /// SPI.
+    pub spi: Spi,
+    /// The rule key that it serves.
+    pub key: KeyIndex,
+    /// The key's suite.
+    pub suite: Suite,
+    /// Encrypted or authenticated only.
+    pub protection: Protection,
+    /// The logical network of what it carries.
+    pub network: NetworkIndex,
+    /// The other host.
+    pub peer: HostIndex,
+    /// What ESP wraps.
+    pub mode: SaMode,
+    /// Whether tunnel mode goes between IPv6 addresses.
+    pub over_ip6: bool,
+    /// The file of its KEYMAT.
+    pub keymat: PathBuf,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Size of the replay window.
+    pub replay_window: u32,
+    /// The worker that owns it, if the file says.
+    pub worker: Option<u16>,
+    /// What it may carry.
+    pub selector: Selector,
+}
+
+/// One host's configuration.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The policy.
+    pub policy: Policy,
+    /// This host.
+    pub host: HostIndex,
+    /// The uplink's interface.
+    pub uplink: String,
+    /// The workers.
+    pub workers: Vec<WorkerConfig>,
+    /// Frame size, number of frames, huge pages. The ring size follows from the number of frames.
+    pub umem: Shape,
+    /// XDP mode wanted.
+    pub xdp_mode: XdpMode,
+    /// Zero-copy wanted.
+    pub zero_copy: ZeroCopy,
+    /// Never sleep.
+    pub busy_poll: bool,
+    /// Where high-water marks are.
+    pub state_directory: PathBuf,
+    /// Where pinned XDP programs are.
+    pub pin_directory: PathBuf,
+    /// Where latency histograms are logged.
+    pub histogram_log: Option<PathBuf>,
+    /// Manual SAs.
+    pub sas: Vec<SaConfig>,
+}
+
+/// What the command line overrides.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The uplink's interface.
+    pub uplink: Option<String>,
+    /// The workers; empty leaves the file's.
+    pub workers: Vec<WorkerConfig>,
+    /// XDP mode.
+    pub xdp_mode: Option<XdpMode>,
+    /// Zero-copy.
+    pub zero_copy: Option<ZeroCopy>,
+    /// Never sleep.
+    pub busy_poll: bool,
+    /// Histogram log.
+    pub histogram_log: Option<PathBuf>,
+    /// Pin directory.
+    pub pin_directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawHost {
+    host: Spanned<String>,
+    policy: Vec<Spanned<String>>,
+    #[serde(default)]
+    uplink: Option<RawUplink>,
+    #[serde(default)]
+    workers: Vec<WorkerConfig>,
+    #[serde(default)]
+    umem: RawUmem,
+    #[serde(default)]
+    xdp_mode: RawXdpMode,
+    #[serde(default)]
+    zero_copy: ZeroCopy,
+    #[serde(default)]
+    busy_poll: bool,
+    #[serde(default)]
+    state_directory: Option<PathBuf>,
+    #[serde(default)]
+    pin_directory: Option<PathBuf>,
+    #[serde(default)]
+    histogram_log: Option<PathBuf>,
+    #[serde(default)]
+    security_associations: Vec<RawSa>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUplink {
+    interface: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawUmem {
+    frame_size: u32,
+    frames: u32,
+    huge_pages: HugePages,
+}
+
+impl Default for RawUmem {
+    fn default() -> Self {
+        Self {
+            frame_size: 2048,
+            frames: 8192,
+            huge_pages: HugePages::Auto,
+        }
+    }
+}
+
+#[derive(Copy, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawXdpMode {
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(Copy, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawProtection {
+    #[default]
+    Encrypt,
+    Authenticate,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawSa {
+    name: Spanned<String>,
+    direction: SaDirection,
+    spi: Spanned<u32>,
+    key: Spanned<String>,
+    #[serde(default)]
+    protection: RawProtection,
+    network: Spanned<String>,
+    peer: Spanned<String>,
+    #[serde(default)]
+    mode: SaMode,
+    #[serde(default)]
+    over_ip6: bool,
+    keymat: RawKeymat,
+    #[serde(default = "yes")]
+    esn: bool,
+    #[serde(default)]
+    replay_window: Option<Spanned<u32>>,
+    #[serde(default)]
+    worker: Option<Spanned<u16>>,
+    #[serde(default)]
+    selector: RawSelector,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKeymat {
+    file: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawSelector {
+    #[serde(default)]
+    local: Option<Spanned<String>>,
+    #[serde(default)]
+    remote: Option<Spanned<String>>,
+    #[serde(default)]
+    protocol: Option<u8>,
+    #[serde(default)]
+    local_ports: Option<Spanned<String>>,
+    #[serde(default)]
+    remote_ports: Option<Spanned<String>>,
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read(path: &Path) -> Result<Source, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Source {
+        name: path.display().to_string(),
+        text,
+    })
+}
+
+/// Whether a file is a host's configuration, not a policy: it says which host it is for.
+#[must_use]
+pub fn is_host_file(source: &Source) -> bool {
+    source.text.lines().any(|line| line.starts_with("host:"))
+}
+
+impl HostConfig {
+    /// Reads host.yaml and the policy files that it names; what the command line says comes first.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; of mistakes in the files all that could be found.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let source = read(path)?;
+        let raw: RawHost = parse(&source)?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        if raw.policy.is_empty() {
+            return Err(source
+                .error(
+                    &raw.host.referenced,
+                    "no policy file is named: expected policy: [FILE, ...]",
+                )
+                .into());
+        }
+        let policies = raw
+            .policy
+            .iter()
+            .map(|file| read(&base.join(&file.value)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let policy = load_policy(&policies)?;
+        let mut errors = Vec::new();
+        let host = policy.host(&raw.host.value).unwrap_or_else(|| {
+            let message = format!("no host \"{}\" is declared in the policy", raw.host.value);
+            errors.push(source.error(&raw.host.referenced, message));
+            HostIndex(0)
+        });
+        let uplink = overrides
+            .uplink
+            .clone()
+            .or(raw.uplink.map(|uplink| uplink.interface))
+            .unwrap_or_else(|| {
+                let message = "no uplink is named: expected uplink: {interface: NAME} or --uplink NAME";
+                errors.push(source.error(&raw.host.referenced, message));
+                String::new()
+            });
+        let workers = match (overrides.workers.is_empty(), raw.workers.is_empty()) {
+            (false, _) => overrides.workers.clone(),
+            (true, false) => raw.workers,
+            (true, true) => vec![WorkerConfig { queue: 0, cpu: 0 }],
+        };
+        for (number, worker) in workers.iter().enumerate() {
+            if workers[..number].iter().any(|other| other.queue == worker.queue) {
+                let message = format!("queue {} has two workers: expected one each", worker.queue);
+                errors.push(source.error(&raw.host.referenced, message));
+            }
+        }
+        let mut sas: Vec<SaConfig> = Vec::new();
+        for raw in &raw.security_associations {
+            match resolve_sa(raw, &source, base, &policy, workers.len()) {
+                Ok(sa) => {
+                    if sas.iter().any(|other| other.name == sa.name) {
+                        let message = format!("security association \"{}\" is declared twice", sa.name);
+                        errors.push(source.error(&raw.name.referenced, message));
+                    }
+                    if sas
+                        .iter()
+                        .any(|other| other.direction == sa.direction && other.spi == sa.spi)
+                    {
+                        let message = format!("SPI {} is another SA's of the same direction too", sa.spi);
+                        errors.push(source.error(&raw.spi.referenced, message));
+                    }
+                    sas.push(sa);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(FileErrors(errors).into());
+        }
+        Ok(Self {
+            policy,
+            host,
+            uplink,
+            workers,
+            umem: Shape {
+                frame_size: raw.umem.frame_size,
+                frames: raw.umem.frames,
+                ring_size: 1024,
+                huge_pages: raw.umem.huge_pages,
+            },
+            xdp_mode: overrides.xdp_mode.unwrap_or(match raw.xdp_mode {
+                RawXdpMode::Auto => XdpMode::Auto,
+                RawXdpMode::Native => XdpMode::Native,
+                RawXdpMode::Generic => XdpMode::Generic,
+            }),
+            zero_copy: overrides.zero_copy.unwrap_or(raw.zero_copy),
+            busy_poll: overrides.busy_poll || raw.busy_poll,
+            state_directory: base.join(raw.state_directory.unwrap_or_else(|| "state".into())),
+            pin_directory: overrides
+                .pin_directory
+                .clone()
+                .or(raw.pin_directory)
+                .unwrap_or_else(|| PIN_DIRECTORY.into()),
+            histogram_log: overrides
+                .histogram_log
+                .clone()
+                .or(raw.histogram_log.map(|path| base.join(path))),
+            sas,
+        })
+    }
+}
+
+fn resolve_sa(
+    raw: &RawSa,
+    source: &Source,
+    base: &Path,
+    policy: &Policy,
+    workers: usize,
+) -> Result<SaConfig, FileError> {
+    let unknown = |what: &str, name: &Spanned<String>| {
+        source.error(
+            &name.referenced,
+            format!("no {what} \"{}\" is declared in the policy", name.value),
+        )
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if raw.name.value.is_empty() || raw.name.value.starts_with('.') || !raw.name.value.chars().all(plain) {
+        let message =
+            "the name of a security association is also a file's: expected letters, digits, - _ and .";
+        return Err(source.error(&raw.name.referenced, message));
+    }
+    let key = policy
+        .key(&raw.key.value)
+        .ok_or_else(|| unknown("key", &raw.key))?;
+    let network = policy
+        .network(&raw.network.value)
+        .ok_or_else(|| unknown("network", &raw.network))?;
+    let peer = policy
+        .host(&raw.peer.value)
+        .ok_or_else(|| unknown("host", &raw.peer))?;
+    let spi =
+        Spi::new(raw.spi.value).map_err(|error| source.error(&raw.spi.referenced, error.to_string()))?;
+    if let Some(window) = raw
+        .replay_window
+        .as_ref()
+        .filter(|window| !(32..=65536).contains(&window.value))
+    {
+        return Err(source.error(&window.referenced, "a replay window has 32 to 65536 numbers"));
+    }
+    if let Some(worker) = raw
+        .worker
+        .as_ref()
+        .filter(|worker| usize::from(worker.value) >= workers)
+    {
+        let message = format!(
+            "there is no worker {}: expected 0 to {}",
+            worker.value,
+            workers - 1
+        );
+        return Err(source.error(&worker.referenced, message));
+    }
+    let cidr = |text: &Option<Spanned<String>>| -> Result<Option<Cidr>, FileError> {
+        let Some(text) = text else { return Ok(None) };
+        let parsed = text
+            .value
+            .parse()
+            .map_err(|why| format!("\"{}\": {why}", text.value));
+        parsed
+            .map(Some)
+            .map_err(|message| source.error(&text.referenced, message))
+    };
+    let ports = |text: &Option<Spanned<String>>| -> Result<Option<RangeInclusive<u16>>, FileError> {
+        let Some(text) = text else { return Ok(None) };
+        let parsed = port_range(&text.value).map_err(|why| format!("\"{}\" {why}", text.value));
+        parsed
+            .map(Some)
+            .map_err(|message| source.error(&text.referenced, message))
+    };
+    Ok(SaConfig {
+        name: raw.name.value.clone(),
+        direction: raw.direction,
+        spi,
+        key,
+        suite: policy.keys[key.index()].suite,
+        protection: match raw.protection {
+            RawProtection::Encrypt => Protection::Encrypt,
+            RawProtection::Authenticate => Protection::Authenticate,
+        },
+        network,
+        peer,
+        mode: raw.mode,
+        over_ip6: raw.over_ip6,
+        keymat: base.join(&raw.keymat.file),
+        esn: raw.esn,
+        replay_window: raw.replay_window.as_ref().map_or(1024, |window| window.value),
+        worker: raw.worker.as_ref().map(|worker| worker.value),
+        selector: Selector {
+            local: cidr(&raw.selector.local)?,
+            remote: cidr(&raw.selector.remote)?,
+            protocol: raw.selector.protocol,
+            local_ports: ports(&raw.selector.local_ports)?,
+            remote_ports: ports(&raw.selector.remote_ports)?,
+        },
+    })
+}

@@ -1,0 +1,164 @@
+//! What the kernel says of interfaces and neighbours.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+
+use crate::wire::ethernet::MacAddress;
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index: a new one when it is made anew.
+    pub index: u32,
+    /// Its MAC.
+    pub mac: MacAddress,
+    /// Its MTU: bytes of an IP packet.
+    pub mtu: usize,
+    /// Receive queues in use.
+    pub queues: u32,
+}
+
+/// Why an interface is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// There is none.
+    #[error("no interface {0}: see ip link show")]
+    Missing(String),
+    /// The kernel's description of it cannot be read.
+    #[error("{}: cannot be read as {expected}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+/// The index of an interface; `None` if there is none.
+#[must_use]
+pub fn index_of(name: &str) -> Option<u32> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )
+    .ok()?;
+    rustix::net::netdevice::name_to_index(&socket, name).ok()
+}
+
+/// Reads what the kernel says of an interface.
+///
+/// # Errors
+/// See [`LinkError`].
+pub fn describe(name: &str) -> Result<Link, LinkError> {
+    let missing = || LinkError::Missing(name.to_owned());
+    if name.is_empty() || name.contains('/') {
+        return Err(missing());
+    }
+    let index = index_of(name).ok_or_else(missing)?;
+    let directory = PathBuf::from("/sys/class/net").join(name);
+    let text = |file: &str, expected| {
+        let path = directory.join(file);
+        std::fs::read_to_string(&path)
+            .map(|text| text.trim().to_owned())
+            .map_err(|_| LinkError::Unreadable { path, expected })
+    };
+    let unreadable = |file: &str, expected| LinkError::Unreadable {
+        path: directory.join(file),
+        expected,
+    };
+    let mac = text("address", "a MAC address")?
+        .parse()
+        .map_err(|_| unreadable("address", "a MAC address"))?;
+    let mtu = text("mtu", "a number")?
+        .parse()
+        .map_err(|_| unreadable("mtu", "a number"))?;
+    let queues = std::fs::read_dir(directory.join("queues"))
+        .map_err(|_| unreadable("queues", "a list of queues"))?
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
+        .count() as u32;
+    Ok(Link {
+        name: name.to_owned(),
+        index,
+        mac,
+        mtu,
+        queues,
+    })
+}
+
+/// The MACs that the kernel knows of neighbours on an interface.
+///
+/// # Errors
+/// Those of netlink.
+pub fn neighbours(interface: u32) -> std::io::Result<Vec<(IpAddr, MacAddress)>> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()));
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (answer, _) = socket.recv_from_full()?;
+        let mut rest = answer.as_slice();
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(std::io::Error::other)?;
+            let length = (message.header.length as usize).next_multiple_of(4);
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
+                    found.extend(entry(&neighbour, interface));
+                }
+                _ => {}
+            }
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<(IpAddr, MacAddress)> {
+    if neighbour.header.ifindex != interface {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in &neighbour.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
+                address = Some(IpAddr::V4(*found))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
+                address = Some(IpAddr::V6(*found))
+            }
+            NeighbourAttribute::LinkLocalAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddress);
+            }
+            _ => {}
+        }
+    }
+    address.zip(mac.filter(|mac| *mac != MacAddress::default()))
+}
+
+/// Makes the kernel look for a neighbour's MAC: by an empty datagram to its discard port (RFC 863).
+pub fn solicit(address: IpAddr) {
+    let own: SocketAddr = if address.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    };
+    // A host that cannot be reached now is asked for again at the next turn.
+    if let Ok(socket) = UdpSocket::bind(own) {
+        let _ = socket.send_to(&[], (address, 9));
+    }
+}
