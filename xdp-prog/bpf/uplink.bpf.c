@@ -44,13 +44,19 @@ static __always_inline int is_tunnel_port(__be16 port)
 	}
 }
 
-/* Whether an upper-layer protocol to this host's address is for Guestseal. */
-static __always_inline int is_sealed(__u8 protocol, void *header, void *end)
+/*
+ * Whether an upper-layer protocol to this host's address is for Guestseal. A later fragment has no UDP header; what it
+ * carries instead is not looked at.
+ */
+static __always_inline int is_sealed(__u8 protocol, int later, void *header, void *end)
 {
+	struct udphdr *udp = header;
+
 	if (protocol == IPPROTO_ESP)
 		return 1;
-	struct udphdr *udp = header;
-	return protocol == IPPROTO_UDP && (void *)(udp + 1) <= end && is_tunnel_port(udp->dest);
+	if (protocol != IPPROTO_UDP || later || (void *)(udp + 1) > end)
+		return 0;
+	return is_tunnel_port(udp->dest);
 }
 
 /* Whether a broadcast or multicast asks for this host itself: the kernel answers. */
@@ -86,10 +92,8 @@ static __always_inline int is_for_tunnel(__be16 ethertype, void *header, void *e
 		if ((void *)(ip4 + 1) > end)
 			return 0;
 		mapped(&target, &ip4->daddr);
-		/* A later fragment has no UDP header; what it carries instead is not looked at. */
 		int later = ip4->frag_off & bpf_htons(0x1fff);
-		void *upper = later ? end : header + ip4->ihl * 4;
-		return is_ours(&target) && is_sealed(ip4->protocol, upper, end);
+		return is_ours(&target) && is_sealed(ip4->protocol, later, header + ip4->ihl * 4, end);
 	}
 	if (ethertype == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip6 = header;
@@ -98,14 +102,16 @@ static __always_inline int is_for_tunnel(__be16 ethertype, void *header, void *e
 		__builtin_memcpy(target.bytes, &ip6->daddr, sizeof(target.bytes));
 		__u8 protocol = ip6->nexthdr;
 		void *upper = ip6 + 1;
+		int later = 0;
 		if (protocol == IPPROTO_FRAGMENT) {
 			struct fragment6 *fragment = upper;
 			if ((void *)(fragment + 1) > end)
 				return 0;
 			protocol = fragment->next;
-			upper = fragment->offset & bpf_htons(0xfff8) ? end : fragment + 1;
+			upper = fragment + 1;
+			later = fragment->offset & bpf_htons(0xfff8);
 		}
-		return is_ours(&target) && is_sealed(protocol, upper, end);
+		return is_ours(&target) && is_sealed(protocol, later, upper, end);
 	}
 	return 0;
 }

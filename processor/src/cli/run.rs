@@ -114,7 +114,8 @@ impl Run {
             maximum: None,
         };
         if setrlimit(Resource::Memlock, unlimited).is_err() {
-            tracing::warn!("the limit of locked memory cannot be raised: needs root (CAP_SYS_RESOURCE)");
+            // Where it matters the kernel refuses the UMEM, and says so.
+            tracing::debug!("the limit of locked memory cannot be raised (CAP_SYS_RESOURCE)");
         }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
