@@ -1,1 +1,13 @@
-//! Guestseal.
+//! What measures and shows Guestseal: network namespaces with hosts, guests and a wire, captures, the demo, benchmarks.
+//!
+//! Everything happens in namespaces of its own, with names that carry the process's number, and leaves nothing behind.
+
+#![forbid(unsafe_code)]
+
+pub mod actor;
+pub mod capture;
+pub mod demo;
+pub mod deployment;
+pub mod namespaces;
+pub mod pipeline;
+pub mod process;

@@ -1,0 +1,153 @@
+//! What guests of the demo do: small servers and clients that run inside a guest's namespace.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use clap::Subcommand;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The parts that a guest can play.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Actor {
+    /// Answers lines on TCP port 25 until it is ended.
+    MailServer,
+    /// Sends one line to port 25 and prints the answer.
+    MailClient {
+        /// The server.
+        server: IpAddr,
+        /// The line.
+        line: String,
+    },
+    /// Answers every name on UDP port 53 with 192.0.2.53 until it is ended.
+    NameServer,
+    /// Asks for a name and prints the answer's address.
+    NameClient {
+        /// The server.
+        server: IpAddr,
+        /// The name.
+        name: String,
+    },
+    /// Prints the first message on UDP port 514.
+    LogServer,
+    /// Sends a message to UDP port 514, again until the guest ends it.
+    LogClient {
+        /// The server.
+        server: IpAddr,
+        /// The message.
+        message: String,
+    },
+    /// Accepts on a TCP port until it is ended.
+    Listen {
+        /// The port.
+        port: u16,
+    },
+    /// Tries to connect; prints `connected` or `refused`.
+    Connect {
+        /// The server.
+        server: IpAddr,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Actor {
+    /// Plays the part.
+    ///
+    /// # Errors
+    /// If the network does not let it.
+    pub fn play(self) -> std::io::Result<()> {
+        match self {
+            Actor::MailServer => {
+                for stream in listen(25)?.incoming() {
+                    let mut stream = stream?;
+                    let mut line = String::new();
+                    BufReader::new(stream.try_clone()?).read_line(&mut line)?;
+                    write!(stream, "250 {line}")?;
+                }
+            }
+            Actor::MailClient { server, line } => {
+                let mut stream = TcpStream::connect_timeout(&SocketAddr::new(server, 25), PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                writeln!(stream, "{line}")?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer)?;
+                print!("{answer}");
+            }
+            Actor::NameServer => {
+                let socket = UdpSocket::bind("[::]:53")?;
+                println!("listening");
+                let mut query = [0; 512];
+                loop {
+                    let (length, from) = socket.recv_from(&mut query)?;
+                    if let Some(answer) = answer(&query[..length]) {
+                        socket.send_to(&answer, from)?;
+                    }
+                }
+            }
+            Actor::NameClient { server, name } => {
+                let socket = udp_to(server, 53)?;
+                let mut query = vec![0x47, 0x53, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+                for label in name.split('.') {
+                    query.push(label.len() as u8);
+                    query.extend(label.as_bytes());
+                }
+                query.extend([0, 0, 1, 0, 1]);
+                socket.send(&query)?;
+                let mut reply = [0; 512];
+                let length = socket.recv(&mut reply)?;
+                match reply[..length].last_chunk::<4>() {
+                    Some([a, b, c, d]) if reply.starts_with(&[0x47, 0x53]) => println!("{a}.{b}.{c}.{d}"),
+                    _ => return Err(std::io::Error::other("not an answer to this query")),
+                }
+            }
+            Actor::LogServer => {
+                let socket = UdpSocket::bind("[::]:514")?;
+                println!("listening");
+                let mut message = [0; 2048];
+                let length = socket.recv(&mut message)?;
+                println!("{}", String::from_utf8_lossy(&message[..length]));
+            }
+            Actor::LogClient { server, message } => {
+                udp_to(server, 514)?.send(message.as_bytes())?;
+            }
+            Actor::Listen { port } => {
+                for stream in listen(port)?.incoming() {
+                    stream?.write_all(b"hello\n")?;
+                }
+            }
+            Actor::Connect { server, port } => {
+                let tried =
+                    TcpStream::connect_timeout(&SocketAddr::new(server, port), Duration::from_secs(1));
+                println!("{}", if tried.is_ok() { "connected" } else { "refused" });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Listens on both families and says so, so that nobody has to guess when.
+fn listen(port: u16) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(("::", port))?;
+    println!("listening");
+    std::io::stdout().flush()?;
+    Ok(listener)
+}
+
+fn udp_to(server: IpAddr, port: u16) -> std::io::Result<UdpSocket> {
+    let own = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(own)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect((server, port))?;
+    Ok(socket)
+}
+
+/// The query's own bytes, marked as an answer, with one address behind (RFC 1035 4.1).
+fn answer(query: &[u8]) -> Option<Vec<u8>> {
+    let mut answer = query.to_vec();
+    *answer.get_mut(2)? |= 0x80;
+    *answer.get_mut(7)? = 1;
+    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 53]);
+    Some(answer)
+}

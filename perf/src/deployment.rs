@@ -1,0 +1,339 @@
+//! Guestseal on the hosts of a topology: its files, its processes, its totals.
+
+use std::fmt::Write;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use guestseal_rules::classify::{Action, Protection};
+use guestseal_rules::load::{Source, load_policy};
+use guestseal_rules::model::{NetworkIndex, Policy, Suite};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::namespaces::{BpfMount, GuestSpec, Namespace};
+use crate::process::{PerfError, Running, run, wait_for};
+
+/// A manual SA from one host to another, as both have it.
+#[derive(Clone, Debug)]
+pub struct SaSpec {
+    /// Its name.
+    pub name: String,
+    /// Its SPI.
+    pub spi: u32,
+    /// The rule key that it serves.
+    pub key: String,
+    /// The sealing host's number.
+    pub from: usize,
+    /// The opening host's number.
+    pub to: usize,
+    /// The logical network.
+    pub network: String,
+    /// Whether it only authenticates.
+    pub authenticate: bool,
+    /// Tunnel mode instead of transport mode.
+    pub tunnel: bool,
+    /// KEYMAT, as hexadecimal digits.
+    pub keymat: String,
+    /// Further lines of YAML, such as `esn: false`.
+    pub extra: String,
+}
+
+/// The directory of one run: policy, host files, KEYMAT, logs. Removed when dropped.
+#[derive(Debug)]
+pub struct Deployment {
+    /// The policy.
+    pub policy: Policy,
+    /// Every SA.
+    pub sas: Vec<SaSpec>,
+    directory: PathBuf,
+    bpf: BpfMount,
+}
+
+/// The program under test: `GUESTSEAL_BIN`, or the one beside this program.
+#[must_use]
+pub fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("GUESTSEAL_BIN") {
+        return path.into();
+    }
+    let own = std::env::current_exe().unwrap_or_default();
+    // Test programs are in deps/, one level below.
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("guestseal"));
+    beside
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| "guestseal".into())
+}
+
+/// Random bytes as hexadecimal digits.
+///
+/// # Errors
+/// If the system has none.
+pub fn random_hex(bytes: usize) -> Result<String, PerfError> {
+    let mut random = vec![0; bytes];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut random))
+        .map_err(PerfError::io("/dev/urandom"))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Deployment {
+    /// Writes the policy, and for every key that a rule seals with SAs of fresh KEYMAT in both directions between every
+    /// two hosts; `tunnel` names the networks that go in tunnel mode.
+    ///
+    /// # Errors
+    /// If the policy is wrong or files cannot be written.
+    pub fn new(name: &str, policy: &str, tunnel: &[&str]) -> Result<Self, PerfError> {
+        let directory = std::env::temp_dir().join(format!("guestseal-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).map_err(PerfError::io(directory.display().to_string()))?;
+        let bpf = BpfMount::new(directory.join("bpf"))?;
+        let text = policy.to_owned();
+        let policy = load_policy(&[Source {
+            name: "policy.yaml".into(),
+            text: text.clone(),
+        }])
+        .map_err(|errors| PerfError::Malformed {
+            what: "policy".into(),
+            why: errors.to_string(),
+        })?;
+        let mut deployment = Self {
+            sas: Vec::new(),
+            directory,
+            policy,
+            bpf,
+        };
+        deployment.write("policy.yaml", &text)?;
+        deployment.deal_sas(tunnel)?;
+        Ok(deployment)
+    }
+
+    fn deal_sas(&mut self, tunnel: &[&str]) -> Result<(), PerfError> {
+        let hosts = self.policy.hosts.len();
+        let mut sealing: Vec<(usize, Protection, NetworkIndex)> = Vec::new();
+        for rule in &self.policy.rules {
+            if let Action::Seal { protection, key } = rule.action {
+                // A rule seals in every network whose guests it can mean; the demo's keys belong to one network each.
+                for number in 0..self.policy.networks.len() {
+                    let network = NetworkIndex(number as u16);
+                    let named = self.policy.keys[key.index()]
+                        .id
+                        .starts_with(&self.policy.networks[number].name);
+                    if named && !sealing.contains(&(key.index(), protection, network)) {
+                        sealing.push((key.index(), protection, network));
+                    }
+                }
+            }
+        }
+        let mut spi = 0x1000;
+        for (key, protection, network) in sealing {
+            let network = self.policy.networks[network.index()].name.clone();
+            let key = &self.policy.keys[key];
+            let length = match key.suite {
+                Suite::Aes256Gcm => 36,
+                Suite::Aes128Gcm => 20,
+            };
+            for (from, to) in (0..hosts)
+                .flat_map(|from| (0..hosts).map(move |to| (from, to)))
+                .filter(|(a, b)| a != b)
+            {
+                spi += 1;
+                self.sas.push(SaSpec {
+                    name: format!("{}-h{}-h{}", key.id, from + 1, to + 1),
+                    spi,
+                    key: key.id.clone(),
+                    from,
+                    to,
+                    tunnel: tunnel.contains(&network.as_str()),
+                    network: network.clone(),
+                    authenticate: protection == Protection::Authenticate,
+                    keymat: random_hex(length)?,
+                    extra: String::new(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The guests that the policy declares, for [`crate::namespaces::Topology`].
+    #[must_use]
+    pub fn guests(&self, queues: u32) -> Vec<GuestSpec> {
+        let spec = |port: &guestseal_rules::model::GuestPort| {
+            let guest = &self.policy.guests[port.guest.index()];
+            GuestSpec {
+                id: guest.id.clone(),
+                host: guest.host.index(),
+                interface: port.interface.clone(),
+                mac: port.mac.map(|byte| format!("{byte:02x}")).join(":"),
+                addresses: port
+                    .addresses
+                    .iter()
+                    .map(|address| format!("{address}/{}", if address.is_ipv4() { 24 } else { 64 }))
+                    .collect(),
+                queues,
+            }
+        };
+        self.policy.ports.iter().map(spec).collect()
+    }
+
+    /// Writes the host's file and the KEYMAT that it may have; `extra` is further YAML. Makes the marks of new SAs.
+    ///
+    /// # Errors
+    /// If files cannot be written.
+    pub fn write_host(&self, number: usize, extra: &str) -> Result<PathBuf, PerfError> {
+        let name = &self.policy.hosts[number].name;
+        let mut text = format!(
+            "host: {name}\npolicy: [policy.yaml]\nuplink: {{interface: uplink}}\nstate-directory: state-{name}\n\
+             pin-directory: {}\n{extra}\nsecurity-associations:\n",
+            self.bpf.path().display()
+        );
+        for sa in self.sas.iter().filter(|sa| sa.from == number || sa.to == number) {
+            let file = format!("{}.hex", sa.name);
+            self.write(&file, &sa.keymat)?;
+            let (direction, peer) = if sa.from == number {
+                ("out", sa.to)
+            } else {
+                ("in", sa.from)
+            };
+            let protection = if sa.authenticate {
+                "authenticate"
+            } else {
+                "encrypt"
+            };
+            let mode = if sa.tunnel { "tunnel" } else { "transport" };
+            let _ = writeln!(
+                text,
+                "  - {{name: {}, direction: {direction}, spi: {:#x}, key: {}, protection: {protection}, network: {}, \
+                 peer: {}, mode: {mode}, keymat: {{file: {file}}}{}{}}}",
+                sa.name,
+                sa.spi,
+                sa.key,
+                sa.network,
+                self.policy.hosts[peer].name,
+                if sa.extra.is_empty() { "" } else { ", " },
+                sa.extra
+            );
+        }
+        let path = self.write(&format!("{name}.yaml"), &text)?;
+        run(Command::new(program())
+            .args(["sa", "init", "--config"])
+            .arg(&path))?;
+        Ok(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<PathBuf, PerfError> {
+        let path = self.directory.join(name);
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options
+            .open(&path)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
+            .map_err(PerfError::io(path.display().to_string()))?;
+        Ok(path)
+    }
+
+    /// Where the run's files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts guestseal on a host; returns when traffic flows.
+    ///
+    /// # Errors
+    /// If it ends instead.
+    pub fn start(&self, number: usize, host: &Namespace, arguments: &[&str]) -> Result<Host, PerfError> {
+        let name = &self.policy.hosts[number].name;
+        let path = |kind: &str| self.directory.join(format!("{name}.{kind}"));
+        let (ready, totals) = (path("ready"), path("totals.json"));
+        for old in [&ready, &totals] {
+            let _ = std::fs::remove_file(old);
+        }
+        let mut command = host.command(program());
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(path("yaml"))
+            .arg("--ready-file")
+            .arg(&ready);
+        command
+            .arg("--totals-json")
+            .arg(&totals)
+            .arg("--histogram-log")
+            .arg(path("hlog"))
+            .args(arguments);
+        let mut process = Running::start(&format!("guestseal-{name}"), &self.directory, &mut command)?;
+        wait_for("guestseal to be ready", Duration::from_secs(30), || {
+            process.check_runs()?;
+            Ok(ready.exists().then_some(()))
+        })?;
+        Ok(Host { process, totals })
+    }
+}
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        // The mount is below the directory: it goes first, lazily, and its mount point stays empty.
+        let _ = run(Command::new("umount").arg("--lazy").arg(self.bpf.path()));
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A guestseal that runs.
+#[derive(Debug)]
+pub struct Host {
+    /// The process.
+    pub process: Running,
+    totals: PathBuf,
+}
+
+impl Host {
+    /// Stops it by SIGTERM; gives its totals.
+    ///
+    /// # Errors
+    /// If it ends badly.
+    pub fn stop(&mut self) -> Result<Value, PerfError> {
+        self.process.signal(Signal::TERM);
+        self.process.finish(Duration::from_secs(20))?;
+        let text = std::fs::read(&self.totals).map_err(PerfError::io(self.totals.display().to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| PerfError::Malformed {
+            what: "totals".into(),
+            why: error.to_string(),
+        })
+    }
+}
+
+/// A number in totals, by its path; 0 if it is not there.
+#[must_use]
+pub fn number(totals: &Value, path: &str) -> u64 {
+    totals.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// What is wrong in the totals' sums: every packet has one outcome, every frame is in one place.
+#[must_use]
+pub fn imbalance(totals: &Value) -> Option<String> {
+    let at = |path: &str| number(totals, path);
+    let (came, ended) = (at("/received") + at("/copies"), at("/ended"));
+    let in_flight = totals
+        .pointer("/in_flight")
+        .and_then(Value::as_i64)
+        .unwrap_or(i64::MAX);
+    let frames = ["free", "receive", "transmit", "handoff"].map(|place| at(&format!("/frames/{place}")));
+    if came as i64 != ended as i64 + in_flight || in_flight != 0 {
+        Some(format!(
+            "{came} packets came, {ended} ended, {in_flight} are in flight"
+        ))
+    } else if frames.iter().sum::<u64>() != at("/frames/total") {
+        Some(format!(
+            "{} frames, of which {frames:?} are free, receiving, transmitting, between workers",
+            at("/frames/total")
+        ))
+    } else {
+        None
+    }
+}
