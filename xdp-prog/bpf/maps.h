@@ -1,27 +1,31 @@
-/* Maps that both programs have, and the redirect that ends in one of them. */
-#pragma once
+/* The maps that both programs have: where frames go, and what is counted.
+ *
+ * Counters are per CPU and only ever grow; the loader adds them up. The order of enum counter is that of
+ * `Counters` in src/loader.rs.
+ */
+#ifndef GUESTSEAL_MAPS_H
+#define GUESTSEAL_MAPS_H
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "stamp.h"
+/* Receive queues of one interface that can carry a socket. */
+#define QUEUES 256
 
-#define MAX_QUEUES 256
-
-/* AF_XDP sockets by receive queue. */
+/* Receive queue -> AF_XDP socket. The kernel removes a socket when its last descriptor closes, so that a
+ * killed process leaves an empty map, and an empty map means drop. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, MAX_QUEUES);
+	__uint(max_entries, QUEUES);
 	__type(key, __u32);
 	__type(value, __u32);
 } sockets SEC(".maps");
 
-/* What the program did, by the numbers below; loader.rs has the same. */
 enum counter {
-	REDIRECTED,	/* to a live socket */
-	NO_SOCKET,	/* dropped: no socket on the queue */
-	NO_STAMP,	/* dropped: no room for the time of arrival */
-	PASSED,		/* to the kernel */
+	COUNTER_REDIRECTED, /* handed to a socket; the socket's own ring may still refuse it */
+	COUNTER_NO_SOCKET,  /* dropped: no socket serves the queue it came by */
+	COUNTER_NO_STAMP,   /* dropped: the driver gives no room for the stamp */
+	COUNTER_PASSED,     /* left to the kernel (uplink only) */
 	COUNTERS,
 };
 
@@ -34,25 +38,10 @@ struct {
 
 static __always_inline void count(__u32 which)
 {
-	__u64 *counter = bpf_map_lookup_elem(&counters, &which);
-	if (counter)
-		(*counter)++;
+	__u64 *value = bpf_map_lookup_elem(&counters, &which);
+
+	if (value)
+		*value += 1;
 }
 
-static __always_inline int pass(void)
-{
-	count(PASSED);
-	return XDP_PASS;
-}
-
-/* To the socket of the queue; without one the packet is dropped, never passed: fail closed. */
-static __always_inline int redirect(struct xdp_md *ctx)
-{
-	if (stamp(ctx)) {
-		count(NO_STAMP);
-		return XDP_DROP;
-	}
-	int verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_DROP);
-	count(verdict == XDP_REDIRECT ? REDIRECTED : NO_SOCKET);
-	return verdict;
-}
+#endif

@@ -1,18 +1,42 @@
-/* The time of arrival, in 8 bytes of metadata right before the packet: ns of CLOCK_MONOTONIC. */
-#pragma once
+/* Stamps a frame with its time of arrival and hands it to the socket of its queue.
+ *
+ * The stamp is bpf_ktime_get_ns() (CLOCK_MONOTONIC, nanoseconds, host byte order) in the 8 bytes of metadata
+ * that end where the frame begins. Every frame that a socket receives has it: one that cannot be stamped is
+ * dropped, because a reader could not tell its absence from a time.
+ */
+#ifndef GUESTSEAL_STAMP_H
+#define GUESTSEAL_STAMP_H
 
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
+#include <stdbool.h>
+#include "maps.h"
 
-/* Returns 0, or a negative error if the driver gives no room for metadata. Invalidates packet pointers. */
-static __always_inline int stamp(struct xdp_md *ctx)
+/* Pointers into the packet are void after this. */
+static __always_inline bool stamp(struct xdp_md *ctx)
 {
-	int failed = bpf_xdp_adjust_meta(ctx, -(int)sizeof(__u64));
-	if (failed)
-		return failed;
-	__u64 *meta = (void *)(long)ctx->data_meta;
-	if ((void *)(meta + 1) > (void *)(long)ctx->data)
-		return -1;
-	*meta = bpf_ktime_get_ns();
-	return 0;
+	__u64 *arrival;
+
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*arrival)))
+		return false;
+	arrival = (void *)(long)ctx->data_meta;
+	if ((void *)(arrival + 1) > (void *)(long)ctx->data)
+		return false;
+	*arrival = bpf_ktime_get_ns();
+	return true;
 }
+
+/* The end of every frame that is Guestseal's: the socket, or nothing. Never the kernel's stack. */
+static __always_inline int hand_over(struct xdp_md *ctx)
+{
+	long verdict;
+
+	if (!stamp(ctx)) {
+		count(COUNTER_NO_STAMP);
+		return XDP_DROP;
+	}
+	/* The flags argument is the verdict where the map has no socket for the queue. */
+	verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_DROP);
+	count(verdict == XDP_REDIRECT ? COUNTER_REDIRECTED : COUNTER_NO_SOCKET);
+	return verdict;
+}
+
+#endif

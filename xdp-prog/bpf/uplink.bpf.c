@@ -1,23 +1,38 @@
-/* The uplink: what is for Guestseal goes to it, the rest (ssh, the host's own ARP) to the kernel. */
-#include "maps.h"
+/* The program of the uplink: takes what is Guestseal's, passes the rest to the kernel.
+ *
+ * Guestseal's are
+ *  - ESP to an address of the host, fragment or not (Guestseal counts the fragments), and those of UDP 4500
+ *    (RFC 3948), 4789 (VXLAN) and 6081 (Geneve) to an address of the host that the settings switch on;
+ *  - with flat networks, every frame to a local guest's MAC, tagged or not, and every broadcast and multicast
+ *    but those that ask for an address of the host itself (ARP request, neighbour solicitation).
+ *
+ * What is Guestseal's and finds no socket is dropped: a frame for a guest must not reach the host's stack,
+ * and the kernel must not answer for a tunnel end that is only down for a moment. The host's own traffic
+ * passes whether a socket lives or not.
+ */
 #include "parse.h"
+#include "stamp.h"
 
-/* Set before the program is loaded. */
-const volatile __u8 flat_networks = 0;
-const volatile __u8 udp_encapsulation = 0;
-const volatile __u8 vxlan = 0;
-const volatile __u8 geneve = 0;
+#define PORT_UDP_ENCAPSULATION 4500
+#define PORT_VXLAN             4789
+#define PORT_GENEVE            6081
 
-/* MACs of this host's guests on flat networks. */
+/* One byte a switch; the loader writes it. */
+struct settings {
+	__u8 flat;
+	__u8 udp_encapsulation;
+	__u8 vxlan;
+	__u8 geneve;
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u8[6]);
-	__type(value, __u8);
-} guest_macs SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
 
-/* This host's own addresses: its VTEP, its tunnel end. */
+/* The host's own addresses: tunnel ends, and what the host answers ARP and ND for. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
@@ -25,125 +40,125 @@ struct {
 	__type(value, __u8);
 } host_addresses SEC(".maps");
 
-static __always_inline int is_ours(const struct address *address)
+/* MACs of this host's guests on flat networks. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct mac);
+	__type(value, __u8);
+} guest_macs SEC(".maps");
+
+static __always_inline bool is_host(const struct address *address)
 {
-	return bpf_map_lookup_elem(&host_addresses, address) != NULL;
+	return bpf_map_lookup_elem(&host_addresses, address);
 }
 
-static __always_inline int is_tunnel_port(__be16 port)
-{
-	switch (bpf_ntohs(port)) {
-	case 4500:
-		return udp_encapsulation;
-	case 4789:
-		return vxlan;
-	case 6081:
-		return geneve;
-	default:
-		return 0;
-	}
-}
-
-/*
- * Whether an upper-layer protocol to this host's address is for Guestseal. A later fragment has no UDP header; what it
- * carries instead is not looked at.
- */
-static __always_inline int is_sealed(__u8 protocol, int later, void *header, void *end)
-{
-	struct udphdr *udp = header;
-
-	if (protocol == IPPROTO_ESP)
-		return 1;
-	if (protocol != IPPROTO_UDP || later || (void *)(udp + 1) > end)
-		return 0;
-	return is_tunnel_port(udp->dest);
-}
-
-/* Whether a broadcast or multicast asks for this host itself: the kernel answers. */
-static __always_inline int asks_for_host(__be16 ethertype, void *header, void *end)
+/* A broadcast or multicast that only the host itself can answer. */
+static __always_inline bool asks_for_host(struct ethhdr *ethernet, void *end)
 {
 	struct address target;
+	void *at;
+	__be16 ethertype = skip_vlan(ethernet, end, &at);
 
 	if (ethertype == bpf_htons(ETH_P_ARP)) {
-		struct arp_ip4 *arp = header;
-		if ((void *)(arp + 1) > end || arp->operation != bpf_htons(ARP_REQUEST))
-			return 0;
-		mapped(&target, arp->target_ip);
-		return is_ours(&target);
+		struct arp *arp = at;
+
+		if ((void *)(arp + 1) > end || arp->operation != bpf_htons(ARP_REQUEST) ||
+		    arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != ETH_ALEN ||
+		    arp->protocol_length != 4)
+			return false;
+		from_ipv4(&target, arp->target_address);
+		return is_host(&target);
 	}
 	if (ethertype == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip6 = header;
-		struct neighbour_solicitation *asked = (void *)(ip6 + 1);
-		if ((void *)(asked + 1) > end || ip6->nexthdr != IPPROTO_ICMPV6 || asked->type != NEIGHBOUR_SOLICITATION)
-			return 0;
-		__builtin_memcpy(target.bytes, asked->target, sizeof(target.bytes));
-		return is_ours(&target);
+		struct solicitation *solicitation;
+		struct payload payload;
+
+		if (!ipv6_payload(at, end, &payload) || payload.protocol != PROTOCOL_ICMPV6 ||
+		    payload.later_fragment)
+			return false;
+		solicitation = payload.start;
+		if ((void *)(solicitation + 1) > end || solicitation->type != NEIGHBOUR_SOLICITATION)
+			return false;
+		target = solicitation->target;
+		return is_host(&target);
 	}
-	return 0;
+	return false;
 }
 
-/* Whether a packet to the host's own MAC is for Guestseal. */
-static __always_inline int is_for_tunnel(__be16 ethertype, void *header, void *end)
+static __always_inline bool is_tunnel(const struct payload *payload, void *end, const struct settings *on)
 {
-	struct address target;
+	struct udphdr *udp = payload->start;
 
-	if (ethertype == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip4 = header;
-		if ((void *)(ip4 + 1) > end)
-			return 0;
-		mapped(&target, &ip4->daddr);
-		int later = ip4->frag_off & bpf_htons(0x1fff);
-		return is_ours(&target) && is_sealed(ip4->protocol, later, header + ip4->ihl * 4, end);
+	if (payload->protocol == PROTOCOL_ESP)
+		return true;
+	/* A later fragment of UDP shows no port. It passes; the kernel cannot complete it without the first. */
+	if (payload->protocol != PROTOCOL_UDP || payload->later_fragment || (void *)(udp + 1) > end)
+		return false;
+	switch (bpf_ntohs(udp->dest)) {
+	case PORT_UDP_ENCAPSULATION:
+		return on->udp_encapsulation;
+	case PORT_VXLAN:
+		return on->vxlan;
+	case PORT_GENEVE:
+		return on->geneve;
 	}
-	if (ethertype == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip6 = header;
-		if ((void *)(ip6 + 1) > end)
-			return 0;
-		__builtin_memcpy(target.bytes, &ip6->daddr, sizeof(target.bytes));
-		__u8 protocol = ip6->nexthdr;
-		void *upper = ip6 + 1;
-		int later = 0;
-		if (protocol == IPPROTO_FRAGMENT) {
-			struct fragment6 *fragment = upper;
-			if ((void *)(fragment + 1) > end)
-				return 0;
-			protocol = fragment->next;
-			upper = fragment + 1;
-			later = fragment->offset & bpf_htons(0xfff8);
-		}
-		return is_ours(&target) && is_sealed(protocol, later, upper, end);
+	return false;
+}
+
+/* Tunnelled traffic for this host, which is never VLAN-tagged: the tunnel's ends are on the uplink itself. */
+static __always_inline bool ends_tunnel(struct ethhdr *ethernet, void *end, const struct settings *on)
+{
+	struct payload payload;
+	struct address destination;
+
+	if (ethernet->h_proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = (void *)(ethernet + 1);
+
+		if (!ipv4_payload(ip, end, &payload))
+			return false;
+		from_ipv4(&destination, &ip->daddr);
+	} else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = (void *)(ethernet + 1);
+
+		if (!ipv6_payload(ip, end, &payload))
+			return false;
+		__builtin_memcpy(&destination, &ip->daddr, sizeof(destination));
+	} else {
+		return false;
 	}
-	return 0;
+	return is_tunnel(&payload, end, on) && is_host(&destination);
+}
+
+static __always_inline bool is_guestseals(void *start, void *end, const struct settings *on)
+{
+	struct ethhdr *ethernet = start;
+	struct mac destination;
+
+	if ((void *)(ethernet + 1) > end)
+		return false;
+	if (on->flat) {
+		if (ethernet->h_dest[0] & 1)
+			return !asks_for_host(ethernet, end);
+		__builtin_memcpy(&destination, ethernet->h_dest, sizeof(destination));
+		if (bpf_map_lookup_elem(&guest_macs, &destination))
+			return true;
+	}
+	return ends_tunnel(ethernet, end, on);
 }
 
 SEC("xdp")
 int uplink(struct xdp_md *ctx)
 {
-	void *end = (void *)(long)ctx->data_end;
-	struct ethhdr *ethernet = (void *)(long)ctx->data;
-	void *header = ethernet + 1;
-	if (header > end)
-		return pass();
+	__u32 only = 0;
+	struct settings *on = bpf_map_lookup_elem(&settings, &only);
 
-	if (flat_networks && bpf_map_lookup_elem(&guest_macs, ethernet->h_dest))
-		return redirect(ctx);
-
-	__be16 ethertype = ethernet->h_proto;
-	if (ethernet->h_dest[0] & 1) {
-		if (!flat_networks || asks_for_host(ethertype, header, end))
-			return pass();
-		return redirect(ctx);
-	}
-	for (int tags = 0; tags < 2; tags++) {
-		struct vlan_tag *tag = header;
-		if (ethertype != bpf_htons(ETH_P_8021Q) && ethertype != bpf_htons(ETH_P_8021AD))
-			break;
-		if ((void *)(tag + 1) > end)
-			return pass();
-		ethertype = tag->next;
-		header = tag + 1;
-	}
-	return is_for_tunnel(ethertype, header, end) ? redirect(ctx) : pass();
+	/* An array's element always exists; the verifier does not know. */
+	if (on && is_guestseals((void *)(long)ctx->data, (void *)(long)ctx->data_end, on))
+		return hand_over(ctx);
+	count(COUNTER_PASSED);
+	return XDP_PASS;
 }
 
-char LICENSE[] SEC("license") = "GPL";
+/* No helper used here asks for a GPL program. */
+char LICENSE[] SEC("license") = "Apache-2.0";

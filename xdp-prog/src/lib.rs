@@ -1,8 +1,20 @@
 //! The XDP programs of Guestseal and their loader.
 //!
-//! The guest program redirects everything that a guest sends to AF_XDP; the uplink program redirects what is for
-//! Guestseal and passes the rest to the kernel. Where no socket is, both drop: fail closed.
+//! Two programs, in C under bpf/: that of a guest port hands every frame to Guestseal, that of the uplink what
+//! is Guestseal's and leaves the rest to the kernel. A frame that is Guestseal's and finds no live AF_XDP
+//! socket is dropped, also when the process that attached the program has been killed: see [`PinDirectory`].
+//!
+//! The order at start: load, register the sockets, attach. The order at the end: [`Attached::detach`].
 
-mod link;
-pub mod loader;
+mod attach;
+mod error;
+mod kernel;
+mod loader;
+mod pins;
 mod skeleton;
+
+pub use attach::{Attached, Attachment, ModeChoice, XdpMode};
+pub use error::XdpError;
+pub use kernel::{Trial, Verdict};
+pub use loader::{Counters, GuestProgram, Program, UplinkConfig, UplinkProgram};
+pub use pins::PinDirectory;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
-use guestseal_xdp::loader::XdpMode;
+use guestseal_xdp::{ModeChoice, XdpMode};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -97,9 +97,9 @@ impl Run {
             uplink: self.uplink.clone(),
             workers,
             xdp_mode: self.xdp_mode.map(|mode| match mode {
-                Mode::Auto => XdpMode::Auto,
-                Mode::Native => XdpMode::Native,
-                Mode::Generic => XdpMode::Generic,
+                Mode::Auto => ModeChoice::Auto,
+                Mode::Native => ModeChoice::Only(XdpMode::Native),
+                Mode::Generic => ModeChoice::Only(XdpMode::Generic),
             }),
             zero_copy: self.zero_copy,
             busy_poll: self.busy_poll,

@@ -11,7 +11,10 @@ use std::thread::JoinHandle;
 use arc_swap::ArcSwap;
 use guestseal_rules::compile::compile;
 use guestseal_rules::model::PortIndex;
-use guestseal_xdp::loader::{GuestProgram, Interface, UplinkConfig, UplinkProgram, XdpCounters, XdpError};
+use guestseal_xdp::{
+    Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program, UplinkConfig,
+    UplinkProgram, XdpError,
+};
 
 use crate::aead::engine::Engine;
 use crate::path::batch::WorkerId;
@@ -83,7 +86,7 @@ struct ServedPort {
 #[derive(Debug)]
 struct OpenPort {
     link: Link,
-    program: GuestProgram,
+    program: Attached<GuestProgram>,
     owners: Vec<WorkerId>,
 }
 
@@ -96,7 +99,10 @@ pub struct DataPlane {
     /// Whether the kernel says that the sockets are in zero-copy mode.
     pub zero_copy: bool,
     umem: Arc<Umem>,
-    program: UplinkProgram,
+    program: Attached<UplinkProgram>,
+    pins: PinDirectory,
+    /// What the programs of closed ports decided.
+    closed_xdp: Vec<(String, XdpCounters)>,
     ports: Vec<ServedPort>,
     threads: Vec<JoinHandle<Worker>>,
     commands: Vec<Commands>,
@@ -120,6 +126,8 @@ pub struct Remains {
     pub frames: Frames,
     /// What the kernel dropped before it was received.
     pub kernel: Vec<crate::port::KernelDrops>,
+    /// What the XDP programs decided, by interface.
+    pub xdp: Vec<(String, XdpCounters)>,
 }
 
 struct Opener<'a> {
@@ -183,7 +191,8 @@ impl DataPlane {
         let uplink = link::describe(&config.uplink)?;
         check_workers(config, &uplink)?;
         let count = config.workers.len();
-        let mut ports = attach_guests(config)?;
+        let pins = open_pins(config)?;
+        let mut ports = attach_guests(config, &pins)?;
         let queues: u32 = ports
             .iter()
             .filter_map(|port| port.open.as_ref())
@@ -226,19 +235,17 @@ impl DataPlane {
                 worker_ports[owner.index()]
                     .guests
                     .push((local, Box::new(socket_port)));
-                open.program.register(queue, socket)?;
+                open.program.register_socket(queue, &socket)?;
                 open.owners.push(owner);
             }
         }
 
-        let program = UplinkProgram::attach(
-            Interface {
-                name: uplink.name.clone(),
-                index: uplink.index,
-            },
-            config.xdp_mode,
-            &uplink_config(config),
-        )?;
+        // Without a pin: what comes for guests while no process lives is sealed or theirs, and the kernel has no use for it.
+        let program = UplinkProgram::load(&uplink_config(config))?.attach(Attachment {
+            ifindex: uplink.index,
+            mode: config.xdp_mode,
+            pins: None,
+        })?;
         if let Some(reason) = program.fallback() {
             tracing::warn!(
                 "XDP on {} is generic, which is slower: native was refused: {reason}",
@@ -246,7 +253,7 @@ impl DataPlane {
             );
         }
         for (queue, socket) in uplink_sockets {
-            program.register(queue, socket)?;
+            program.register_socket(queue, &socket)?;
         }
 
         let tables = Arc::new(ArcSwap::from_pointee(make_tables(
@@ -298,6 +305,8 @@ impl DataPlane {
             zero_copy: in_force,
             umem,
             program,
+            pins,
+            closed_xdp: Vec::new(),
             ports,
             threads,
             commands,
@@ -323,14 +332,14 @@ impl DataPlane {
         let mut lines = vec![format!(
             "uplink {}: XDP {}, sockets {sockets}, {} frames on {huge}",
             self.uplink.name,
-            self.program.mode(),
+            mode_of(&self.program),
             self.umem.frames()
         )];
         lines.extend(self.ports.iter().map(|port| match &port.open {
             Some(open) => format!(
                 "guest port {}: XDP {}, sockets {sockets}",
                 port.interface,
-                open.program.mode()
+                mode_of(&open.program)
             ),
             None => format!("guest port {}: no such interface yet", port.interface),
         }));
@@ -393,14 +402,16 @@ impl DataPlane {
         let Some(open) = self.ports[number].open.take() else {
             return;
         };
-        open.program.detach();
+        self.closed_xdp
+            .extend(counters_of(&open.link.name, open.program.counters()));
+        detach_or_say(open.program);
         for owner in open.owners {
             self.command(owner, Command::RemoveGuest { port: number as u16 });
         }
     }
 
     fn open_guest(&mut self, number: usize, config: &HostConfig) -> Result<(), StartError> {
-        let mut open = attach_guest(&self.ports[number].interface, config)?;
+        let mut open = attach_guest(&self.ports[number].interface, config, &self.pins)?;
         let mut opener = Opener {
             umem: &self.umem,
             zero_copy: self.zero_copy,
@@ -412,7 +423,7 @@ impl DataPlane {
         for queue in 0..open.link.queues {
             let owner = WorkerId(((number as u32 + queue) % self.wakers.len() as u32) as u16);
             let (socket, _, port) = opener.open(&open.link.name, queue, false)?;
-            open.program.register(queue, socket)?;
+            open.program.register_socket(queue, &socket)?;
             open.owners.push(owner);
             opened.push((owner, port));
         }
@@ -454,24 +465,15 @@ impl DataPlane {
         self.wakers.iter().for_each(Waker::wake);
     }
 
-    /// What the XDP programs did: the uplink's, then the guest ports'.
-    #[must_use]
-    pub fn xdp_counters(&self) -> Vec<(String, XdpCounters)> {
-        let guests = self.ports.iter().filter_map(|port| port.open.as_ref());
-        std::iter::once((self.uplink.name.clone(), self.program.counters()))
-            .chain(guests.map(|open| (open.link.name.clone(), open.program.counters())))
-            .collect()
-    }
-
     /// Stops: nothing more is taken in, what was begun is finished, the programs are detached where `detach` says so
     /// (else the guest ports stay closed), every frame is counted.
     #[must_use]
     pub fn stop(self, detach: bool) -> Remains {
         self.queues
             .iter()
-            .for_each(|queue| self.program.unregister(*queue));
+            .for_each(|queue| self.program.unregister_socket(*queue));
         for open in self.ports.iter().filter_map(|port| port.open.as_ref()) {
-            (0..open.link.queues).for_each(|queue| open.program.unregister(queue));
+            (0..open.link.queues).for_each(|queue| open.program.unregister_socket(queue));
         }
         self.stop.ask();
         self.wakers.iter().for_each(Waker::wake);
@@ -490,6 +492,7 @@ impl DataPlane {
                 ..Frames::default()
             },
             kernel: Vec::new(),
+            xdp: self.closed_xdp,
         };
         for mut worker in workers {
             let held = worker.ports.held();
@@ -506,14 +509,53 @@ impl DataPlane {
             remains.owned.push(worker.sas);
             remains.recorders.push(worker.recorder);
         }
-        self.program.detach();
+        remains
+            .xdp
+            .extend(counters_of(&self.uplink.name, self.program.counters()));
+        for open in self.ports.iter().filter_map(|port| port.open.as_ref()) {
+            remains
+                .xdp
+                .extend(counters_of(&open.link.name, open.program.counters()));
+        }
+        detach_or_say(self.program);
         if detach {
             self.ports
                 .into_iter()
                 .filter_map(|port| port.open)
-                .for_each(|open| open.program.detach());
+                .for_each(|open| detach_or_say(open.program));
         }
         remains
+    }
+}
+
+fn open_pins(config: &HostConfig) -> Result<PinDirectory, XdpError> {
+    let pins = PinDirectory::open(&config.pin_directory)?;
+    if let Some(caveat) = pins.caveat() {
+        tracing::warn!("{caveat}");
+    }
+    Ok(pins)
+}
+
+fn mode_of<P: Program>(program: &Attached<P>) -> String {
+    program
+        .mode()
+        .map_or_else(|error| super::supervise::chain(&error), |mode| mode.to_string())
+}
+
+/// What a program counted, with its interface; an error is said.
+fn counters_of(interface: &str, counters: Result<XdpCounters, XdpError>) -> Option<(String, XdpCounters)> {
+    match counters {
+        Ok(counters) => Some((interface.to_owned(), counters)),
+        Err(error) => {
+            tracing::error!("{}", super::supervise::chain(&error));
+            None
+        }
+    }
+}
+
+fn detach_or_say<P: Program>(program: Attached<P>) {
+    if let Err(error) = program.detach() {
+        tracing::error!("{}", super::supervise::chain(&error));
     }
 }
 
@@ -539,14 +581,14 @@ fn check_workers(config: &HostConfig, uplink: &Link) -> Result<(), StartError> {
     Ok(())
 }
 
-fn attach_guests(config: &HostConfig) -> Result<Vec<ServedPort>, StartError> {
+fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedPort>, StartError> {
     let mut ports = Vec::new();
     for (number, port) in config.policy.ports.iter().enumerate() {
         if config.policy.guests[port.guest.index()].host != config.host {
             continue;
         }
         let open = match link::index_of(&port.interface) {
-            Some(_) => Some(attach_guest(&port.interface, config)?),
+            Some(_) => Some(attach_guest(&port.interface, config, pins)?),
             None => None,
         };
         ports.push(ServedPort {
@@ -558,13 +600,13 @@ fn attach_guests(config: &HostConfig) -> Result<Vec<ServedPort>, StartError> {
     Ok(ports)
 }
 
-fn attach_guest(interface: &str, config: &HostConfig) -> Result<OpenPort, StartError> {
+fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<OpenPort, StartError> {
     let link = link::describe(interface)?;
-    let at = Interface {
-        name: link.name.clone(),
-        index: link.index,
-    };
-    let program = GuestProgram::attach(at, config.xdp_mode, &config.pin_directory)?;
+    let program = GuestProgram::load()?.attach(Attachment {
+        ifindex: link.index,
+        mode: config.xdp_mode,
+        pins: Some(pins),
+    })?;
     if let Some(reason) = program.fallback() {
         tracing::warn!("XDP on {interface} is generic, which is slower: native was refused: {reason}");
     }
@@ -586,7 +628,7 @@ fn uplink_config(config: &HostConfig) -> UplinkConfig {
             .filter(|port| local(port.guest.index()))
             .map(|port| port.mac)
             .collect(),
-        flat_networks: !config.policy.networks.is_empty(),
+        flat: !config.policy.networks.is_empty(),
         ..UplinkConfig::default()
     }
 }

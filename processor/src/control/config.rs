@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use guestseal_rules::classify::Protection;
 use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range};
 use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
-use guestseal_xdp::loader::XdpMode;
+use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
@@ -121,7 +121,7 @@ pub struct HostConfig {
     /// Frame size, number of frames, huge pages. The ring size follows from the number of frames.
     pub umem: Shape,
     /// XDP mode wanted.
-    pub xdp_mode: XdpMode,
+    pub xdp_mode: ModeChoice,
     /// Zero-copy wanted.
     pub zero_copy: ZeroCopy,
     /// Never sleep.
@@ -144,7 +144,7 @@ pub struct Overrides {
     /// The workers; empty leaves the file's.
     pub workers: Vec<WorkerConfig>,
     /// XDP mode.
-    pub xdp_mode: Option<XdpMode>,
+    pub xdp_mode: Option<ModeChoice>,
     /// Zero-copy.
     pub zero_copy: Option<ZeroCopy>,
     /// Never sleep.
@@ -379,9 +379,9 @@ impl HostConfig {
                 huge_pages: raw.umem.huge_pages,
             },
             xdp_mode: overrides.xdp_mode.unwrap_or(match raw.xdp_mode {
-                RawXdpMode::Auto => XdpMode::Auto,
-                RawXdpMode::Native => XdpMode::Native,
-                RawXdpMode::Generic => XdpMode::Generic,
+                RawXdpMode::Auto => ModeChoice::Auto,
+                RawXdpMode::Native => ModeChoice::Only(XdpMode::Native),
+                RawXdpMode::Generic => ModeChoice::Only(XdpMode::Generic),
             }),
             zero_copy: overrides.zero_copy.unwrap_or(raw.zero_copy),
             busy_poll: overrides.busy_poll || raw.busy_poll,

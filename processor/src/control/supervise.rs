@@ -83,6 +83,7 @@ struct Control<'a> {
     all: Latencies,
     interval: Latencies,
     kernel: Vec<KernelDrops>,
+    xdp: Vec<(String, guestseal_xdp::Counters)>,
     next_hops: Vec<Option<MacAddress>>,
 }
 
@@ -102,6 +103,7 @@ pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Resu
         all: Latencies::default(),
         interval: Latencies::default(),
         kernel: Vec::new(),
+        xdp: Vec::new(),
         next_hops: vec![None; config.policy.hosts.len()],
     };
     let file = |path: &PathBuf, source| RunError::File {
@@ -303,7 +305,9 @@ impl Control<'_> {
             recorders,
             frames,
             kernel,
+            xdp,
         } = plane.stop(detach);
+        self.xdp.extend(xdp);
         for recorder in &recorders {
             self.interval.merge(&recorder.current);
             self.all.merge(&recorder.current);
@@ -319,6 +323,9 @@ impl Control<'_> {
         };
         self.counters.iter().for_each(|counters| totals.add(counters));
         self.kernel.iter().for_each(|drops| totals.add_kernel(*drops));
+        for (interface, counters) in &self.xdp {
+            totals.add_xdp(interface.clone(), *counters);
+        }
         totals.set_latency(&self.all);
         totals
     }

@@ -83,6 +83,8 @@ pub struct Totals {
     pub frames: Frames,
     /// What the kernel dropped before it was received.
     pub kernel: Kernel,
+    /// What the XDP programs decided, by interface.
+    pub xdp: BTreeMap<String, Xdp>,
     /// Latency, by direction and class of outcome.
     pub latency_ns: BTreeMap<String, Percentiles>,
 }
@@ -96,6 +98,19 @@ pub struct Kernel {
     pub fill_empty: u64,
     /// Any other reason.
     pub other: u64,
+}
+
+/// What an XDP program decided.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Xdp {
+    /// To a socket, whose ring may still have been full.
+    pub redirected: u64,
+    /// Dropped: no socket served the queue.
+    pub no_socket: u64,
+    /// Dropped: the driver gave no room for the time of arrival.
+    pub no_stamp: u64,
+    /// Left to the kernel.
+    pub passed: u64,
 }
 
 impl Totals {
@@ -129,6 +144,15 @@ impl Totals {
         self.kernel.ring_full += drops.ring_full;
         self.kernel.fill_empty += drops.fill_empty;
         self.kernel.other += drops.other;
+    }
+
+    /// Adds what the program at an interface counted.
+    pub fn add_xdp(&mut self, interface: String, counters: guestseal_xdp::Counters) {
+        let xdp = self.xdp.entry(interface).or_default();
+        xdp.redirected += counters.redirected;
+        xdp.no_socket += counters.no_socket;
+        xdp.no_stamp += counters.no_stamp;
+        xdp.passed += counters.passed;
     }
 
     /// Sets the latencies.
@@ -168,6 +192,10 @@ impl fmt::Display for Totals {
         line(f, "handed to another worker", self.handed_over)?;
         let missed = self.kernel.ring_full + self.kernel.fill_empty + self.kernel.other;
         line(f, "dropped before received", missed)?;
+        let xdp = |of: fn(&Xdp) -> u64| self.xdp.values().map(of).sum();
+        line(f, "dropped by XDP: no socket", xdp(|one| one.no_socket))?;
+        line(f, "dropped by XDP: no stamp", xdp(|one| one.no_stamp))?;
+        line(f, "passed to the kernel", xdp(|one| one.passed))?;
         let frames = &self.frames;
         writeln!(
             f,
