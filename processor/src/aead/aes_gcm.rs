@@ -84,3 +84,11 @@ where
         .decrypt_inout_detached(nonce, job.additional, in_out(&mut job.buffers), tag)
         .is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn conforms() {
+        super::super::conformance::all(&super::AesGcm);
+    }
+}

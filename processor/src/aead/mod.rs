@@ -2,3 +2,8 @@
 
 pub mod aes_gcm;
 pub mod engine;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod esp_packets;
