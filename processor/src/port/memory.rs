@@ -1,80 +1,159 @@
-//! A port without a kernel: tests and benchmarks put frames in at one end and take them out at the other.
+//! A port without a kernel, for tests and benchmarks: the four rings of AF_XDP over plain memory, and a [`Device`] at
+//! their other end that lets packets arrive, takes those that leave, and completes them when it is told to.
 
-use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+
+use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::frame::Frame;
 use super::pool::FramePool;
 use super::umem::Umem;
 use super::{Burst, Held, KernelDrops, Port};
 
-/// A port over plain memory.
+/// The port's ends of the rings.
 #[derive(Debug)]
 pub struct MemoryPort {
-    umem: Arc<Umem>,
-    incoming: VecDeque<Frame>,
-    outgoing: VecDeque<Frame>,
+    fill: Producer<Frame>,
+    receive: Consumer<Frame>,
+    transmit: Producer<Frame>,
+    completion: Consumer<Frame>,
+    held: Held,
+    fill_level: usize,
     transmit_room: usize,
 }
 
-impl MemoryPort {
-    /// A port whose transmit ring has room for `transmit_room` frames.
-    #[must_use]
-    pub fn new(umem: Arc<Umem>, transmit_room: usize) -> Self {
-        Self {
-            incoming: VecDeque::with_capacity(umem.frames()),
-            outgoing: VecDeque::with_capacity(transmit_room),
-            umem,
-            transmit_room,
-        }
-    }
+/// The device's ends.
+#[derive(Debug)]
+pub struct Device {
+    umem: Arc<Umem>,
+    fill: Consumer<Frame>,
+    receive: Producer<Frame>,
+    transmit: Consumer<Frame>,
+    completion: Producer<Frame>,
+    /// Sent and not completed yet.
+    sent: Vec<Frame>,
+}
 
-    /// Lets a packet arrive. Returns false if `pool` has no free frame or the packet is longer than one.
-    pub fn inject(&mut self, pool: &mut FramePool, packet: &[u8], arrival: u64) -> bool {
+impl MemoryPort {
+    /// A port that keeps up to `fill_level` frames to receive into and has room to transmit `transmit_room`, and the
+    /// device behind it.
+    #[must_use]
+    pub fn new(umem: Arc<Umem>, fill_level: usize, transmit_room: usize) -> (Self, Device) {
+        let (fill, device_fill) = RingBuffer::new(fill_level);
+        let (device_receive, receive) = RingBuffer::new(fill_level);
+        let (transmit, device_transmit) = RingBuffer::new(transmit_room);
+        let (device_completion, completion) = RingBuffer::new(transmit_room);
+        let port = Self {
+            fill,
+            receive,
+            transmit,
+            completion,
+            held: Held::default(),
+            fill_level,
+            transmit_room,
+        };
+        let device = Device {
+            umem,
+            fill: device_fill,
+            receive: device_receive,
+            transmit: device_transmit,
+            completion: device_completion,
+            sent: Vec::with_capacity(transmit_room),
+        };
+        (port, device)
+    }
+}
+
+impl Device {
+    /// Lets a packet arrive at `arrival` (ns of `CLOCK_MONOTONIC`). Returns false, and drops it, if the fill ring is
+    /// empty or the packet is longer than a frame.
+    pub fn arrive(&mut self, packet: &[u8], arrival: u64) -> bool {
         if packet.len() > self.umem.room() {
             return false;
         }
-        let Some(mut frame) = pool.take() else {
+        let Ok(mut frame) = self.fill.pop() else {
             return false;
         };
+        self.umem.reset(&mut frame);
         self.umem.room_mut(&mut frame)[..packet.len()].copy_from_slice(packet);
         self.umem.set_length(&mut frame, packet.len());
         self.umem.set_stamp(&mut frame, arrival);
-        self.incoming.push_back(frame);
-        true
+        self.receive.push(frame).is_ok()
     }
 
-    /// The oldest transmitted packet, copied out; its frame goes to `pool`.
-    pub fn sent(&mut self, pool: &mut FramePool) -> Option<Vec<u8>> {
-        let frame = self.outgoing.pop_front()?;
+    /// The oldest packet that leaves, copied out. Its frame stays with the device until [`Device::complete`].
+    pub fn leave(&mut self) -> Option<Vec<u8>> {
+        let frame = self.transmit.pop().ok()?;
         let packet = self.umem.bytes(&frame).to_vec();
-        pool.put(frame);
+        self.sent.push(frame);
         Some(packet)
+    }
+
+    /// Sends everything that leaves nowhere. Gives how many packets that were.
+    pub fn discard(&mut self) -> usize {
+        let before = self.sent.len();
+        while let Ok(frame) = self.transmit.pop() {
+            self.sent.push(frame);
+        }
+        self.sent.len() - before
+    }
+
+    /// Gives the frames of sent packets back to the port.
+    pub fn complete(&mut self) {
+        for frame in self.sent.drain(..) {
+            // As long as the transmit ring, which lets no more than that out.
+            let _ = self.completion.push(frame);
+        }
     }
 }
 
 impl Port for MemoryPort {
     fn receive(&mut self, burst: &mut Burst) {
         while burst.remaining_capacity() > 0 {
-            let Some(frame) = self.incoming.pop_front() else {
+            let Ok(frame) = self.receive.pop() else {
                 break;
             };
+            self.held.receive -= 1;
             burst.push(frame);
         }
     }
 
-    fn refill(&mut self, _pool: &mut FramePool) {}
-
-    fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.outgoing.len() == self.transmit_room {
-            return Err(frame);
+    fn refill(&mut self, pool: &mut FramePool) {
+        while self.held.receive < self.fill_level {
+            let Some(frame) = pool.take() else {
+                break;
+            };
+            match self.fill.push(frame) {
+                Ok(()) => self.held.receive += 1,
+                Err(rtrb::PushError::Full(frame)) => {
+                    pool.put(frame);
+                    break;
+                }
+            }
         }
-        self.outgoing.push_back(frame);
-        Ok(())
     }
 
-    fn reclaim(&mut self, _pool: &mut FramePool) {}
+    fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
+        // Sent and not completed counts too, as on a device.
+        if self.held.transmit == self.transmit_room {
+            return Err(frame);
+        }
+        match self.transmit.push(frame) {
+            Ok(()) => {
+                self.held.transmit += 1;
+                Ok(())
+            }
+            Err(rtrb::PushError::Full(frame)) => Err(frame),
+        }
+    }
+
+    fn reclaim(&mut self, pool: &mut FramePool) {
+        while let Ok(frame) = self.completion.pop() {
+            self.held.transmit -= 1;
+            pool.put(frame);
+        }
+    }
 
     fn kick(&mut self) -> bool {
         false
@@ -85,18 +164,17 @@ impl Port for MemoryPort {
     }
 
     fn held(&self) -> Held {
-        Held {
-            receive: self.incoming.len(),
-            transmit: self.outgoing.len(),
-        }
+        self.held
     }
 
     fn kernel_drops(&self) -> KernelDrops {
         KernelDrops::default()
     }
 
-    fn close(self: Box<Self>, pool: &mut FramePool) {
-        for frame in self.incoming.into_iter().chain(self.outgoing) {
+    /// What the device has not given back stays with it.
+    fn close(mut self: Box<Self>, pool: &mut FramePool) {
+        self.reclaim(pool);
+        while let Ok(frame) = self.receive.pop() {
             pool.put(frame);
         }
     }

@@ -1,0 +1,435 @@
+//! Hosts on memory ports: the real workers, path, tables and SAs, without a kernel.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use guestseal::aead::aes_gcm::AesGcm;
+use guestseal::aead::engine::Engine;
+use guestseal::path::batch::WorkerId;
+use guestseal::path::outcome::{DropReason, Outcome, SentAs};
+use guestseal::path::tables::{Parts, Tables};
+use guestseal::port::KernelDrops;
+use guestseal::port::memory::{Device, MemoryPort};
+use guestseal::port::pool::FramePool;
+use guestseal::port::umem::{HugePages, Shape, Umem};
+use guestseal::sa::inbound::InboundSa;
+use guestseal::sa::nonce::Salt;
+use guestseal::sa::outbound::{Mode, OutboundSa};
+use guestseal::sa::replay::ReplayWindow;
+use guestseal::sa::selector::Selector;
+use guestseal::sa::sequence::{Reservation, Sequence};
+use guestseal::sa::spi::Spi;
+use guestseal::sa::table::{OutboundKey, Owned, Place, SaTable};
+use guestseal::telemetry::counters::Counters;
+use guestseal::telemetry::latency::exchange;
+use guestseal::wire::ethernet::MacAddress;
+use guestseal::worker::handoff::{Handoff, Waker};
+use guestseal::worker::run::{Ports, Stop, Worker, monotonic};
+use guestseal_rules::classify::{Action, Protection};
+use guestseal_rules::compile::compile;
+use guestseal_rules::load::{Source, load_policy};
+use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex};
+
+use crate::frames::Guest;
+
+/// The demo's policy and one more guest, so that two of a network live on one host.
+pub(crate) fn policy() -> Policy {
+    policy_with("", "")
+}
+
+/// The same with one thing different.
+pub(crate) fn policy_with(from: &str, to: &str) -> Policy {
+    let demo = include_str!("../../../rules/examples/demo/policy.yaml");
+    let third = "  - id: blue-3\n    host: h1\n    labels: {tenant: blue}\n    ports:\n      - {interface: gp-blue-3, \
+                 network: blue, mac: \"02:00:00:01:00:03\", addresses: [10.1.0.3, \"fd00:1::3\"]}\n";
+    let text = demo.replacen("  - id: red-1\n", &format!("{third}  - id: red-1\n"), 1);
+    assert!(text.contains(from), "the policy has no `{from}`");
+    let text = text.replacen(from, to, 1);
+    let name = "policy.yaml".into();
+    load_policy(&[Source { name, text }]).expect("the demo's policy is right")
+}
+
+/// How hosts are made.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) workers: u16,
+    pub(crate) frames: u32,
+    pub(crate) transmit_room: usize,
+    pub(crate) tunnel: bool,
+    pub(crate) tunnel_over_ip6: bool,
+    pub(crate) esn: bool,
+    /// Where every outbound sequence begins.
+    pub(crate) start: u64,
+    /// Numbers below this are reserved.
+    pub(crate) reserved: u64,
+    /// SA and guest ports at other workers than the one that receives.
+    pub(crate) cross: bool,
+    /// What every SA may carry.
+    pub(crate) selector: Selector,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            frames: 512,
+            transmit_room: 128,
+            tunnel: false,
+            tunnel_over_ip6: false,
+            esn: true,
+            start: 1,
+            reserved: u64::MAX,
+            cross: false,
+            selector: Selector::default(),
+        }
+    }
+}
+
+/// One direction of one key.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Sa {
+    pub(crate) spi: u32,
+    pub(crate) key: KeyIndex,
+    pub(crate) protection: Protection,
+    pub(crate) network: NetworkIndex,
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+/// An SA in each direction for every key that a rule seals with.
+pub(crate) fn sas(policy: &Policy) -> Vec<Sa> {
+    let mut sas: Vec<Sa> = Vec::new();
+    for rule in &policy.rules {
+        let Action::Seal { protection, key } = rule.action else {
+            continue;
+        };
+        if sas.iter().any(|sa| (sa.key, sa.protection) == (key, protection)) {
+            continue;
+        }
+        let network = policy
+            .networks
+            .iter()
+            .position(|network| policy.keys[key.index()].id.starts_with(&network.name));
+        let network = NetworkIndex(network.expect("keys are named for their network") as u16);
+        for (from, to) in [(0, 1), (1, 0)] {
+            let spi = 0x1001 + sas.len() as u32;
+            sas.push(Sa {
+                spi,
+                key,
+                protection,
+                network,
+                from,
+                to,
+            });
+        }
+    }
+    sas
+}
+
+/// KEYMAT that both ends have: no two SAs share a key.
+pub(crate) fn keymat(spi: u32, length: usize) -> (Vec<u8>, Salt) {
+    let bytes: Vec<u8> = (0..length as u32 + 4)
+        .map(|place| (spi.wrapping_mul(97) + place * 7) as u8)
+        .collect();
+    let (key, salt) = bytes.split_at(length);
+    (key.to_vec(), Salt(salt.try_into().unwrap()))
+}
+
+pub(crate) struct Host {
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) uplinks: Vec<Device>,
+    pub(crate) guests: HashMap<String, Device>,
+    pub(crate) counters: Vec<Arc<Counters>>,
+    pub(crate) reservations: HashMap<u32, Arc<Reservation>>,
+    umem: Arc<Umem>,
+    /// Whether sent frames are completed as soon as they are looked at.
+    pub(crate) completes: bool,
+}
+
+impl Host {
+    pub(crate) fn new(policy: &Policy, number: usize, options: &Options) -> Self {
+        let count = options.workers;
+        let shape = Shape {
+            frame_size: 2048,
+            frames: options.frames,
+            ring_size: 512,
+            huge_pages: HugePages::Off,
+        };
+        let (umem, mut frames) = Umem::memory(shape).unwrap();
+        let share = frames.len() / usize::from(count);
+        let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
+        let (table, mut owned, reservations) = security_associations(policy, number, options);
+
+        let mut guests = HashMap::new();
+        let mut owners = Vec::new();
+        let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
+        let mut uplinks = Vec::new();
+        let fill = (options.frames as usize / 16).min(64);
+        for ports in &mut worker_ports {
+            let (port, device) = MemoryPort::new(Arc::clone(&umem), fill, options.transmit_room);
+            ports.uplink = Some(Box::new(port));
+            uplinks.push(device);
+        }
+        for (index, port) in policy.ports.iter().enumerate() {
+            let guest = &policy.guests[port.guest.index()];
+            if guest.host.index() != number {
+                continue;
+            }
+            let local = owners.len() as u16;
+            let owner = if options.cross {
+                count - 1 - local % count
+            } else {
+                local % count
+            };
+            let (memory, device) = MemoryPort::new(Arc::clone(&umem), fill, options.transmit_room);
+            worker_ports[usize::from(owner)]
+                .guests
+                .push((local, Box::new(memory)));
+            guests.insert(guest.id.clone(), device);
+            owners.push((PortIndex(index as u32), vec![WorkerId(owner)]));
+        }
+        let tables = Arc::new(ArcSwap::from_pointee(Tables::new(
+            policy,
+            Box::new(compile(policy)),
+            Parts {
+                host: HostIndex(number as u16),
+                uplink_mac: host_mac(number),
+                uplink_mtu: 1500,
+                owners,
+                next_hops: (0..policy.hosts.len()).map(|host| Some(host_mac(host))).collect(),
+                sas: table,
+            },
+        )));
+        let wakers: Vec<Waker> = (0..count).map(|_| Waker::new().unwrap()).collect();
+        let mut handoffs = Handoff::mesh(&wakers).into_iter();
+        let stop = Stop::new(usize::from(count));
+        let workers = worker_ports
+            .into_iter()
+            .enumerate()
+            .map(|(index, ports)| {
+                let take = if index + 1 == usize::from(count) {
+                    frames.len()
+                } else {
+                    share
+                };
+                Worker {
+                    id: WorkerId(index as u16),
+                    tables: Arc::clone(&tables),
+                    pool: FramePool::new(Arc::clone(&umem), frames.drain(..take).collect()),
+                    sas: owned.remove(0),
+                    engine: Arc::new(AesGcm),
+                    ports,
+                    handoff: handoffs.next().unwrap(),
+                    waker: wakers[index].clone(),
+                    counters: Arc::clone(&counters[index]),
+                    recorder: exchange().0,
+                    commands: rtrb::RingBuffer::new(1).1,
+                    closed_drops: KernelDrops::default(),
+                    stop: Arc::clone(&stop),
+                    busy_poll: false,
+                }
+            })
+            .collect();
+        let mut host = Self {
+            workers,
+            uplinks,
+            guests,
+            counters,
+            reservations,
+            umem,
+            completes: true,
+        };
+        host.settle();
+        host
+    }
+
+    /// Turns every worker until none has anything to do.
+    pub(crate) fn settle(&mut self) {
+        let mut quiet = 0;
+        // Frames that went to another worker come back a turn or two later.
+        while quiet < 4 {
+            let work: usize = self.workers.iter_mut().map(Worker::turn).sum();
+            quiet = if work == 0 { quiet + 1 } else { 0 };
+        }
+    }
+
+    /// A guest sends a frame.
+    pub(crate) fn guest_sends(&mut self, guest: Guest, frame: &[u8]) {
+        let device = self.guests.get_mut(guest.id).expect("a guest of this host");
+        assert!(device.arrive(frame, monotonic()), "the port takes the frame");
+        self.settle();
+    }
+
+    /// A frame arrives on a queue of the uplink.
+    pub(crate) fn wire_brings(&mut self, queue: usize, frame: &[u8]) {
+        assert!(
+            self.uplinks[queue].arrive(frame, monotonic()),
+            "the uplink takes the frame"
+        );
+        self.settle();
+    }
+
+    /// What left by the uplink since the last look.
+    pub(crate) fn on_wire(&mut self) -> Vec<Vec<u8>> {
+        let completes = self.completes;
+        let left = self
+            .uplinks
+            .iter_mut()
+            .flat_map(|device| leave(device, completes))
+            .collect();
+        self.settle();
+        left
+    }
+
+    /// What a guest got since the last look.
+    pub(crate) fn at_guest(&mut self, guest: Guest) -> Vec<Vec<u8>> {
+        let completes = self.completes;
+        let got = leave(
+            self.guests.get_mut(guest.id).expect("a guest of this host"),
+            completes,
+        );
+        self.settle();
+        got
+    }
+
+    pub(crate) fn count(&self, outcome: Outcome) -> u64 {
+        self.counters
+            .iter()
+            .map(|counters| counters.outcome(outcome).get())
+            .sum()
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason) -> u64 {
+        self.count(Outcome::Dropped(reason))
+    }
+
+    pub(crate) fn encrypted(&self) -> u64 {
+        self.count(Outcome::Sent(SentAs::Encrypted))
+    }
+
+    pub(crate) fn handed_over(&self) -> u64 {
+        self.counters
+            .iter()
+            .map(|counters| counters.taken_over.get())
+            .sum()
+    }
+
+    /// Every outcome that was counted.
+    pub(crate) fn outcomes(&self) -> Vec<(Outcome, u64)> {
+        (0..Outcome::COUNT)
+            .filter_map(Outcome::from_index)
+            .map(|outcome| (outcome, self.count(outcome)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// Received and copied = sum of outcomes, and every frame is in exactly one place.
+    #[track_caller]
+    pub(crate) fn assert_accounted(&self) {
+        let begun: u64 = self
+            .counters
+            .iter()
+            .map(|one| one.received.get() + one.copied.get())
+            .sum();
+        let ended: u64 = self.outcomes().iter().map(|(_, count)| count).sum();
+        assert_eq!(begun, ended, "every packet ends once: {:?}", self.outcomes());
+        let frames: usize = self
+            .workers
+            .iter()
+            .map(|worker| {
+                worker.pool.available() + worker.ports.held().receive + worker.ports.held().transmit
+            })
+            .sum();
+        assert_eq!(frames, self.umem.frames(), "every frame is in one place");
+    }
+}
+
+fn leave(device: &mut Device, completes: bool) -> Vec<Vec<u8>> {
+    let frames = std::iter::from_fn(|| device.leave()).collect();
+    if completes {
+        device.complete();
+    }
+    frames
+}
+
+pub(crate) fn host_mac(number: usize) -> MacAddress {
+    MacAddress([2, 0, 0, 0xff, 0, number as u8 + 1])
+}
+
+type Prepared = (SaTable, Vec<Owned>, HashMap<u32, Arc<Reservation>>);
+
+fn security_associations(policy: &Policy, number: usize, options: &Options) -> Prepared {
+    let mut table = SaTable::default();
+    let mut owned: Vec<Owned> = (0..options.workers).map(|_| Owned::default()).collect();
+    let mut reservations = HashMap::new();
+    // Always those of the policy itself, so that hosts with other rules still share SAs.
+    for sa in sas(&self::policy()) {
+        let suite = policy.keys[sa.key.index()].suite;
+        let (key, salt) = keymat(sa.spi, suite.key_length());
+        let key = AesGcm.expand(suite, &key).unwrap();
+        let spi = Spi::new(sa.spi).unwrap();
+        let mut owner = (sa.spi % u32::from(options.workers)) as u16;
+        if options.cross {
+            owner = options.workers - 1 - owner;
+        }
+        let address = |host: usize| {
+            let mut addresses = policy.hosts[host].addresses.iter();
+            *addresses
+                .find(|address| address.is_ipv6() == options.tunnel_over_ip6)
+                .unwrap()
+        };
+        let mode = |local, remote| match options.tunnel {
+            true => Mode::Tunnel {
+                local: address(local),
+                remote: address(remote),
+            },
+            false => Mode::Transport,
+        };
+        let mine = &mut owned[usize::from(owner)];
+        let owner = WorkerId(owner);
+        if sa.from == number {
+            let place = Place {
+                owner,
+                slot: mine.outbound.len() as u32,
+            };
+            let reservation = Reservation::new(options.start, options.reserved);
+            reservations.insert(sa.spi, Arc::clone(&reservation));
+            mine.outbound.push(OutboundSa {
+                spi,
+                protection: sa.protection,
+                mode: mode(sa.from, sa.to),
+                esn: options.esn,
+                key,
+                sequence: Sequence::reserved(options.esn, salt, reservation),
+            });
+            let wanted = OutboundKey {
+                key: sa.key,
+                protection: sa.protection,
+                network: sa.network,
+                peer: HostIndex(sa.to as u16),
+            };
+            table.add_outbound(wanted, options.selector.clone(), place);
+        } else {
+            let place = Place {
+                owner,
+                slot: mine.inbound.len() as u32,
+            };
+            mine.inbound.push(InboundSa {
+                spi,
+                protection: sa.protection,
+                mode: mode(sa.to, sa.from),
+                esn: options.esn,
+                key,
+                salt,
+                window: ReplayWindow::new(1024, options.esn),
+                selector: options.selector.clone(),
+                rule_key: sa.key,
+                network: sa.network,
+                peer: HostIndex(sa.from as u16),
+            });
+            assert!(table.add_inbound(spi, place));
+        }
+    }
+    (table, owned, reservations)
+}

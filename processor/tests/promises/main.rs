@@ -1,0 +1,13 @@
+//! What Guestseal promises, tested over the whole path on memory ports, without root: one file a promise.
+
+mod frames;
+mod host;
+
+mod anti_spoofing;
+mod frames_are_conserved;
+mod hostile_wire;
+mod key_of_rule;
+mod no_nonce_twice;
+mod no_plaintext_leaks;
+mod seals_and_opens;
+mod two_workers;
