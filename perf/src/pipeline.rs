@@ -1,21 +1,436 @@
-//! Benchmark of the data path on memory ports.
+//! The data path without a kernel: a worker between memory ports, in cycles a packet, beside the bare cipher.
+//!
+//! Bursts of 64 arrive, one turn of the worker's loop is timed (receive, parse, guard, classify, seal or open, transmit,
+//! reclaim), and the device takes what leaves, outside the clock. The bare cipher seals or opens the same bytes, burst by
+//! burst in between, so that both see the same machine. A figure is the median over bursts.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use clap::Args;
+use guestseal::aead::aes_gcm::AesGcm;
+use guestseal::aead::engine::{Buffers, Engine, ExpandedKey, OpenJob, SealJob, TAG};
+use guestseal::path::batch::WorkerId;
+use guestseal::path::outcome::{Outcome, SentAs};
+use guestseal::path::tables::{Parts, Tables};
+use guestseal::port::memory::{Device, MemoryPort};
+use guestseal::port::pool::FramePool;
+use guestseal::port::umem::{HugePages, Shape, Umem};
+use guestseal::port::{BATCH, KernelDrops};
+use guestseal::sa::inbound::InboundSa;
+use guestseal::sa::nonce::Salt;
+use guestseal::sa::outbound::{Mode, OutboundSa};
+use guestseal::sa::replay::ReplayWindow;
+use guestseal::sa::selector::Selector;
+use guestseal::sa::sequence::Sequence;
+use guestseal::sa::spi::Spi;
+use guestseal::sa::table::{OutboundKey, Owned, Place, SaTable};
+use guestseal::telemetry::counters::Counters;
+use guestseal::telemetry::latency::exchange;
+use guestseal::wire::ethernet::{self, MacAddress};
+use guestseal::wire::{esp, ip4, transport};
+use guestseal::worker::handoff::{Handoff, Waker};
+use guestseal::worker::run::{Ports, Stop, Worker, monotonic};
+use guestseal_rules::classify::Protection;
+use guestseal_rules::compile::compile;
+use guestseal_rules::load::{Source, load_policy};
+use guestseal_rules::model::{HostIndex, Policy, PortIndex, Suite};
+use serde::Serialize;
 
 use crate::process::PerfError;
 
-/// What to measure.
+const SPI: u32 = 0x1001;
+const KEY: [u8; 32] = [0x5a; 32];
+const SALT: Salt = Salt([1, 2, 3, 4]);
+const FRAMES: u32 = 1024;
+/// Bytes of the headers that transport mode leaves in front: Ethernet and IPv4.
+const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
+
+/// `guestseal-perf pipeline`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// One JSON array instead of a table
     #[arg(long)]
-    pub json: bool,
+    json: bool,
+    /// Bytes of the guest's frame
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1420], value_name = "BYTES", value_parser = clap::value_parser!(u16).range(46..=1460))]
+    size: Vec<u16>,
+    /// Rules in the policy; the last one matches
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100], value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rules: Vec<u32>,
+    /// UDP flows that take turns
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1000], value_name = "N", value_parser = clap::value_parser!(u16).range(1..=60000))]
+    flows: Vec<u16>,
+    /// Bursts of 64 packets timed for each case
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    bursts: u32,
 }
 
-/// Measures.
+/// One case.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    direction: &'static str,
+    network: &'static str,
+    size: u16,
+    rules: u32,
+    flows: u16,
+    engine: &'static str,
+    cycles_per_packet: f64,
+    cipher_cycles_per_packet: f64,
+}
+
+/// Measures every case and prints it.
 ///
 /// # Errors
-/// If there is no memory.
-pub fn run(_options: &Options) -> Result<(), PerfError> {
+/// If memory or the policy cannot be had, or a packet does not go the way that is measured.
+pub fn run(options: &Options) -> Result<(), PerfError> {
+    let mut rows = Vec::new();
+    if !options.json {
+        println!(
+            "{:<9} {:>6} {:>6} {:>6} {:>9} {:>14} {:>14}",
+            "direction", "size", "rules", "flows", "engine", "cycles/packet", "cipher alone"
+        );
+    }
+    for &size in &options.size {
+        for &rules in &options.rules {
+            for &flows in &options.flows {
+                for row in measure(size, rules, flows, options.bursts)? {
+                    if !options.json {
+                        println!(
+                            "{:<9} {:>6} {:>6} {:>6} {:>9} {:>14.0} {:>14.0}",
+                            row.direction,
+                            row.size,
+                            row.rules,
+                            row.flows,
+                            row.engine,
+                            row.cycles_per_packet,
+                            row.cipher_cycles_per_packet
+                        );
+                    }
+                    rows.push(row);
+                }
+            }
+        }
+    }
+    if options.json {
+        let text = serde_json::to_string_pretty(&rows).map_err(|error| PerfError::Malformed {
+            what: "rows".into(),
+            why: error.to_string(),
+        })?;
+        println!("{text}");
+    }
     Ok(())
+}
+
+/// One host with one worker and one guest.
+struct Bench {
+    worker: Worker,
+    guest: Device,
+    uplink: Device,
+    counters: Arc<Counters>,
+}
+
+impl Bench {
+    fn new(policy: &Policy, number: usize) -> Result<Self, PerfError> {
+        let shape = Shape {
+            frame_size: 2048,
+            frames: FRAMES,
+            ring_size: 512,
+            huge_pages: HugePages::Auto,
+        };
+        let (umem, frames) = Umem::memory(shape).map_err(|error| PerfError::Malformed {
+            what: "UMEM".into(),
+            why: error.to_string(),
+        })?;
+        let (guest_port, guest) = MemoryPort::new(Arc::clone(&umem), BATCH, BATCH);
+        let (uplink_port, uplink) = MemoryPort::new(Arc::clone(&umem), BATCH, BATCH);
+        let (sas, owned) = security_associations(policy, number);
+        let owners = vec![(PortIndex(number as u32), vec![WorkerId(0)])];
+        let parts = Parts {
+            host: HostIndex(number as u16),
+            uplink_mac: MacAddress([2, 0, 0, 0, 0xff, number as u8]),
+            uplink_mtu: 1500,
+            owners,
+            next_hops: vec![None; 2],
+            sas,
+        };
+        let tables = Tables::new(policy, Box::new(compile(policy)), parts);
+        let waker = Waker::new().map_err(PerfError::io("eventfd"))?;
+        let Some(handoff) = Handoff::mesh(std::slice::from_ref(&waker)).pop() else {
+            unreachable!("one for each worker")
+        };
+        let counters: Arc<Counters> = Arc::default();
+        let mut bench = Self {
+            worker: Worker {
+                id: WorkerId(0),
+                tables: Arc::new(ArcSwap::from_pointee(tables)),
+                pool: FramePool::new(umem, frames),
+                sas: owned,
+                engine: Arc::new(AesGcm),
+                ports: Ports {
+                    uplink: Some(Box::new(uplink_port)),
+                    guests: vec![(0, Box::new(guest_port))],
+                },
+                handoff,
+                waker,
+                counters: Arc::clone(&counters),
+                recorder: exchange().0,
+                commands: rtrb::RingBuffer::new(1).1,
+                closed_drops: KernelDrops::default(),
+                stop: Stop::new(1),
+                busy_poll: true,
+            },
+            guest,
+            uplink,
+            counters,
+        };
+        bench.worker.turn();
+        Ok(bench)
+    }
+}
+
+fn security_associations(policy: &Policy, number: usize) -> (SaTable, Owned) {
+    let (mut table, mut owned) = (SaTable::default(), Owned::default());
+    let place = Place {
+        owner: WorkerId(0),
+        slot: 0,
+    };
+    let (Some(rule_key), Some(network), Ok(spi)) =
+        (policy.key("bench"), policy.network("bench"), Spi::new(SPI))
+    else {
+        unreachable!("the policy below has them")
+    };
+    let protection = Protection::Encrypt;
+    let key = expand();
+    if number == 0 {
+        owned.outbound.push(OutboundSa {
+            spi,
+            protection,
+            mode: Mode::Transport,
+            esn: true,
+            key,
+            sequence: Sequence::fresh(true, SALT),
+        });
+        let wanted = OutboundKey {
+            key: rule_key,
+            protection,
+            network,
+            peer: HostIndex(1),
+        };
+        table.add_outbound(wanted, Selector::default(), place);
+    } else {
+        owned.inbound.push(InboundSa {
+            spi,
+            protection,
+            mode: Mode::Transport,
+            esn: true,
+            key,
+            salt: SALT,
+            window: ReplayWindow::new(1024, true),
+            selector: Selector::default(),
+            rule_key,
+            network,
+            peer: HostIndex(0),
+        });
+        let added = table.add_inbound(spi, place);
+        debug_assert!(added, "the only SPI");
+    }
+    (table, owned)
+}
+
+fn expand() -> ExpandedKey {
+    AesGcm
+        .expand(Suite::Aes256Gcm, &KEY)
+        .unwrap_or_else(|_| unreachable!("32 bytes are a key of AES-256"))
+}
+
+/// Two hosts, a guest on each; so many rules, of which the last one matches.
+fn policy(rules: u32) -> Result<Policy, PerfError> {
+    let mut text = String::from(
+        "hosts:\n  - {name: h1, addresses: [192.0.2.1]}\n  - {name: h2, addresses: [192.0.2.2]}\n\
+         networks:\n  - {name: bench, type: flat}\nkeys:\n  - {id: bench}\nguests:\n",
+    );
+    for number in [1, 2] {
+        text += &format!(
+            "  - {{id: g{number}, host: h{number}, ports: [{{interface: gp{number}, network: bench, \
+             mac: \"02:00:00:00:00:0{number}\", addresses: [10.0.0.{number}]}}]}}\n"
+        );
+    }
+    text += "rules:\n";
+    for number in 1..rules {
+        let (high, low) = (number / 250, number % 250);
+        text += &format!(
+            "  - {{name: r{number}, from: {{guest: g1}}, to: {{cidr: 10.{}.{high}.{low}/32}}, protocol: udp, ports: [{}], \
+             action: drop}}\n",
+            1 + high / 250,
+            10_000 + number % 50_000
+        );
+    }
+    text += "  - {name: all, from: any, to: any, action: encrypt, key: bench}\n";
+    load_policy(&[Source {
+        name: "bench.yaml".into(),
+        text,
+    }])
+    .map_err(|errors| PerfError::Malformed {
+        what: "policy".into(),
+        why: errors.to_string(),
+    })
+}
+
+/// A UDP packet of flow `flow` from the first guest to the second, `size` bytes with its Ethernet header.
+fn frame(size: u16, flow: u16) -> Vec<u8> {
+    let size = usize::from(size);
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    let total = (size - ethernet::HEADER) as u16;
+    frame.extend(ip4::outer(
+        [10, 0, 0, 1].into(),
+        [10, 0, 0, 2].into(),
+        transport::UDP,
+        0,
+        total,
+    ));
+    frame.extend((1024 + flow).to_be_bytes());
+    frame.extend([0, 9]);
+    frame.extend((total - ip4::HEADER as u16).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.resize(size, 0x42);
+    frame
+}
+
+fn measure(size: u16, rules: u32, flows: u16, bursts: u32) -> Result<[Row; 2], PerfError> {
+    let policy = policy(rules)?;
+    let (mut one, mut two) = (Bench::new(&policy, 0)?, Bench::new(&policy, 1)?);
+    let frames: Vec<Vec<u8>> = (0..flows).map(|flow| frame(size, flow)).collect();
+    let mut next = frames.iter().cycle();
+    let mut cipher = Cipher::new(usize::from(size) - HEADERS);
+    let clock = quanta::Clock::new();
+    let mut cycles: [Vec<u64>; 4] = Default::default();
+    // The first tenth warms up and is not counted.
+    let warm = bursts / 10;
+    for burst in 0..bursts + warm {
+        for frame in next.by_ref().take(BATCH) {
+            one.guest.arrive(frame, monotonic());
+        }
+        let outbound = timed(&clock, || one.worker.turn());
+        let mut sealed = Vec::with_capacity(BATCH);
+        while let Some(packet) = one.uplink.leave() {
+            sealed.push(packet);
+        }
+        one.uplink.complete();
+        let seal = timed(&clock, || cipher.seal());
+
+        for packet in &sealed {
+            two.uplink.arrive(packet, monotonic());
+        }
+        let inbound = timed(&clock, || two.worker.turn());
+        two.guest.discard();
+        two.guest.complete();
+        let open = timed(&clock, || cipher.open());
+        if burst >= warm {
+            for (list, one) in cycles.iter_mut().zip([outbound, seal, inbound, open]) {
+                list.push(one);
+            }
+        }
+    }
+    let expected = u64::from(bursts + warm) * BATCH as u64;
+    let went = [
+        one.counters.outcome(Outcome::Sent(SentAs::Encrypted)).get(),
+        two.counters.outcome(Outcome::Delivered).get(),
+    ];
+    if went != [expected; 2] {
+        return Err(PerfError::Malformed {
+            what: "pipeline".into(),
+            why: format!(
+                "of {expected} packets {} were sealed and {} delivered",
+                went[0], went[1]
+            ),
+        });
+    }
+    let [outbound, seal, inbound, open] = cycles.map(median);
+    let row = |direction, packet, cipher| Row {
+        direction,
+        network: "flat",
+        size,
+        rules,
+        flows,
+        engine: AesGcm.name(),
+        cycles_per_packet: packet / BATCH as f64,
+        cipher_cycles_per_packet: cipher / BATCH as f64,
+    };
+    Ok([row("outbound", outbound, seal), row("inbound", inbound, open)])
+}
+
+fn timed<T>(clock: &quanta::Clock, work: impl FnOnce() -> T) -> u64 {
+    let begin = clock.raw();
+    std::hint::black_box(work());
+    clock.raw() - begin
+}
+
+fn median(mut values: Vec<u64>) -> f64 {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default() as f64
+}
+
+/// The engine alone over a burst: buffers of its own, as many as the path's.
+struct Cipher {
+    key: ExpandedKey,
+    sequence: Sequence,
+    plain: Vec<Vec<u8>>,
+    sealed: Vec<Vec<u8>>,
+    opened: Vec<Vec<u8>>,
+    nonces: Vec<[u8; 12]>,
+    tags: Vec<[u8; TAG]>,
+}
+
+impl Cipher {
+    fn new(payload: usize) -> Self {
+        let length = payload + esp::padding(payload) + esp::TRAILER;
+        let buffers = || vec![vec![0x42; length]; BATCH];
+        Self {
+            key: expand(),
+            // Nothing that it seals leaves the process.
+            sequence: Sequence::fresh(true, Salt([9; 4])),
+            plain: buffers(),
+            sealed: buffers(),
+            opened: buffers(),
+            nonces: vec![[0; 12]; BATCH],
+            tags: vec![[0; TAG]; BATCH],
+        }
+    }
+
+    fn seal(&mut self) {
+        let mut jobs = arrayvec::ArrayVec::<SealJob<'_>, BATCH>::new();
+        let buffers = self.plain.iter().zip(&mut self.sealed);
+        for (((source, destination), tag), kept) in buffers.zip(&mut self.tags).zip(&mut self.nonces) {
+            let Ok((_, nonce)) = self.sequence.take() else {
+                unreachable!("2^64 numbers")
+            };
+            *kept = *nonce.as_bytes();
+            jobs.push(SealJob {
+                key: &self.key,
+                nonce,
+                additional: &[0; 12],
+                buffers: Buffers::Copy { source, destination },
+                tag,
+            });
+        }
+        AesGcm.seal(&mut jobs);
+    }
+
+    fn open(&mut self) {
+        let mut jobs = arrayvec::ArrayVec::<OpenJob<'_>, BATCH>::new();
+        let buffers = self.sealed.iter().zip(&mut self.opened);
+        for (((source, destination), tag), nonce) in buffers.zip(&self.tags).zip(&self.nonces) {
+            jobs.push(OpenJob {
+                key: &self.key,
+                nonce: *nonce,
+                additional: &[0; 12],
+                buffers: Buffers::Copy { source, destination },
+                tag,
+                authentic: false,
+            });
+        }
+        AesGcm.open(&mut jobs);
+        assert!(jobs.iter().all(|job| job.authentic), "what was sealed opens");
+    }
 }
