@@ -2,9 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Subcommand;
+
+use crate::namespaces::Namespace;
+use crate::process::{PerfError, Running, run, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -31,6 +35,11 @@ pub enum Actor {
     },
     /// Prints the first message on UDP port 514.
     LogServer,
+    /// Prints every message on a UDP port until it is ended.
+    Receive {
+        /// The port.
+        port: u16,
+    },
     /// Sends a message to UDP port 514, again until the guest ends it.
     LogClient {
         /// The server.
@@ -42,6 +51,16 @@ pub enum Actor {
     Listen {
         /// The port.
         port: u16,
+    },
+    /// Sends numbered datagrams to UDP port 7000, so many a second (0: as many as it can), until it is ended.
+    Flood {
+        /// The server.
+        server: IpAddr,
+        /// What each datagram begins with.
+        marker: String,
+        /// Datagrams a second.
+        #[arg(long, default_value_t = 0)]
+        rate: u32,
     },
     /// Tries to connect; prints `connected` or `refused`.
     Connect {
@@ -109,6 +128,15 @@ impl Actor {
                 let length = socket.recv(&mut message)?;
                 println!("{}", String::from_utf8_lossy(&message[..length]));
             }
+            Actor::Receive { port } => {
+                let socket = UdpSocket::bind(("::", port))?;
+                println!("listening");
+                let mut message = [0; 2048];
+                loop {
+                    let length = socket.recv(&mut message)?;
+                    println!("{}", String::from_utf8_lossy(&message[..length]));
+                }
+            }
             Actor::LogClient { server, message } => {
                 udp_to(server, 514)?.send(message.as_bytes())?;
             }
@@ -117,6 +145,7 @@ impl Actor {
                     stream?.write_all(b"hello\n")?;
                 }
             }
+            Actor::Flood { server, marker, rate } => flood(server, &marker, rate)?,
             Actor::Connect { server, port } => {
                 let tried =
                     TcpStream::connect_timeout(&SocketAddr::new(server, port), Duration::from_secs(1));
@@ -125,6 +154,57 @@ impl Actor {
         }
         Ok(())
     }
+}
+
+/// Errors do not end it: a flood goes on while the network is being changed.
+fn flood(server: IpAddr, marker: &str, rate: u32) -> std::io::Result<()> {
+    let socket = udp_to(server, 7000)?;
+    println!("listening");
+    std::io::stdout().flush()?;
+    let begin = std::time::Instant::now();
+    for number in 0u64.. {
+        let _ = socket.send(format!("{marker} {number:020}").as_bytes());
+        if let Some(due) = Duration::from_secs(number).checked_div(rate)
+            && let Some(early) = due.checked_sub(begin.elapsed())
+        {
+            std::thread::sleep(early);
+        }
+    }
+    Ok(())
+}
+
+/// Runs a part in a namespace to its end; gives what it printed.
+///
+/// # Errors
+/// If it fails.
+pub fn play_in(program: &Path, namespace: &Namespace, words: &[&str]) -> Result<String, PerfError> {
+    let mut command = namespace.command(program);
+    run(command.arg("actor").args(words))
+}
+
+/// Starts a server in a namespace; returns when it listens.
+///
+/// # Errors
+/// If it does not.
+pub fn serve(
+    program: &Path,
+    namespace: &Namespace,
+    directory: &Path,
+    words: &[&str],
+) -> Result<Running, PerfError> {
+    let name = format!(
+        "{}-{}",
+        namespace.name(),
+        words.join("-").replace(['/', ':'], "_")
+    );
+    let mut command = namespace.command(program);
+    command.arg("actor").args(words);
+    let mut server = Running::start(&name, directory, &mut command)?;
+    wait_for(&words.join(" "), PATIENCE, || {
+        server.check_runs()?;
+        Ok(server.output().contains("listening").then_some(()))
+    })?;
+    Ok(server)
 }
 
 /// Listens on both families and says so, so that nobody has to guess when.

@@ -1,6 +1,8 @@
 //! What the wire carried: tcpdump in the wire's namespace, and a look at every frame.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -59,12 +61,14 @@ impl Capture {
         read(&self.file)
     }
 
-    /// Every frame captured so far.
+    /// A look at what is captured from here on.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn so_far(&self) -> Result<Vec<Vec<u8>>, PerfError> {
-        read(&self.file)
+    pub fn follow(&self) -> Result<Follower, PerfError> {
+        let mut follower = Follower::new(&self.file);
+        follower.more()?;
+        Ok(follower)
     }
 
     /// The capture file.
@@ -79,26 +83,64 @@ impl Capture {
 /// # Errors
 /// If it cannot be read or is none.
 pub fn read(file: &Path) -> Result<Vec<Vec<u8>>, PerfError> {
-    let bytes = std::fs::read(file).map_err(PerfError::io(file.display().to_string()))?;
-    let malformed = |why: &str| PerfError::Malformed {
-        what: file.display().to_string(),
-        why: why.to_owned(),
-    };
-    let word = |at: usize| -> Option<u32> { bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes) };
-    // Written by tcpdump on this machine: little-endian, microseconds, Ethernet.
-    if word(0) != Some(0xa1b2_c3d4) || word(20) != Some(1) {
-        return Err(malformed("not a capture of Ethernet frames"));
+    Follower::new(file).more()
+}
+
+/// Reads a capture while it grows.
+#[derive(Debug)]
+pub struct Follower {
+    file: PathBuf,
+    /// Bytes read so far; 0 before the file's header.
+    at: u64,
+}
+
+impl Follower {
+    /// From the beginning of a file.
+    #[must_use]
+    pub fn new(file: &Path) -> Self {
+        Self {
+            file: file.to_owned(),
+            at: 0,
+        }
     }
-    let mut frames = Vec::new();
-    let mut at = 24;
-    while let Some(length) = word(at + 8) {
-        let Some(frame) = bytes.get(at + 16..at + 16 + length as usize) else {
-            break;
-        };
-        frames.push(frame.to_vec());
-        at += 16 + length as usize;
+
+    /// The frames that have come since the last look.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is no capture.
+    pub fn more(&mut self) -> Result<Vec<Vec<u8>>, PerfError> {
+        let name = self.file.display().to_string();
+        let mut bytes = Vec::new();
+        File::open(&self.file)
+            .and_then(|mut file| {
+                file.seek(SeekFrom::Start(self.at))?;
+                file.read_to_end(&mut bytes)
+            })
+            .map_err(PerfError::io(name.clone()))?;
+        let word =
+            |at: usize| -> Option<u32> { bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes) };
+        let mut at = 0;
+        if self.at == 0 {
+            // Written by tcpdump on this machine: little-endian, microseconds, Ethernet.
+            if word(0) != Some(0xa1b2_c3d4) || word(20) != Some(1) {
+                return Err(PerfError::Malformed {
+                    what: name,
+                    why: "not a capture of Ethernet frames".to_owned(),
+                });
+            }
+            at = 24;
+        }
+        let mut frames = Vec::new();
+        while let Some(length) = word(at + 8) {
+            let Some(frame) = bytes.get(at + 16..at + 16 + length as usize) else {
+                break;
+            };
+            frames.push(frame.to_vec());
+            at += 16 + length as usize;
+        }
+        self.at += at as u64;
+        Ok(frames)
     }
-    Ok(frames)
 }
 
 /// SPI and low sequence number of an ESP frame.

@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::actor;
 use crate::capture::{Capture, count_kinds, kinds_with};
 use crate::deployment::{Deployment, imbalance, number};
 use crate::namespaces::{Topology, remove_leftovers};
-use crate::process::{PerfError, Running, run, wait_for};
+use crate::process::{PerfError, Running, cpus, run, wait_for};
 
 /// The policy that the demo shows.
 pub const POLICY: &str = include_str!("../../rules/examples/demo/policy.yaml");
@@ -48,6 +49,10 @@ pub struct Report {
     pub wire: BTreeMap<String, u64>,
     /// The totals of each host.
     pub hosts: BTreeMap<String, Value>,
+}
+
+fn own_program() -> Result<PathBuf, PerfError> {
+    std::env::current_exe().map_err(PerfError::io("this program's own file"))
 }
 
 struct Demo {
@@ -110,9 +115,11 @@ impl Demo {
         self.say("two hosts, four guests of two tenants, and a wire that is watched");
         let capture = Capture::start(&self.topology.wire, "host0", self.deployment.directory())?;
         let mut hosts = Vec::new();
+        let cpus = cpus()?;
         for host in 0..2 {
+            let cpu = cpus[host % cpus.len()];
             self.deployment
-                .write_host(host, "workers: [{queue: 0, cpu: 0}]")?;
+                .write_host(host, &format!("workers: [{{queue: 0, cpu: {cpu}}}]"))?;
             hosts.push(self.deployment.start(host, &self.topology.hosts[host], &[])?);
         }
         let secret = crate::deployment::random_hex(8)?;
@@ -149,21 +156,15 @@ impl Demo {
         Ok(())
     }
 
-    fn actor(&self, guest: &str, words: &[&str]) -> Result<std::process::Command, PerfError> {
-        let own = std::env::current_exe().map_err(PerfError::io("this program's own file"))?;
-        let mut command = self.topology.guest(guest).namespace.command(own);
-        command.arg("actor").args(words);
-        Ok(command)
+    /// Lets a guest play a part to its end; gives what it printed.
+    fn actor(&self, guest: &str, words: &[&str]) -> Result<String, PerfError> {
+        actor::play_in(&own_program()?, &self.topology.guest(guest).namespace, words)
     }
 
     /// Starts a server in a guest and waits until it listens.
     fn serve(&mut self, guest: &str, words: &[&str]) -> Result<usize, PerfError> {
-        let name = format!("{guest}-{}", words.join("-"));
-        let mut server = Running::start(&name, self.deployment.directory(), &mut self.actor(guest, words)?)?;
-        wait_for(&name, PATIENCE, || {
-            server.check_runs()?;
-            Ok(server.output().contains("listening").then_some(()))
-        })?;
+        let namespace = &self.topology.guest(guest).namespace;
+        let server = actor::serve(&own_program()?, namespace, self.deployment.directory(), words)?;
         self.servers.push(server);
         Ok(self.servers.len() - 1)
     }
@@ -282,7 +283,7 @@ impl Demo {
     fn names(&mut self, markers: &Markers) -> Result<(), PerfError> {
         self.say("blue-1 asks blue-2 for a name");
         self.serve("blue-2", &["name-server"])?;
-        let seen = run(&mut self.actor("blue-1", &["name-client", "10.1.0.2", &markers.name])?);
+        let seen = self.actor("blue-1", &["name-client", "10.1.0.2", &markers.name]);
         let seen = seen.unwrap_or_else(|error| error.to_string());
         self.check(
             "guest",
@@ -297,7 +298,7 @@ impl Demo {
     fn mail(&mut self, markers: &Markers) -> Result<(), PerfError> {
         self.say("blue-1 sends mail to blue-2");
         self.serve("blue-2", &["mail-server"])?;
-        let seen = run(&mut self.actor("blue-1", &["mail-client", "10.1.0.2", &markers.mail])?);
+        let seen = self.actor("blue-1", &["mail-client", "10.1.0.2", &markers.mail]);
         let seen = seen.unwrap_or_else(|error| error.to_string());
         let expected = format!("250 {}", markers.mail);
         let ok = seen == expected;
@@ -308,7 +309,7 @@ impl Demo {
     fn log(&mut self, markers: &Markers) -> Result<(), PerfError> {
         self.say("blue-1 logs to blue-2, authenticated and readable");
         let server = self.serve("blue-2", &["log-server"])?;
-        run(&mut self.actor("blue-1", &["log-client", "10.1.0.2", &markers.log])?)?;
+        self.actor("blue-1", &["log-client", "10.1.0.2", &markers.log])?;
         let seen = self.servers[server]
             .finish(Duration::from_secs(5))
             .unwrap_or_else(|error| error.to_string());
@@ -322,7 +323,7 @@ impl Demo {
         self.say("what the rules forbid");
         self.serve("blue-2", &["listen", "23"])?;
         self.serve("red-2", &["listen", "9000"])?;
-        let seen = run(&mut self.actor("blue-1", &["connect", "10.1.0.2", "23"])?)?;
+        let seen = self.actor("blue-1", &["connect", "10.1.0.2", "23"])?;
         self.check(
             "guest",
             "blue-1 connects to port 23, which a rule drops",
@@ -330,7 +331,7 @@ impl Demo {
             &seen,
             seen == "refused",
         );
-        let seen = run(&mut self.actor("red-1", &["connect", "10.2.0.2", "9000"])?)?;
+        let seen = self.actor("red-1", &["connect", "10.2.0.2", "9000"])?;
         self.check(
             "guest",
             "red-1 connects to red-2",
@@ -342,7 +343,7 @@ impl Demo {
         let blue = &self.topology.guest("blue-1").namespace;
         blue.ip("route add 10.2.0.0/24 dev eth0")?;
         blue.ip("neigh add 10.2.0.2 lladdr 02:00:00:02:00:02 dev eth0")?;
-        let seen = run(&mut self.actor("blue-1", &["connect", "10.2.0.2", "9000"])?)?;
+        let seen = self.actor("blue-1", &["connect", "10.2.0.2", "9000"])?;
         self.check(
             "guest",
             "blue-1 connects to red-2, another tenant",

@@ -170,6 +170,12 @@ impl Topology {
         let wire = Namespace::new("wire")?;
         wire.ip("link add br0 type bridge mcast_snooping 0")?;
         wire.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")?;
+        // A wire looks at no IP header. Kernels without br_netfilter have no such setting, and need none.
+        if Path::new("/proc/sys/net/bridge").exists() {
+            wire.run(
+                "sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
+            )?;
+        }
         wire.ip("link set br0 up")?;
         let mut topology = Self {
             guests: Vec::new(),

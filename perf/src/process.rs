@@ -129,6 +129,18 @@ pub fn wait_for<T>(
     }
 }
 
+/// The CPUs that this process may run on; at least one.
+///
+/// # Errors
+/// If the system does not say.
+pub fn cpus() -> Result<Vec<usize>, PerfError> {
+    let set = rustix::thread::sched_getaffinity(None)
+        .map_err(|error| PerfError::io("the CPUs of this process")(error.into()))?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|cpu| set.is_set(*cpu))
+        .collect())
+}
+
 fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words

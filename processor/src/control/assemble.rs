@@ -25,7 +25,7 @@ use crate::port::umem::{Shape, Umem, UmemError};
 use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
 use crate::sa::table::{Owned, SaTable};
 use crate::telemetry::counters::Counters;
-use crate::telemetry::latency::{Collector, Recorder, exchange};
+use crate::telemetry::latency::{Collector, Latencies, Recorder, exchange};
 use crate::telemetry::totals::Frames;
 use crate::wire::ethernet::MacAddress;
 use crate::worker::handoff::{Handoff, Item, Waker};
@@ -122,6 +122,8 @@ pub struct Remains {
     pub owned: Vec<Owned>,
     /// The workers' latencies that were not collected.
     pub recorders: Vec<Recorder>,
+    /// Those that were on their way.
+    pub exchanged: Vec<Box<Latencies>>,
     /// Where the frames were.
     pub frames: Frames,
     /// What the kernel dropped before it was received.
@@ -468,7 +470,7 @@ impl DataPlane {
     /// Stops: nothing more is taken in, what was begun is finished, the programs are detached where `detach` says so
     /// (else the guest ports stay closed), every frame is counted.
     #[must_use]
-    pub fn stop(self, detach: bool) -> Remains {
+    pub fn stop(mut self, detach: bool) -> Remains {
         self.queues
             .iter()
             .for_each(|queue| self.program.unregister_socket(*queue));
@@ -487,6 +489,11 @@ impl DataPlane {
         let mut remains = Remains {
             owned: Vec::new(),
             recorders: Vec::new(),
+            exchanged: self
+                .collectors
+                .iter_mut()
+                .filter_map(Collector::collect)
+                .collect(),
             frames: Frames {
                 total: self.umem.frames(),
                 ..Frames::default()

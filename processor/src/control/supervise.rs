@@ -303,14 +303,19 @@ impl Control<'_> {
         let Remains {
             owned,
             recorders,
+            exchanged,
             frames,
             kernel,
             xdp,
         } = plane.stop(detach);
         self.xdp.extend(xdp);
-        for recorder in &recorders {
-            self.interval.merge(&recorder.current);
-            self.all.merge(&recorder.current);
+        for latencies in recorders
+            .iter()
+            .map(|recorder| &recorder.current)
+            .chain(&exchanged)
+        {
+            self.interval.merge(latencies);
+            self.all.merge(latencies);
         }
         self.kernel.extend(kernel);
         (frames, owned)

@@ -1,0 +1,81 @@
+//! Two hosts with real kernels, sockets and packets, in namespaces: each test has a wire, hosts and guests of its own.
+//! Without root or AF_XDP every test counts as ignored, never as passed.
+
+mod net;
+
+mod devices;
+mod foreign;
+mod killed;
+mod overload;
+mod traffic;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use net::Result;
+
+type Body = fn() -> Result<()>;
+
+const TESTS: &[(&str, Body)] = &[
+    (
+        "traffic::both_modes_both_families_and_the_hosts_own",
+        traffic::both_modes,
+    ),
+    ("traffic::generic_xdp", traffic::generic),
+    ("traffic::two_queues_cross", traffic::two_queues),
+    (
+        "traffic::an_orderly_end_accounts_for_everything",
+        traffic::orderly_end,
+    ),
+    ("traffic::a_second_process_is_refused", traffic::second_process),
+    ("traffic::the_demo_agrees_and_leaves_nothing", traffic::demo),
+    (
+        "traffic::an_interrupted_demo_leaves_nothing",
+        traffic::interrupted_demo,
+    ),
+    (
+        "foreign::what_is_sealed_opens_elsewhere",
+        foreign::opens_elsewhere,
+    ),
+    (
+        "foreign::what_is_sealed_elsewhere_is_delivered",
+        foreign::delivered,
+    ),
+    (
+        "killed::no_plaintext_no_cleanup_no_nonce_twice",
+        killed::under_load,
+    ),
+    ("devices::uplink_down_and_up_under_load", devices::uplink_down),
+    ("devices::uplink_deleted_under_load", devices::uplink_deleted),
+    ("devices::guest_port_deleted_and_back", devices::guest_port),
+    (
+        "overload::a_flood_is_counted_bounded_and_over_at_once",
+        overload::flood,
+    ),
+];
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Each test keeps both CPUs busy.
+    arguments.test_threads.get_or_insert(1);
+    let missing = missing();
+    if let Some(reason) = &missing {
+        eprintln!("ignored: {reason}");
+    }
+    let trial = |(name, body): &(&str, Body)| {
+        let body = *body;
+        Trial::test(*name, move || {
+            body().map_err(|error| Failed::from(error.to_string()))
+        })
+        .with_ignored_flag(missing.is_some())
+    };
+    libtest_mimic::run(&arguments, TESTS.iter().map(trial).collect()).exit();
+}
+
+/// Why real packets cannot be processed here.
+fn missing() -> Option<&'static str> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    if !rustix::process::geteuid().is_root() {
+        return Some("tests with real packets need root");
+    }
+    socket(AddressFamily::from_raw(44), SocketType::RAW, None).err()?;
+    Some("this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)")
+}

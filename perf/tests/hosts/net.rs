@@ -1,0 +1,187 @@
+//! Hosts, guests and a wire, and what the tests do with them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use guestseal_perf::actor;
+use guestseal_perf::capture::{Capture, esp_of};
+use guestseal_perf::deployment::{Deployment, Host, imbalance};
+use guestseal_perf::namespaces::{Namespace, Topology};
+use guestseal_perf::process::{PerfError, Running, cpus, wait_for};
+use serde_json::Value;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+pub(crate) const POLICY: &str = include_str!("../../../rules/examples/demo/policy.yaml");
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// In the order in which they must go: programs before namespaces, namespaces before files.
+pub(crate) struct Net {
+    pub(crate) hosts: Vec<Option<Host>>,
+    pub(crate) topology: Topology,
+    pub(crate) deployment: Deployment,
+}
+
+/// `guestseal-perf`, for the parts that guests play.
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_guestseal-perf"))
+}
+
+/// Fails a test with a reason.
+pub(crate) fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(why().into()) }
+}
+
+impl Net {
+    /// The demo's hosts and guests, red in tunnel mode; nothing runs yet.
+    pub(crate) fn new(name: &str, queues: u32) -> Result<Self> {
+        let deployment = Deployment::new(name, POLICY, &["red"])?;
+        let topology = Topology::new(2, queues, &deployment.guests(queues))?;
+        Ok(Self {
+            hosts: vec![None, None],
+            topology,
+            deployment,
+        })
+    }
+
+    /// The same, and guestseal runs on both hosts with a worker for each queue.
+    pub(crate) fn running(name: &str, queues: u32) -> Result<Self> {
+        let mut net = Self::new(name, queues)?;
+        for host in 0..2 {
+            net.write_host(host, queues)?;
+            net.start(host, &[])?;
+        }
+        Ok(net)
+    }
+
+    pub(crate) fn write_host(&self, host: usize, queues: u32) -> Result<PathBuf> {
+        let cpus = cpus()?;
+        let worker = |queue: u32| {
+            format!(
+                "{{queue: {queue}, cpu: {}}}",
+                cpus[(host + queue as usize) % cpus.len()]
+            )
+        };
+        let workers: Vec<String> = (0..queues).map(worker).collect();
+        Ok(self
+            .deployment
+            .write_host(host, &format!("workers: [{}]", workers.join(", ")))?)
+    }
+
+    pub(crate) fn start(&mut self, host: usize, arguments: &[&str]) -> Result<()> {
+        let started = self
+            .deployment
+            .start(host, &self.topology.hosts[host], arguments)?;
+        self.hosts[host] = Some(started);
+        Ok(())
+    }
+
+    pub(crate) fn host(&mut self, host: usize) -> &mut Host {
+        self.hosts[host].as_mut().expect("a host that was started")
+    }
+
+    /// Stops guestseal in order; its totals, which must balance.
+    pub(crate) fn stop(&mut self, host: usize) -> Result<Value> {
+        let mut stopping = self.hosts[host].take().expect("a host that was started");
+        let totals = stopping.stop()?;
+        match imbalance(&totals) {
+            None => Ok(totals),
+            Some(what) => Err(what.into()),
+        }
+    }
+
+    pub(crate) fn guest(&self, id: &str) -> &Namespace {
+        &self.topology.guest(id).namespace
+    }
+
+    /// Pings until five of five come back, so that a first packet lost to neighbour discovery is no failure.
+    pub(crate) fn pings(&self, from: &str, to: &str) -> Result<()> {
+        let line = format!("ping -c 5 -i 0.05 -W 1 -q {to}");
+        wait_for(&format!("{from} to reach {to}"), PATIENCE, || {
+            Ok(self.guest(from).run(&line).ok())
+        })?;
+        Ok(())
+    }
+
+    /// Packets that the guest's own interface has sent.
+    pub(crate) fn sent_by(&self, guest: &str) -> u64 {
+        let said = self
+            .guest(guest)
+            .run("cat /sys/class/net/eth0/statistics/tx_packets");
+        said.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until the guest has sent so many more.
+    pub(crate) fn wait_for_sent(&self, guest: &str, more: u64) -> Result<()> {
+        let target = self.sent_by(guest) + more;
+        wait_for(&format!("{guest} to send"), PATIENCE, || {
+            Ok((self.sent_by(guest) >= target).then_some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Starts datagrams from blue-1 to blue-2.
+    pub(crate) fn flood(&self, marker: &str, rate: u32) -> Result<Running> {
+        let rate = rate.to_string();
+        let words = ["flood", "10.1.0.2", marker, "--rate", &rate];
+        Ok(actor::serve(
+            program(),
+            self.guest("blue-1"),
+            self.deployment.directory(),
+            &words,
+        )?)
+    }
+
+    pub(crate) fn capture(&self) -> Result<Capture> {
+        Ok(Capture::start(
+            &self.topology.wire,
+            "host0",
+            self.deployment.directory(),
+        )?)
+    }
+
+    pub(crate) fn serve(&self, namespace: &Namespace, words: &[&str]) -> Result<Running> {
+        Ok(actor::serve(
+            program(),
+            namespace,
+            self.deployment.directory(),
+            words,
+        )?)
+    }
+
+    pub(crate) fn play(
+        &self,
+        namespace: &Namespace,
+        words: &[&str],
+    ) -> std::result::Result<String, PerfError> {
+        actor::play_in(program(), namespace, words)
+    }
+
+    /// The SPI of an SA.
+    pub(crate) fn spi(&self, name: &str) -> u32 {
+        self.deployment
+            .sas
+            .iter()
+            .find(|sa| sa.name == name)
+            .expect("an SA of the deployment")
+            .spi
+    }
+}
+
+/// Frames of an SA in a capture.
+pub(crate) fn of_spi(frames: &[Vec<u8>], spi: u32) -> usize {
+    frames
+        .iter()
+        .filter(|frame| esp_of(frame).is_some_and(|(found, _)| found == spi))
+        .count()
+}
+
+/// Waits until so many more frames of an SA were captured.
+pub(crate) fn wait_for_spi(capture: &Capture, spi: u32, more: usize) -> Result<()> {
+    let (mut follower, mut found) = (capture.follow()?, 0);
+    wait_for("sealed packets on the wire", PATIENCE, || {
+        found += of_spi(&follower.more()?, spi);
+        Ok((found >= more).then_some(()))
+    })?;
+    Ok(())
+}
