@@ -150,3 +150,6 @@ impl Classifier for Ruleset {
         Verdict::NoRule
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,12 +126,35 @@ pub fn parse<T: DeserializeOwned>(source: &Source) -> Result<T, FileError> {
             Some(end) => text[..end].to_owned(),
             None => text,
         };
-        let message = message.replace(
-            ", set DuplicateKeyPolicy in Options if acceptable",
-            ": expected once",
-        );
-        source.error(&error.location().unwrap_or(Location::UNKNOWN), message)
+        let mut error = source.error(&error.location().unwrap_or(Location::UNKNOWN), reworded(message));
+        error.0.help = meant(&error.0.message);
+        error
     })
+}
+
+/// The parser's words in an operator's.
+fn reworded(message: String) -> String {
+    match message.as_str() {
+        "expected sequence start" => "expected a list, such as [one, two]".to_owned(),
+        "expected mapping start" => "expected a map, such as {name: value}".to_owned(),
+        "expected string scalar" => "expected one word or number".to_owned(),
+        "invalid u8" => "expected a number from 0 to 255".to_owned(),
+        "invalid bool" => "expected true or false".to_owned(),
+        _ => message
+            .replace(
+                ", set DuplicateKeyPolicy in Options if acceptable",
+                ": expected once",
+            )
+            .replace("unknown variant ", "unknown word "),
+    }
+}
+
+/// Of ``unknown field `x`, expected one of a, b``: the one that was probably meant.
+fn meant(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown ")?;
+    let (name, expected) = rest.split_once('`')?.1.split_once("`, expected one of ")?;
+    let all: Vec<String> = expected.split(", ").map(str::to_owned).collect();
+    nearest(name, &all).map(|near| format!("did you mean \"{near}\"?"))
 }
 
 /// Reads policy files; their lists are put together in the files' order.
@@ -291,7 +314,7 @@ impl Resolver {
             }
             addresses.push(address);
         }
-        if addresses.is_empty() {
+        if raw.address.is_none() && raw.addresses.is_empty() {
             let message = format!(
                 "host \"{}\" has no address: expected address or addresses",
                 raw.name.value
@@ -332,14 +355,13 @@ impl Resolver {
         self.named_once(source, "guest", &raw.id, taken);
         let found = self.policy.host(&raw.host.value);
         let names = |policy: &Policy| policy.hosts.iter().map(|host| host.name.clone()).collect();
-        let host = self
-            .known(source, "host", &raw.host, found, names)
-            .unwrap_or(HostIndex(0));
+        let known = self.known(source, "host", &raw.host, found, names);
+        let host = known.unwrap_or(HostIndex(0));
         let index = GuestIndex(self.policy.guests.len() as u32);
         let mut ports = Vec::new();
         for port in &raw.ports {
             ports.push(PortIndex(self.policy.ports.len() as u32));
-            self.port(source, port, index, host);
+            self.port(source, port, index, known);
         }
         let place = source.place(&raw.id.referenced);
         let labels = raw.labels.clone();
@@ -352,7 +374,7 @@ impl Resolver {
         });
     }
 
-    fn port(&mut self, source: &Source, raw: &raw::RawPort, guest: GuestIndex, host: HostIndex) {
+    fn port(&mut self, source: &Source, raw: &raw::RawPort, guest: GuestIndex, host: Option<HostIndex>) {
         let found = self.policy.network(&raw.network.value);
         let names = |policy: &Policy| {
             policy
@@ -376,12 +398,9 @@ impl Resolver {
             self.fail(source, &interface.referenced, message);
         }
         let same_interface = |port: &GuestPort| {
-            let its_host = self
-                .policy
-                .guests
-                .get(port.guest.index())
-                .map_or(host, |guest| guest.host);
-            port.interface == interface.value && its_host == host
+            // The guest itself is not in the list yet.
+            let its_host = self.policy.guests.get(port.guest.index()).map(|guest| guest.host);
+            port.interface == interface.value && host.is_some() && its_host.or(host) == host
         };
         if self.policy.ports.iter().any(same_interface) {
             let message = format!(
@@ -639,11 +658,11 @@ pub fn port_range(text: &str) -> Result<RangeInclusive<u16>, &'static str> {
     }
 }
 
-/// The name that was probably meant: at most a third of its letters away.
+/// The name that was probably meant: at most half of its letters away.
 fn nearest<'a>(name: &str, all: &'a [String]) -> Option<&'a str> {
     all.iter()
         .map(|other| (distance(name, other), other.as_str()))
-        .filter(|(distance, other)| distance * 3 <= other.len().max(3))
+        .filter(|(distance, other)| distance * 2 <= other.len())
         .min()
         .map(|(_, other)| other)
 }

@@ -13,16 +13,21 @@ use crate::model::Suite;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawPolicy {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub(super) hosts: Vec<RawHost>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub(super) networks: Vec<RawNetwork>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub(super) guests: Vec<RawGuest>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub(super) keys: Vec<RawKey>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub(super) rules: Vec<RawRule>,
+}
+
+/// A section that is there and empty is an empty list.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Option::<Vec<T>>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Deserialize)]
