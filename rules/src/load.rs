@@ -614,7 +614,9 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(mac)
 }
 
-fn protocol_number(text: &str) -> Option<u8> {
+/// An upper-layer protocol by its name or number.
+#[must_use]
+pub fn protocol_number(text: &str) -> Option<u8> {
     match text {
         "tcp" => Some(6),
         "udp" => Some(17),

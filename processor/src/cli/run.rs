@@ -107,6 +107,7 @@ impl Run {
             pin_directory: self.pin_directory.clone(),
         };
         let config = HostConfig::load(&self.config, &overrides)?;
+        check_possible()?;
         keep_secrets()?;
         // The kernel counts the UMEM as locked memory.
         let unlimited = Rlimit {
@@ -149,6 +150,33 @@ impl Run {
                 .with_target(false)
                 .init(),
         }
+    }
+}
+
+/// Says in one sentence why no packet can be processed here, before anything else fails for that reason.
+fn check_possible() -> Result<(), Failure> {
+    const NEEDED: [(u64, &str); 4] = [
+        (12, "CAP_NET_ADMIN"),
+        (13, "CAP_NET_RAW"),
+        (21, "CAP_SYS_ADMIN"),
+        (39, "CAP_BPF"),
+    ];
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(bit, _)| effective.is_some_and(|mask| mask & 1 << bit == 0))
+        .map(|(_, name)| *name)
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!("run needs root, or at least {}", missing.join(", ")).into());
+    }
+    const AF_XDP: u16 = 44;
+    let family = rustix::net::AddressFamily::from_raw(AF_XDP);
+    match rustix::net::socket(family, rustix::net::SocketType::RAW, None) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("this kernel gives no AF_XDP socket (CONFIG_XDP_SOCKETS): {error}").into()),
     }
 }
 

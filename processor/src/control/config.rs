@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use guestseal_rules::classify::Protection;
-use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range};
+use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range, protocol_number};
 use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
@@ -267,7 +267,7 @@ struct RawSelector {
     #[serde(default)]
     remote: Option<Spanned<String>>,
     #[serde(default)]
-    protocol: Option<u8>,
+    protocol: Option<Spanned<String>>,
     #[serde(default)]
     local_ports: Option<Spanned<String>>,
     #[serde(default)]
@@ -324,6 +324,16 @@ impl HostConfig {
             errors.push(source.error(&raw.host.referenced, message));
             HostIndex(0)
         });
+        let host_name = raw.host.value.clone();
+        let umem = Shape {
+            frame_size: raw.umem.frame_size,
+            frames: raw.umem.frames,
+            ring_size: 1024,
+            huge_pages: raw.umem.huge_pages,
+        };
+        if let Err(error) = umem.check() {
+            errors.push(source.error(&raw.host.referenced, format!("umem: {error}")));
+        }
         let uplink = overrides
             .uplink
             .clone()
@@ -346,7 +356,7 @@ impl HostConfig {
         }
         let mut sas: Vec<SaConfig> = Vec::new();
         for raw in &raw.security_associations {
-            match resolve_sa(raw, &source, base, &policy, workers.len()) {
+            match resolve_sa(raw, &source, base, &policy, &host_name, workers.len()) {
                 Ok(sa) => {
                     if sas.iter().any(|other| other.name == sa.name) {
                         let message = format!("security association \"{}\" is declared twice", sa.name);
@@ -372,12 +382,7 @@ impl HostConfig {
             host,
             uplink,
             workers,
-            umem: Shape {
-                frame_size: raw.umem.frame_size,
-                frames: raw.umem.frames,
-                ring_size: 1024,
-                huge_pages: raw.umem.huge_pages,
-            },
+            umem,
             xdp_mode: overrides.xdp_mode.unwrap_or(match raw.xdp_mode {
                 RawXdpMode::Auto => ModeChoice::Auto,
                 RawXdpMode::Native => ModeChoice::Only(XdpMode::Native),
@@ -405,6 +410,7 @@ fn resolve_sa(
     source: &Source,
     base: &Path,
     policy: &Policy,
+    host: &str,
     workers: usize,
 ) -> Result<SaConfig, FileError> {
     let unknown = |what: &str, name: &Spanned<String>| {
@@ -428,14 +434,33 @@ fn resolve_sa(
     let peer = policy
         .host(&raw.peer.value)
         .ok_or_else(|| unknown("host", &raw.peer))?;
+    if raw.peer.value == host {
+        return Err(source.error(
+            &raw.peer.referenced,
+            "the peer is this host: expected another one",
+        ));
+    }
+    let tunnel_address = |host: &str| {
+        let host = policy.hosts.iter().find(|one| one.name == host);
+        host.is_some_and(|host| {
+            host.addresses
+                .iter()
+                .any(|address| address.is_ipv6() == raw.over_ip6)
+        })
+    };
+    if raw.mode == SaMode::Tunnel && !(tunnel_address(host) && tunnel_address(&raw.peer.value)) {
+        let family = if raw.over_ip6 { "IPv6" } else { "IPv4" };
+        let message = format!("tunnel mode needs an {family} address of both hosts in the policy");
+        return Err(source.error(&raw.name.referenced, message));
+    }
     let spi =
         Spi::new(raw.spi.value).map_err(|error| source.error(&raw.spi.referenced, error.to_string()))?;
     if let Some(window) = raw
         .replay_window
         .as_ref()
-        .filter(|window| !(32..=65536).contains(&window.value))
+        .filter(|window| !(1024..=65536).contains(&window.value))
     {
-        return Err(source.error(&window.referenced, "a replay window has 32 to 65536 numbers"));
+        return Err(source.error(&window.referenced, "a replay window has 1024 to 65536 numbers"));
     }
     if let Some(worker) = raw
         .worker
@@ -466,6 +491,16 @@ fn resolve_sa(
             .map(Some)
             .map_err(|message| source.error(&text.referenced, message))
     };
+    let protocol = match &raw.selector.protocol {
+        None => None,
+        Some(text) => Some(protocol_number(&text.value).ok_or_else(|| {
+            let message = format!(
+                "\"{}\" is no protocol: expected tcp, udp or a number up to 255",
+                text.value
+            );
+            source.error(&text.referenced, message)
+        })?),
+    };
     Ok(SaConfig {
         name: raw.name.value.clone(),
         direction: raw.direction,
@@ -487,7 +522,7 @@ fn resolve_sa(
         selector: Selector {
             local: cidr(&raw.selector.local)?,
             remote: cidr(&raw.selector.remote)?,
-            protocol: raw.selector.protocol,
+            protocol,
             local_ports: ports(&raw.selector.local_ports)?,
             remote_ports: ports(&raw.selector.remote_ports)?,
         },

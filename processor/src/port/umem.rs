@@ -52,6 +52,22 @@ pub struct Shape {
     pub huge_pages: HugePages,
 }
 
+impl Shape {
+    /// Checks what a UMEM can be; gives its number of frames.
+    ///
+    /// # Errors
+    /// [`UmemError::FrameSize`] and [`UmemError::Frames`].
+    pub fn check(&self) -> Result<NonZeroU32, UmemError> {
+        if !matches!(self.frame_size, 2048 | 4096) {
+            return Err(UmemError::FrameSize(self.frame_size));
+        }
+        match NonZeroU32::new(self.frames) {
+            Some(frames) if self.frames >= 64 => Ok(frames),
+            _ => Err(UmemError::Frames(self.frames)),
+        }
+    }
+}
+
 /// Why there is no UMEM.
 #[derive(Debug, thiserror::Error)]
 pub enum UmemError {
@@ -138,7 +154,7 @@ impl Umem {
     /// # Errors
     /// See [`UmemError`].
     pub fn kernel(shape: Shape) -> Result<(Arc<Self>, Vec<Frame>), UmemError> {
-        let frames = check(shape)?;
+        let frames = shape.check()?;
         let ring = QueueSize::new(shape.ring_size).map_err(|_| UmemError::RingSize(shape.ring_size))?;
         let config = UmemConfig::builder()
             .frame_size(FrameSize::new(shape.frame_size).map_err(|_| UmemError::FrameSize(shape.frame_size))?)
@@ -187,7 +203,7 @@ impl Umem {
     /// # Errors
     /// See [`UmemError`].
     pub fn memory(shape: Shape) -> Result<(Arc<Self>, Vec<Frame>), UmemError> {
-        check(shape)?;
+        shape.check()?;
         let bytes = shape.frames as usize * shape.frame_size as usize;
         let map = |flags| {
             // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; unmapped in Drop.
@@ -433,16 +449,6 @@ impl Drop for Umem {
             // SAFETY: the mapping made in `memory`, of this size; no frame can be used any more.
             let _ = unsafe { munmap(self.base.as_ptr().cast(), bytes) };
         }
-    }
-}
-
-fn check(shape: Shape) -> Result<NonZeroU32, UmemError> {
-    if !matches!(shape.frame_size, 2048 | 4096) {
-        return Err(UmemError::FrameSize(shape.frame_size));
-    }
-    match NonZeroU32::new(shape.frames) {
-        Some(frames) if shape.frames >= 64 => Ok(frames),
-        _ => Err(UmemError::Frames(shape.frames)),
     }
 }
 
