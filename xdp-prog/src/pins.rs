@@ -229,7 +229,8 @@ impl Lasting {
         let mut command = match self {
             Self::First => {
                 let mut command = Command::new("nsenter");
-                command.args(["--mount=/proc/1/ns/mnt", "mount"]);
+                // Its root too, which need not be that of its mount namespace (a container, a chroot).
+                command.args(["--mount=/proc/1/ns/mnt", "--root=/proc/1/root", "mount"]);
                 command
             }
             Self::Own | Self::Unknown => Command::new("mount"),

@@ -1,0 +1,74 @@
+//! docs/outcomes.md is made from the one list of endings: `UPDATE_DOCS=1 cargo test -p guestseal --test docs` writes it.
+
+use std::fmt::Write;
+
+use guestseal::path::outcome::{DropReason, Severity};
+
+fn page() -> String {
+    let mut page = String::from(
+        "# How packets end\n\n\
+         Every packet ends in exactly one of these. `sent_encrypted`, `sent_authenticated` and `sent_plaintext` left by the uplink, `delivered` by a guest \
+         port; the rest is dropped, each for one reason. *Policy*: the rules at work. *Hostile*: bytes that are no packet we accept, a fault or an attack. \
+         *Trouble*: the host lacks room, a key or a device; look at it.\n\n\
+         | reason | stage | | |\n|---|---|---|---|\n",
+    );
+    for reason in DropReason::ALL {
+        let severity = match reason.severity() {
+            Severity::Policy => "policy",
+            Severity::Hostile => "hostile",
+            Severity::Trouble => "trouble",
+        };
+        writeln!(
+            page,
+            "| `{}` | {} | {severity} | {} |",
+            reason.name(),
+            reason.stage(),
+            reason.line()
+        )
+        .unwrap();
+    }
+    page
+}
+
+#[test]
+fn the_page_of_outcomes_is_the_list() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/outcomes.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, page()).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(path).unwrap(),
+        page(),
+        "run with UPDATE_DOCS=1"
+    );
+}
+
+/// A link to a file that is not there is a promise that nothing keeps.
+#[test]
+fn links_lead_somewhere() {
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut pages: Vec<_> = ["README.md", "ARCHITECTURE.md"]
+        .map(|page| root.join(page))
+        .into();
+    pages.extend(
+        std::fs::read_dir(root.join("docs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path()),
+    );
+    let mut links = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (_, rest) in text.match_indices("](").map(|(at, _)| text.split_at(at + 2)) {
+            let target = rest.split(')').next().unwrap();
+            if !target.starts_with("http") {
+                assert!(
+                    page.parent().unwrap().join(target).exists(),
+                    "{}: {target}",
+                    page.display()
+                );
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 40, "{links} links were found");
+}
