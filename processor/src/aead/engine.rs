@@ -62,6 +62,39 @@ pub(super) enum Expanded {
     Portable128(Box<::aes_gcm::Aes128Gcm>),
     /// `aes-gcm`, 256 bits.
     Portable256(Box<::aes_gcm::Aes256Gcm>),
+    /// `vaes`, either suite.
+    #[cfg(target_arch = "x86_64")]
+    Vaes(Box<super::vaes::Key>),
+    /// `ipsec-mb`, and the suite that its functions are chosen by.
+    #[cfg(target_arch = "x86_64")]
+    IpsecMb(Suite, Box<super::ipsec_mb::KeyData>),
+}
+
+impl ExpandedKey {
+    /// The key as `vaes` has expanded it.
+    ///
+    /// # Panics
+    /// If another engine did.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(super) fn of_vaes(&self) -> &super::vaes::Key {
+        match &self.0 {
+            Expanded::Vaes(key) => key,
+            _ => another_engine(),
+        }
+    }
+}
+
+/// Whether two tags are the same, by one comparison of all their bits.
+#[inline]
+pub(super) fn equal(one: &[u8; TAG], other: &[u8; TAG]) -> bool {
+    u128::from_ne_bytes(*one) ^ u128::from_ne_bytes(*other) == 0
+}
+
+/// A job's key comes from the engine that the job is given to: the process has one engine.
+#[cold]
+pub(super) fn another_engine() -> ! {
+    unreachable!("a key that another engine has expanded")
 }
 
 impl std::fmt::Debug for ExpandedKey {
@@ -86,6 +119,9 @@ pub struct KeyLength {
 pub trait Engine: Send + Sync {
     /// Its name in status and benchmarks.
     fn name(&self) -> &'static str;
+
+    /// Its name, and what it works with here, for an operator.
+    fn describe(&self) -> String;
 
     /// Expands a key.
     ///

@@ -1,13 +1,13 @@
 //! The published ESP packets of draft-mcgrew-gcm-test-01 (test cases for RFC 4106 and RFC 4543), byte for byte.
 //! AES-192 is left out: no suite here has it.
 
+use guestseal::aead::engine::{Engine, TAG};
 use guestseal_rules::model::Suite;
 
-use super::conformance::{PLACINGS, open, seal};
-use super::engine::{Engine, TAG};
+use crate::conformance::{PLACINGS, open, seal_if_possible};
 
 /// Seals and opens every packet.
-pub(super) fn all(engine: &dyn Engine) {
+pub(crate) fn all(engine: &dyn Engine) {
     for packet in PACKETS {
         packet.check(engine);
     }
@@ -36,15 +36,17 @@ impl Packet {
         let (text, tag) = packet[16..].split_last_chunk::<TAG>().unwrap();
         let key = engine.expand(suite(&key), &key).unwrap();
         for placing in PLACINGS {
-            let made = seal(engine, &key, nonce, &additional, &plaintext, placing);
-            assert_eq!((&made.0[..], &made.1), (text, tag), "{}", self.packet);
+            if let Some(made) = seal_if_possible(engine, &key, nonce, &additional, &plaintext, placing) {
+                assert_eq!((&made.0[..], &made.1), (text, tag), "{}", self.packet);
+            }
             let opened = open(engine, &key, nonce, &additional, (text, tag), placing);
             assert_eq!(opened.as_deref(), Some(&plaintext[..]), "{}", self.packet);
         }
     }
 }
 
-/// The draft's case for RFC 4543: nothing is encrypted; SPI, sequence number, IV and payload are authenticated.
+/// The draft's case for RFC 4543: nothing is encrypted; SPI, sequence number, IV and payload are authenticated. Its IV
+/// is 0, which no SA here ever seals with: it is opened only.
 fn gmac(engine: &dyn Engine) {
     let key = bytes("4c80cdefbb5d10da906ac73c3613a634");
     let nonce = bytes("22433c640000000000000000").try_into().unwrap();
@@ -57,7 +59,7 @@ fn gmac(engine: &dyn Engine) {
     let tag: [u8; TAG] = bytes("f2a9a836e155106aa8dcd618e4099aaa").try_into().unwrap();
     let key = engine.expand(suite(&key), &key).unwrap();
     for placing in PLACINGS {
-        assert_eq!(seal(engine, &key, nonce, &additional, &[], placing).1, tag);
+        assert!(seal_if_possible(engine, &key, nonce, &additional, &[], placing).is_none());
         assert!(open(engine, &key, nonce, &additional, (&[], &tag), placing).is_some());
     }
 }
