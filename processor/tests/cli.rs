@@ -129,6 +129,11 @@ fn a_wrong_host_file_is_refused_with_its_place() {
         ("network: blue", "network: grey", "no network \"grey\""),
         ("spi: 0x1001", "spi: 100", "SPI"),
         (
+            "policy: [policy.yaml]",
+            "policy: [policy.yaml]\naead: vases",
+            "unknown word `vases`, expected one of auto, vaes, ipsec-mb, aes-gcm (did you mean \"vaes\"?)",
+        ),
+        (
             "spi: 0x1002",
             "spi: 0x1002, replay-window: 64",
             "a replay window has 1024 to 65536 numbers",

@@ -11,6 +11,7 @@ use guestseal_xdp::{ModeChoice, XdpMode};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::aead::choice::Choice;
 use crate::control::config::{HostConfig, Overrides, WorkerConfig};
 use crate::control::supervise::{RunOptions, run};
 use crate::port::xsk::ZeroCopy;
@@ -43,6 +44,9 @@ pub(super) struct Run {
     /// Workers never sleep
     #[arg(long)]
     busy_poll: bool,
+    /// The AEAD engine; auto takes the fastest that can run here
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    aead: Option<Choice>,
     /// How messages are written
     #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     log_format: LogFormat,
@@ -103,6 +107,7 @@ impl Run {
             }),
             zero_copy: self.zero_copy,
             busy_poll: self.busy_poll,
+            aead: self.aead,
             histogram_log: self.histogram_log.clone(),
             pin_directory: self.pin_directory.clone(),
         };

@@ -10,6 +10,7 @@ use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use crate::aead::choice::Choice;
 use crate::port::umem::{HugePages, Shape};
 use crate::port::xsk::ZeroCopy;
 use crate::sa::selector::Selector;
@@ -126,6 +127,8 @@ pub struct HostConfig {
     pub zero_copy: ZeroCopy,
     /// Never sleep.
     pub busy_poll: bool,
+    /// The AEAD engine wanted.
+    pub aead: Choice,
     /// Where high-water marks are.
     pub state_directory: PathBuf,
     /// Where pinned XDP programs are.
@@ -149,6 +152,8 @@ pub struct Overrides {
     pub zero_copy: Option<ZeroCopy>,
     /// Never sleep.
     pub busy_poll: bool,
+    /// AEAD engine.
+    pub aead: Option<Choice>,
     /// Histogram log.
     pub histogram_log: Option<PathBuf>,
     /// Pin directory.
@@ -172,6 +177,8 @@ struct RawHost {
     zero_copy: ZeroCopy,
     #[serde(default)]
     busy_poll: bool,
+    #[serde(default)]
+    aead: Choice,
     #[serde(default)]
     state_directory: Option<PathBuf>,
     #[serde(default)]
@@ -390,6 +397,7 @@ impl HostConfig {
             }),
             zero_copy: overrides.zero_copy.unwrap_or(raw.zero_copy),
             busy_poll: overrides.busy_poll || raw.busy_poll,
+            aead: overrides.aead.unwrap_or(raw.aead),
             state_directory: base.join(raw.state_directory.unwrap_or_else(|| "state".into())),
             pin_directory: overrides
                 .pin_directory

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::serialization::V2DeflateSerializer;
 
-use crate::aead::aes_gcm::AesGcm;
+use crate::aead::choice::{EngineError, choose};
 use crate::aead::engine::Engine;
 use crate::port::KernelDrops;
 use crate::sa::table::{Owned, SaTable};
@@ -37,6 +37,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Why a run ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The AEAD engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The data plane.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -92,7 +95,14 @@ struct Control<'a> {
 /// # Errors
 /// See [`RunError`].
 pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Result<Totals, RunError> {
-    let engine: Arc<dyn Engine> = Arc::new(AesGcm);
+    let chosen = choose(config.aead)?;
+    for error in &chosen.passed_over {
+        match error {
+            EngineError::WrongAnswer { .. } => tracing::warn!("{}", chain(error)),
+            _ => tracing::debug!("{}", chain(error)),
+        }
+    }
+    let engine = chosen.engine;
     let manual = manual_sa::prepare(config, &*engine)?;
     let mut control = Control {
         config,
@@ -149,6 +159,7 @@ impl Control<'_> {
         for line in plane.describe() {
             tracing::info!("{line}");
         }
+        tracing::info!("AEAD engine: {}", self.engine.describe());
         if let Some(path) = &options.ready_file {
             std::fs::write(path, "ready\n").map_err(|source| RunError::File {
                 path: path.clone(),
