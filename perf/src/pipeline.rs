@@ -1,18 +1,21 @@
 //! The data path without a kernel: a worker between memory ports, in cycles a packet, beside the bare cipher.
 //!
 //! Bursts of 64 arrive, one turn of the worker's loop is timed (receive, parse, guard, classify, seal or open, transmit,
-//! reclaim), and the device takes what leaves, outside the clock. The bare cipher seals or opens the same bytes, burst by
-//! burst in between, so that both see the same machine. A figure is the median over bursts.
+//! reclaim), and the device takes what leaves, outside the clock. In between, the bare cipher (the call of the same engine,
+//! without the making of its jobs) seals or opens as many bytes at the same places of as many frames, so that both see the
+//! same machine. A figure is the median over bursts.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use clap::Args;
-use guestseal::aead::aes_gcm::AesGcm;
+use guestseal::aead::choice::{Choice, ENGINES, choose};
 use guestseal::aead::engine::{Buffers, Engine, ExpandedKey, OpenJob, SealJob, TAG};
+use guestseal::control::supervise::chain;
 use guestseal::path::batch::WorkerId;
 use guestseal::path::outcome::{Outcome, SentAs};
 use guestseal::path::tables::{Parts, Tables};
+use guestseal::port::frame::Frame;
 use guestseal::port::memory::{Device, MemoryPort};
 use guestseal::port::pool::FramePool;
 use guestseal::port::umem::{HugePages, Shape, Umem};
@@ -53,7 +56,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Bytes of the guest's frame
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1420], value_name = "BYTES", value_parser = clap::value_parser!(u16).range(46..=1460))]
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1414, 1420], value_name = "BYTES", value_parser = clap::value_parser!(u16).range(46..=1460))]
     size: Vec<u16>,
     /// Rules in the policy; the last one matches
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100], value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -61,6 +64,9 @@ pub struct Options {
     /// UDP flows that take turns
     #[arg(long, value_delimiter = ',', default_values_t = [1, 1000], value_name = "N", value_parser = clap::value_parser!(u16).range(1..=60000))]
     flows: Vec<u16>,
+    /// AEAD engines, each in turn; all that can run here if none is named
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
+    engine: Vec<Choice>,
     /// Bursts of 64 packets timed for each case
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     bursts: u32,
@@ -84,6 +90,7 @@ struct Row {
 /// # Errors
 /// If memory or the policy cannot be had, or a packet does not go the way that is measured.
 pub fn run(options: &Options) -> Result<(), PerfError> {
+    let engines = engines(&options.engine)?;
     let mut rows = Vec::new();
     if !options.json {
         println!(
@@ -94,20 +101,13 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
     for &size in &options.size {
         for &rules in &options.rules {
             for &flows in &options.flows {
-                for row in measure(size, rules, flows, options.bursts)? {
-                    if !options.json {
-                        println!(
-                            "{:<9} {:>6} {:>6} {:>6} {:>9} {:>14.0} {:>14.0}",
-                            row.direction,
-                            row.size,
-                            row.rules,
-                            row.flows,
-                            row.engine,
-                            row.cycles_per_packet,
-                            row.cipher_cycles_per_packet
-                        );
+                for engine in &engines {
+                    for row in measure(engine, size, rules, flows, options.bursts)? {
+                        if !options.json {
+                            println!("{row}");
+                        }
+                        rows.push(row);
                     }
-                    rows.push(row);
                 }
             }
         }
@@ -122,6 +122,38 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
     Ok(())
 }
 
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:<9} {:>6} {:>6} {:>6} {:>9} {:>14.0} {:>14.0}",
+            self.direction,
+            self.size,
+            self.rules,
+            self.flows,
+            self.engine,
+            self.cycles_per_packet,
+            self.cipher_cycles_per_packet
+        )
+    }
+}
+
+/// The engines asked for, or all that can run here.
+fn engines(wanted: &[Choice]) -> Result<Vec<Arc<dyn Engine>>, PerfError> {
+    if wanted.is_empty() {
+        let all = ENGINES.into_iter().filter_map(|one| choose(one).ok());
+        return Ok(all.map(|chosen| chosen.engine).collect());
+    }
+    let one = |choice: &Choice| match choose(*choice) {
+        Ok(chosen) => Ok(chosen.engine),
+        Err(error) => Err(PerfError::Malformed {
+            what: "--engine".into(),
+            why: chain(&error),
+        }),
+    };
+    wanted.iter().map(one).collect()
+}
+
 /// One host with one worker and one guest.
 struct Bench {
     worker: Worker,
@@ -131,7 +163,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(policy: &Policy, number: usize) -> Result<Self, PerfError> {
+    fn new(policy: &Policy, number: usize, engine: &Arc<dyn Engine>) -> Result<Self, PerfError> {
         let shape = Shape {
             frame_size: 2048,
             frames: FRAMES,
@@ -144,7 +176,7 @@ impl Bench {
         })?;
         let (guest_port, guest) = MemoryPort::new(Arc::clone(&umem), BATCH, BATCH);
         let (uplink_port, uplink) = MemoryPort::new(Arc::clone(&umem), BATCH, BATCH);
-        let (sas, owned) = security_associations(policy, number);
+        let (sas, owned) = security_associations(policy, number, &**engine);
         let owners = vec![(PortIndex(number as u32), vec![WorkerId(0)])];
         let parts = Parts {
             host: HostIndex(number as u16),
@@ -166,7 +198,7 @@ impl Bench {
                 tables: Arc::new(ArcSwap::from_pointee(tables)),
                 pool: FramePool::new(umem, frames),
                 sas: owned,
-                engine: Arc::new(AesGcm),
+                engine: Arc::clone(engine),
                 ports: Ports {
                     uplink: Some(Box::new(uplink_port)),
                     guests: vec![(0, Box::new(guest_port))],
@@ -189,7 +221,7 @@ impl Bench {
     }
 }
 
-fn security_associations(policy: &Policy, number: usize) -> (SaTable, Owned) {
+fn security_associations(policy: &Policy, number: usize, engine: &dyn Engine) -> (SaTable, Owned) {
     let (mut table, mut owned) = (SaTable::default(), Owned::default());
     let place = Place {
         owner: WorkerId(0),
@@ -201,7 +233,7 @@ fn security_associations(policy: &Policy, number: usize) -> (SaTable, Owned) {
         unreachable!("the policy below has them")
     };
     let protection = Protection::Encrypt;
-    let key = expand();
+    let key = expand(engine);
     if number == 0 {
         owned.outbound.push(OutboundSa {
             spi,
@@ -238,8 +270,8 @@ fn security_associations(policy: &Policy, number: usize) -> (SaTable, Owned) {
     (table, owned)
 }
 
-fn expand() -> ExpandedKey {
-    AesGcm
+fn expand(engine: &dyn Engine) -> ExpandedKey {
+    engine
         .expand(Suite::Aes256Gcm, &KEY)
         .unwrap_or_else(|_| unreachable!("32 bytes are a key of AES-256"))
 }
@@ -297,13 +329,19 @@ fn frame(size: u16, flow: u16) -> Vec<u8> {
     frame
 }
 
-fn measure(size: u16, rules: u32, flows: u16, bursts: u32) -> Result<[Row; 2], PerfError> {
+fn measure(
+    engine: &Arc<dyn Engine>,
+    size: u16,
+    rules: u32,
+    flows: u16,
+    bursts: u32,
+) -> Result<[Row; 2], PerfError> {
     let policy = policy(rules)?;
-    let (mut one, mut two) = (Bench::new(&policy, 0)?, Bench::new(&policy, 1)?);
+    let (mut one, mut two) = (Bench::new(&policy, 0, engine)?, Bench::new(&policy, 1, engine)?);
     let frames: Vec<Vec<u8>> = (0..flows).map(|flow| frame(size, flow)).collect();
     let mut next = frames.iter().cycle();
-    let mut cipher = Cipher::new(usize::from(size) - HEADERS);
     let clock = quanta::Clock::new();
+    let mut cipher = Cipher::new(engine, usize::from(size) - HEADERS, clock.clone())?;
     let mut cycles: [Vec<u64>; 4] = Default::default();
     // The first tenth warms up and is not counted.
     let warm = bursts / 10;
@@ -317,7 +355,7 @@ fn measure(size: u16, rules: u32, flows: u16, bursts: u32) -> Result<[Row; 2], P
             sealed.push(packet);
         }
         one.uplink.complete();
-        let seal = timed(&clock, || cipher.seal());
+        let seal = cipher.seal();
 
         for packet in &sealed {
             two.uplink.arrive(packet, monotonic());
@@ -325,7 +363,7 @@ fn measure(size: u16, rules: u32, flows: u16, bursts: u32) -> Result<[Row; 2], P
         let inbound = timed(&clock, || two.worker.turn());
         two.guest.discard();
         two.guest.complete();
-        let open = timed(&clock, || cipher.open());
+        let open = cipher.open();
         if burst >= warm {
             for (list, one) in cycles.iter_mut().zip([outbound, seal, inbound, open]) {
                 list.push(one);
@@ -353,7 +391,7 @@ fn measure(size: u16, rules: u32, flows: u16, bursts: u32) -> Result<[Row; 2], P
         size,
         rules,
         flows,
-        engine: AesGcm.name(),
+        engine: engine.name(),
         cycles_per_packet: packet / BATCH as f64,
         cipher_cycles_per_packet: cipher / BATCH as f64,
     };
@@ -371,66 +409,106 @@ fn median(mut values: Vec<u64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default() as f64
 }
 
-/// The engine alone over a burst: buffers of its own, as many as the path's.
+/// The engine alone over a burst: as many frames as the path has in its hands, in a UMEM like the path's.
 struct Cipher {
+    engine: Arc<dyn Engine>,
     key: ExpandedKey,
     sequence: Sequence,
-    plain: Vec<Vec<u8>>,
-    sealed: Vec<Vec<u8>>,
-    opened: Vec<Vec<u8>>,
+    umem: Arc<Umem>,
+    /// Bytes of payload, padding and trailer.
+    length: usize,
+    plain: Vec<Frame>,
+    sealed: Vec<Frame>,
+    opened: Vec<Frame>,
     nonces: Vec<[u8; 12]>,
-    tags: Vec<[u8; TAG]>,
+    clock: quanta::Clock,
 }
 
+/// Where ESP's payload stands in a sealed frame.
+const SEALED: usize = HEADERS + esp::HEADER;
+
 impl Cipher {
-    fn new(payload: usize) -> Self {
-        let length = payload + esp::padding(payload) + esp::TRAILER;
-        let buffers = || vec![vec![0x42; length]; BATCH];
-        Self {
-            key: expand(),
+    fn new(engine: &Arc<dyn Engine>, payload: usize, clock: quanta::Clock) -> Result<Self, PerfError> {
+        let shape = Shape {
+            frame_size: 2048,
+            frames: 3 * BATCH as u32,
+            ring_size: 64,
+            huge_pages: HugePages::Auto,
+        };
+        let (umem, mut frames) = Umem::memory(shape).map_err(|error| PerfError::Malformed {
+            what: "UMEM".into(),
+            why: error.to_string(),
+        })?;
+        for frame in &mut frames {
+            umem.room_mut(frame).fill(0x42);
+        }
+        let mut frames = frames.into_iter();
+        let mut burst = || frames.by_ref().take(BATCH).collect();
+        Ok(Self {
+            engine: Arc::clone(engine),
+            key: expand(&**engine),
             // Nothing that it seals leaves the process.
             sequence: Sequence::fresh(true, Salt([9; 4])),
-            plain: buffers(),
-            sealed: buffers(),
-            opened: buffers(),
+            umem,
+            length: payload + esp::padding(payload) + esp::TRAILER,
+            plain: burst(),
+            sealed: burst(),
+            opened: burst(),
             nonces: vec![[0; 12]; BATCH],
-            tags: vec![[0; TAG]; BATCH],
-        }
+            clock,
+        })
     }
 
-    fn seal(&mut self) {
+    /// Cycles of the engine's call.
+    fn seal(&mut self) -> u64 {
         let mut jobs = arrayvec::ArrayVec::<SealJob<'_>, BATCH>::new();
-        let buffers = self.plain.iter().zip(&mut self.sealed);
-        for (((source, destination), tag), kept) in buffers.zip(&mut self.tags).zip(&mut self.nonces) {
+        let frames = self.plain.iter_mut().zip(&mut self.sealed);
+        for ((plain, sealed), kept) in frames.zip(&mut self.nonces) {
             let Ok((_, nonce)) = self.sequence.take() else {
                 unreachable!("2^64 numbers")
             };
             *kept = *nonce.as_bytes();
+            let (destination, rest) = self.umem.room_mut(sealed)[SEALED..].split_at_mut(self.length);
+            let Some(tag) = rest.first_chunk_mut() else {
+                unreachable!("a frame is long enough")
+            };
             jobs.push(SealJob {
                 key: &self.key,
                 nonce,
                 additional: &[0; 12],
-                buffers: Buffers::Copy { source, destination },
+                buffers: Buffers::Copy {
+                    source: &self.umem.room_mut(plain)[HEADERS..][..self.length],
+                    destination,
+                },
                 tag,
             });
         }
-        AesGcm.seal(&mut jobs);
+        timed(&self.clock, || self.engine.seal(&mut jobs))
     }
 
-    fn open(&mut self) {
+    /// Cycles of the engine's call.
+    fn open(&mut self) -> u64 {
         let mut jobs = arrayvec::ArrayVec::<OpenJob<'_>, BATCH>::new();
-        let buffers = self.sealed.iter().zip(&mut self.opened);
-        for (((source, destination), tag), nonce) in buffers.zip(&self.tags).zip(&self.nonces) {
+        let frames = self.sealed.iter_mut().zip(&mut self.opened);
+        for ((sealed, opened), nonce) in frames.zip(&self.nonces) {
+            let (source, rest) = self.umem.room_mut(sealed)[SEALED..].split_at(self.length);
+            let Some(tag) = rest.first_chunk::<TAG>() else {
+                unreachable!("a frame is long enough")
+            };
             jobs.push(OpenJob {
                 key: &self.key,
                 nonce: *nonce,
                 additional: &[0; 12],
-                buffers: Buffers::Copy { source, destination },
+                buffers: Buffers::Copy {
+                    source,
+                    destination: &mut self.umem.room_mut(opened)[HEADERS..][..self.length],
+                },
                 tag,
                 authentic: false,
             });
         }
-        AesGcm.open(&mut jobs);
+        let cycles = timed(&self.clock, || self.engine.open(&mut jobs));
         assert!(jobs.iter().all(|job| job.authentic), "what was sealed opens");
+        cycles
     }
 }
