@@ -142,7 +142,9 @@ fn copy(
     );
     copy.network = original.network;
     copy.egress = Some(Egress::Guest(receiver));
-    send(copy, own, tables, pool, exits, ledger);
+    let mut leaving = Batch::new();
+    leaving.push(copy);
+    transmit(&mut leaving, own, tables, pool, exits, ledger);
 }
 
 /// Submits every live packet and ends every other: empties the batch.
@@ -154,47 +156,44 @@ pub fn transmit(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
+    hand_over(
+        batch,
+        NextStep::Transmit,
+        own,
+        exits,
+        |descriptor| match descriptor.egress {
+            Some(Egress::Guest(port)) => owner_of(port, own, tables).unwrap_or(own),
+            _ => own,
+        },
+    );
+    // Taken apart at once: only what is used is read of each descriptor.
     for descriptor in batch.drain(..) {
-        send(descriptor, own, tables, pool, exits, ledger);
-    }
-}
-
-fn send(
-    mut descriptor: Descriptor,
-    own: WorkerId,
-    tables: &Tables,
-    pool: &mut FramePool,
-    exits: &mut impl Exits,
-    ledger: &mut impl Ledger,
-) {
-    let (direction, arrival) = (descriptor.direction, descriptor.arrival);
-    let outcome = match (descriptor.outcome, descriptor.egress) {
-        (Some(outcome), _) => Err((descriptor.frame, outcome)),
-        (None, None) => Err((descriptor.frame, Outcome::Dropped(DropReason::NoEndpoint))),
-        (None, Some(Egress::Uplink(sent_as))) => exits
-            .uplink(descriptor.frame)
-            .map(|()| Outcome::Sent(sent_as))
-            .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
-        (None, Some(Egress::Guest(port))) => match owner_of(port, own, tables) {
-            Some(owner) if owner == own => exits
-                .guest(port, descriptor.frame)
+        let Descriptor {
+            frame,
+            arrival,
+            direction,
+            egress,
+            outcome,
+            ..
+        } = descriptor;
+        let left = match (outcome, egress) {
+            (Some(outcome), _) => Err((frame, outcome)),
+            (None, None) => Err((frame, Outcome::Dropped(DropReason::NoEndpoint))),
+            (None, Some(Egress::Uplink(sent_as))) => exits
+                .uplink(frame)
+                .map(|()| Outcome::Sent(sent_as))
+                .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
+            (None, Some(Egress::Guest(port))) => exits
+                .guest(port, frame)
                 .map(|()| Outcome::Delivered)
                 .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
-            Some(owner) => match exits.hand_over(owner, NextStep::Transmit, descriptor) {
-                Ok(()) => return,
-                Err(back) => {
-                    descriptor = back;
-                    Err((descriptor.frame, Outcome::Dropped(DropReason::HandoffFull)))
-                }
-            },
-            None => Err((descriptor.frame, Outcome::Dropped(DropReason::PortGone))),
-        },
-    };
-    match outcome {
-        Ok(outcome) => ledger.ended(direction, outcome, arrival),
-        Err((frame, outcome)) => {
-            pool.put(frame);
-            ledger.ended(direction, outcome, arrival);
+        };
+        match left {
+            Ok(outcome) => ledger.ended(direction, outcome, arrival),
+            Err((frame, outcome)) => {
+                pool.put(frame);
+                ledger.ended(direction, outcome, arrival);
+            }
         }
     }
 }

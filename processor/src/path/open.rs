@@ -19,12 +19,13 @@ use crate::sa::inbound::InboundSa;
 use crate::sa::nonce;
 use crate::sa::outbound::Mode;
 use crate::sa::replay::ReplayError;
-use crate::wire::packet::{Fragment, L3, Packet};
+use crate::sa::table::Place;
+use crate::wire::packet::{Fragment, L3};
 use crate::wire::{esp, ethernet, ip4, ip6};
 
 use super::batch::{Batch, Descriptor, live};
 use super::outcome::DropReason;
-use super::seal::{fill_additional, lay_out_gmac};
+use super::seal::{additional, copy_headers, lay_out_gmac};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {
@@ -38,6 +39,8 @@ impl From<ReplayError> for DropReason {
 
 /// Finds the SA of every ESP packet from the uplink.
 pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
+    // Packets of a burst mostly come the same way: it is looked up once for as many as follow one another.
+    let mut last: Option<(u32, Option<Place>)> = None;
     for descriptor in live(batch) {
         let packet = &descriptor.packet;
         if packet.l3 != L3::Ip || packet.protocol != esp::ESP {
@@ -52,7 +55,13 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
                     && rest.len() >= esp::TRAILER + esp::TAG
                     && rest.len() % 4 == 0 =>
             {
-                match tables.sas.inbound(header.spi.get()) {
+                let spi = header.spi.get();
+                let place = match last {
+                    Some((known, place)) if known == spi => place,
+                    _ => tables.sas.inbound(spi),
+                };
+                last = Some((spi, place));
+                match place {
                     Some(place) => descriptor.sa = Some(place),
                     None => descriptor.drop_for(DropReason::UnknownSpi),
                 }
@@ -68,7 +77,9 @@ struct Candidate {
     slot: usize,
     fresh: Frame,
     sequence: u64,
-    header: esp::Header,
+    iv: [u8; 8],
+    /// What AES-GCM authenticates, and how much of it there is.
+    additional: ([u8; 12], usize),
     start: usize,
     end: usize,
     /// Where the payload goes in the fresh frame.
@@ -149,12 +160,19 @@ fn admit(
         slot,
         fresh,
         sequence,
-        header,
+        iv: header.iv.to_bytes(),
+        additional: additional(&header, high(sa, sequence)),
         start,
         end,
         to,
         saved: [0; 8],
     })
+}
+
+/// The half of the sequence number that is not in the packet, if it is authenticated.
+#[inline]
+fn high(sa: &InboundSa, sequence: u64) -> Option<[u8; 4]> {
+    sa.esn.then(|| ((sequence >> 32) as u32).to_be_bytes())
 }
 
 /// Lets the engine open from the frames received into the fresh ones; says for each whether its tag is right.
@@ -170,7 +188,7 @@ fn run_engine(
     for (candidate, from) in candidates.iter_mut().zip(&mut gmac_from) {
         let sa = &sas[candidate.slot];
         if sa.protection == Protection::Authenticate {
-            let high = sa.esn.then(|| ((candidate.sequence >> 32) as u32).to_be_bytes());
+            let high = high(sa, candidate.sequence);
             let frame = umem.room_mut(&mut batch[candidate.position].frame);
             candidate
                 .saved
@@ -178,28 +196,21 @@ fn run_engine(
             *from = lay_out_gmac(frame, candidate.start, high);
         }
     }
-    let mut additional = [[0u8; 12]; BATCH];
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
-    for ((candidate, additional), from) in candidates.iter_mut().zip(&mut additional).zip(gmac_from) {
+    for (candidate, from) in candidates.iter_mut().zip(gmac_from) {
         let sa = &sas[candidate.slot];
         let frame = &umem.bytes(&batch[candidate.position].frame)[..candidate.end];
         let (front, tag) = frame
             .split_last_chunk()
             .unwrap_or_else(|| unreachable!("the length was checked"));
-        let nonce = nonce::assemble(sa.salt, candidate.header.iv.to_bytes());
+        let nonce = nonce::assemble(sa.salt, candidate.iv);
         let text = &front[candidate.start + esp::HEADER..];
         let destination = &mut umem.room_mut(&mut candidate.fresh)[candidate.to..candidate.to + text.len()];
         let (additional, buffers) = match sa.protection {
             Protection::Encrypt => {
-                let high = sa.esn.then(|| ((candidate.sequence >> 32) as u32).to_be_bytes());
-                let length = fill_additional(additional, &candidate.header, high);
-                (
-                    &additional[..length],
-                    Buffers::Copy {
-                        source: text,
-                        destination,
-                    },
-                )
+                let (bytes, length) = &candidate.additional;
+                let source = text;
+                (&bytes[..*length], Buffers::Copy { source, destination })
             }
             Protection::Authenticate => {
                 destination.copy_from_slice(text);
@@ -262,7 +273,7 @@ fn finish(
     let packet = &descriptor.packet;
     match sa.mode {
         Mode::Transport => {
-            room[..to].copy_from_slice(&umem.bytes(&descriptor.frame)[..to]);
+            copy_headers(&mut room[..to], &umem.bytes(&descriptor.frame)[..to]);
             let l3 = usize::from(packet.l3_offset);
             let ip = &mut room[l3..to];
             if packet.ethertype == ethernet::IPV4 {
@@ -287,15 +298,13 @@ fn finish(
         }
     }
     umem.set_length(&mut fresh, to + payload);
-    let inner = match Packet::parse(umem.bytes(&fresh)) {
-        Ok(inner) => inner,
-        Err(malformed) => return Err((fresh, malformed.into())),
-    };
-    descriptor.packet = inner;
+    if let Err(malformed) = descriptor.packet.read(umem.bytes(&fresh)) {
+        return Err((fresh, malformed.into()));
+    }
     descriptor.network = sa.network;
     descriptor.seal = Some((sa.rule_key, sa.protection));
     descriptor.peer = Some(sa.peer);
-    if !sa.selector.covers_inbound(&inner) {
+    if !sa.selector.covers_inbound(&descriptor.packet) {
         return Err((fresh, DropReason::SelectorMismatch));
     }
     Ok(std::mem::replace(&mut descriptor.frame, fresh))

@@ -24,17 +24,13 @@ impl From<Malformed> for DropReason {
 pub fn parse(burst: &mut Burst, batch: &mut Batch, umem: &Umem, direction: Direction, ingress: Option<u16>) {
     for frame in burst.drain(..) {
         let arrival = umem.stamp(&frame);
-        let parsed = Packet::parse(umem.bytes(&frame));
-        let mut descriptor = Descriptor::new(
-            frame,
-            parsed.unwrap_or(Packet::EMPTY),
-            arrival,
-            direction,
-            ingress,
-        );
-        if let Err(malformed) = parsed {
+        batch.push(Descriptor::new(frame, Packet::EMPTY, arrival, direction, ingress));
+        let Some(descriptor) = batch.last_mut() else {
+            unreachable!("just pushed")
+        };
+        if let Err(malformed) = descriptor.packet.read(umem.bytes(&descriptor.frame)) {
+            descriptor.packet = Packet::EMPTY;
             descriptor.drop_for(malformed.into());
         }
-        batch.push(descriptor);
     }
 }

@@ -4,7 +4,7 @@
 //! bytes is the move) or a drop reason. A sequence number is taken only once nothing else can fail.
 //! Never allocates. RFC 4303 3.3, RFC 4106, RFC 4543.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
@@ -18,7 +18,8 @@ use crate::port::umem::Umem;
 use crate::sa::nonce::Nonce;
 use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::sequence::SequenceError;
-use crate::sa::table::OutboundKey;
+use crate::sa::table::{Candidates, OutboundKey};
+use crate::wire::ethernet::MacAddress;
 use crate::wire::packet::{Fragment, Packet};
 use crate::wire::{esp, ethernet, ip4, ip6};
 
@@ -26,11 +27,10 @@ use super::batch::{Batch, Descriptor, live};
 use super::outcome::DropReason;
 use super::tables::{HostEntry, Tables};
 
-/// The longest headers in front of ESP: Ethernet with two tags, and IPv4 with options (60) or IPv6.
-const MAX_HEADERS: usize = ethernet::HEADER + 2 * ethernet::TAG + 60;
-
 /// Chooses the SA of each packet that is to be sealed.
 pub fn select_sa(batch: &mut Batch, tables: &Tables) {
+    // Packets of a burst mostly go the same way: it is looked up once for as many as follow one another.
+    let mut last: Option<(OutboundKey, Candidates<'_>)> = None;
     for descriptor in live(batch) {
         let Some((key, protection)) = descriptor.seal else {
             continue;
@@ -42,7 +42,12 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables) {
                 network: descriptor.network,
                 peer: to.host,
             };
-            tables.sas.outbound(&wanted, &descriptor.packet)
+            let candidates = match last {
+                Some((key, candidates)) if key == wanted => candidates,
+                _ => tables.sas.outbound(&wanted),
+            };
+            last = Some((wanted, candidates));
+            candidates.covering(&descriptor.packet)
         });
         match place {
             Some(place) => descriptor.sa = Some(place),
@@ -51,22 +56,25 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables) {
     }
 }
 
-/// A packet whose headers are decided, waiting for the engine.
+/// A packet whose headers stand in its fresh frame, waiting for the engine.
 struct Prepared {
     /// Its place in the batch.
     position: usize,
     fresh: Frame,
     /// Used up by the engine.
     nonce: Option<Nonce>,
-    /// What stands in front of ESP.
-    headers: ArrayVec<u8, MAX_HEADERS>,
-    esp: esp::Header,
+    /// Where ESP begins in the fresh frame.
+    start: usize,
     /// Where the payload begins in the source frame.
     from: usize,
     /// Bytes of payload, padding and trailer.
     length: usize,
+    /// What AES-GCM authenticates, and how much of it there is.
+    additional: ([u8; 12], usize),
     /// The high half of the sequence number, if it is authenticated.
     high: Option<[u8; 4]>,
+    /// What stood around the start of ESP before it was laid out for AES-GMAC.
+    saved: [u8; 8],
 }
 
 /// Seals every live packet of the batch; all of them have SAs among `sas`.
@@ -116,20 +124,20 @@ fn prepare(
     let (from, next_header) = inside(packet, sa.mode)?;
     let payload = usize::from(packet.end) - from;
     let outer = esp::length(payload);
-    let headers = match sa.mode {
-        Mode::Transport => transport_headers(packet, umem.bytes(&descriptor.frame), from, outer)?,
+    let tunnel = match sa.mode {
+        Mode::Transport => None,
         Mode::Tunnel { local, remote } => {
             let peer = descriptor
                 .destination
                 .and_then(|to| tables.hosts.get(usize::from(to.host.0)));
-            tunnel_headers(packet, tables, peer, local, remote, outer)?
+            Some(Tunnel::new(tables, peer, local, remote)?)
         }
     };
-    let l3 = usize::from(match sa.mode {
-        Mode::Transport => packet.l3_offset,
-        Mode::Tunnel { .. } => ethernet::HEADER as u16,
-    });
-    if headers.len() - l3 + outer > tables.uplink_mtu || headers.len() + outer > umem.room() {
+    let (l3, start) = match &tunnel {
+        None => (usize::from(packet.l3_offset), from),
+        Some(tunnel) => (ethernet::HEADER, tunnel.length()),
+    };
+    if start - l3 + outer > tables.uplink_mtu || start + outer > umem.room() {
         return Err(DropReason::TooLong);
     }
     // The trailer goes behind the payload in the frame that it came in.
@@ -139,35 +147,45 @@ fn prepare(
         .unwrap_or_default();
     let trailer = esp::write_trailer(room, payload, next_header).ok_or(DropReason::TooLong)?;
     umem.set_length(&mut descriptor.frame, usize::from(packet.end) + trailer);
+    let headers = umem
+        .bytes(&descriptor.frame)
+        .get(..from)
+        .ok_or(DropReason::Truncated)?;
     let mut fresh = pool.take().ok_or(DropReason::NoFrame)?;
-    match sa.sequence.take() {
-        Ok((number, nonce)) => {
-            umem.set_length(&mut fresh, headers.len() + outer);
-            let esp = esp::Header {
-                spi: sa.spi.get().into(),
-                sequence: (number as u32).into(),
-                iv: number.into(),
-            };
-            let high = sa.esn.then(|| ((number >> 32) as u32).to_be_bytes());
-            Ok(Prepared {
-                position,
-                fresh,
-                nonce: Some(nonce),
-                headers,
-                esp,
-                from,
-                length: payload + trailer,
-                high,
-            })
-        }
+    let (number, nonce) = match sa.sequence.take() {
+        Ok(taken) => taken,
         Err(error) => {
             pool.put(fresh);
-            Err(match error {
+            return Err(match error {
                 SequenceError::Exhausted => DropReason::SequenceExhausted,
                 SequenceError::NotReserved => DropReason::SequenceNotReserved,
-            })
+            });
         }
+    };
+    umem.set_length(&mut fresh, start + outer);
+    let (front, rest) = umem.room_mut(&mut fresh).split_at_mut(start);
+    match tunnel {
+        None => write_transport_headers(front, packet, headers, outer),
+        Some(tunnel) => tunnel.write(front, packet, outer),
     }
+    let esp = esp::Header {
+        spi: sa.spi.get().into(),
+        sequence: (number as u32).into(),
+        iv: number.into(),
+    };
+    rest[..esp::HEADER].copy_from_slice(esp.as_bytes());
+    let high = sa.esn.then(|| ((number >> 32) as u32).to_be_bytes());
+    Ok(Prepared {
+        position,
+        fresh,
+        nonce: Some(nonce),
+        start,
+        from,
+        length: payload + trailer,
+        additional: additional(&esp, high),
+        high,
+        saved: [0; 8],
+    })
 }
 
 /// Where the part begins that ESP wraps, and its next header.
@@ -188,75 +206,93 @@ fn inside(packet: &Packet, mode: Mode) -> Result<(usize, u8), DropReason> {
     }
 }
 
-type Headers = ArrayVec<u8, MAX_HEADERS>;
-
-fn headers_of(parts: &[&[u8]]) -> Result<Headers, DropReason> {
-    let mut headers = Headers::new();
-    for part in parts {
-        headers
-            .try_extend_from_slice(part)
-            .map_err(|_| DropReason::TooLong)?;
-    }
-    Ok(headers)
-}
-
 /// The guest's own headers, with ESP as what follows (RFC 4303 3.1.1).
-fn transport_headers(
-    packet: &Packet,
-    frame: &[u8],
-    from: usize,
-    esp_length: usize,
-) -> Result<Headers, DropReason> {
-    let mut headers = headers_of(&[frame.get(..from).ok_or(DropReason::Truncated)?])?;
+fn write_transport_headers(front: &mut [u8], packet: &Packet, headers: &[u8], esp_length: usize) {
+    copy_headers(front, headers);
     let l3 = usize::from(packet.l3_offset);
-    let l3_length = from - l3;
-    let ip = headers.get_mut(l3..).ok_or(DropReason::Truncated)?;
-    let too_long = |_| DropReason::TooLong;
+    let ip = &mut front[l3..];
     if packet.ethertype == ethernet::IPV4 {
-        ip4::rewrite(
-            ip,
-            u16::try_from(l3_length + esp_length).map_err(too_long)?,
-            esp::ESP,
-        );
+        ip4::rewrite(ip, (ip.len() + esp_length) as u16, esp::ESP);
     } else {
-        ip6::rewrite(ip, u16::try_from(esp_length).map_err(too_long)?, esp::ESP);
-    }
-    Ok(headers)
-}
-
-/// Headers between the hosts. DSCP and ECN are those of the guest's packet (RFC 4301 5.1.2).
-fn tunnel_headers(
-    packet: &Packet,
-    tables: &Tables,
-    peer: Option<&HostEntry>,
-    local: IpAddr,
-    remote: IpAddr,
-    esp_length: usize,
-) -> Result<Headers, DropReason> {
-    let destination = peer.and_then(|peer| peer.next_hop).ok_or(DropReason::NoNextHop)?;
-    let too_long = |_| DropReason::TooLong;
-    let ethernet = |ethertype: u16| ethernet::Header {
-        destination,
-        source: tables.uplink_mac,
-        ethertype: ethertype.into(),
-    };
-    match (local, remote) {
-        (IpAddr::V4(local), IpAddr::V4(remote)) => {
-            let length = u16::try_from(ip4::HEADER + esp_length).map_err(too_long)?;
-            let ip = ip4::outer(local, remote, esp::ESP, packet.traffic_class, length);
-            headers_of(&[ethernet(ethernet::IPV4).as_bytes(), &ip])
-        }
-        (IpAddr::V6(local), IpAddr::V6(remote)) => {
-            let length = u16::try_from(esp_length).map_err(too_long)?;
-            let ip = ip6::outer(local, remote, esp::ESP, packet.traffic_class, length);
-            headers_of(&[ethernet(ethernet::IPV6).as_bytes(), &ip])
-        }
-        // Control refuses an SA between addresses of different families.
-        _ => Err(DropReason::NoNextHop),
+        ip6::rewrite(ip, esp_length as u16, esp::ESP);
     }
 }
 
-/// Writes headers and lets the engine seal from the frames received into the fresh ones.
+/// Copies headers; those of IPv4 without tags and options, as they nearly always are, by a few moves in line.
+#[inline]
+pub(super) fn copy_headers(to: &mut [u8], from: &[u8]) {
+    const USUAL: usize = ethernet::HEADER + ip4::HEADER;
+    match (<&mut [u8; USUAL]>::try_from(&mut *to), from.first_chunk()) {
+        (Ok(to), Some(from)) => *to = *from,
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Headers between the hosts.
+struct Tunnel {
+    addresses: Addresses,
+    source: MacAddress,
+    destination: MacAddress,
+}
+
+enum Addresses {
+    V4(Ipv4Addr, Ipv4Addr),
+    V6(Ipv6Addr, Ipv6Addr),
+}
+
+impl Tunnel {
+    fn new(
+        tables: &Tables,
+        peer: Option<&HostEntry>,
+        local: IpAddr,
+        remote: IpAddr,
+    ) -> Result<Self, DropReason> {
+        Ok(Self {
+            addresses: match (local, remote) {
+                (IpAddr::V4(local), IpAddr::V4(remote)) => Addresses::V4(local, remote),
+                (IpAddr::V6(local), IpAddr::V6(remote)) => Addresses::V6(local, remote),
+                // Control refuses an SA between addresses of different families.
+                _ => return Err(DropReason::NoNextHop),
+            },
+            source: tables.uplink_mac,
+            destination: peer.and_then(|peer| peer.next_hop).ok_or(DropReason::NoNextHop)?,
+        })
+    }
+
+    fn length(&self) -> usize {
+        ethernet::HEADER
+            + match self.addresses {
+                Addresses::V4(..) => ip4::HEADER,
+                Addresses::V6(..) => ip6::HEADER,
+            }
+    }
+
+    /// DSCP and ECN are those of the guest's packet (RFC 4301 5.1.2).
+    fn write(&self, front: &mut [u8], packet: &Packet, esp_length: usize) {
+        let (ethernet, ip) = front.split_at_mut(ethernet::HEADER);
+        let ethertype = match self.addresses {
+            Addresses::V4(local, remote) => {
+                let length = (ip4::HEADER + esp_length) as u16;
+                let header = ip4::outer(local, remote, esp::ESP, packet.traffic_class, length);
+                ip.copy_from_slice(&header);
+                ethernet::IPV4
+            }
+            Addresses::V6(local, remote) => {
+                let header = ip6::outer(local, remote, esp::ESP, packet.traffic_class, esp_length as u16);
+                ip.copy_from_slice(&header);
+                ethernet::IPV6
+            }
+        };
+        let header = ethernet::Header {
+            destination: self.destination,
+            source: self.source,
+            ethertype: ethertype.into(),
+        };
+        ethernet.copy_from_slice(header.as_bytes());
+    }
+}
+
+/// Lets the engine seal from the frames received into the fresh ones.
 fn run_engine(
     batch: &Batch,
     prepared: &mut ArrayVec<Prepared, BATCH>,
@@ -264,84 +300,65 @@ fn run_engine(
     umem: &Umem,
     engine: &dyn Engine,
 ) {
-    let mut additional = [[0u8; 12]; BATCH];
     let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
-    for (one, additional) in prepared.iter_mut().zip(&mut additional) {
+    for one in prepared.iter_mut() {
         let descriptor = &batch[one.position];
         let Some(sa) = descriptor.sa.and_then(|place| sas.get(place.slot as usize)) else {
             unreachable!("prepared from this SA")
         };
         let source = &umem.bytes(&descriptor.frame)[one.from..one.from + one.length];
-        let start = one.headers.len();
-        let room = umem.room_mut(&mut one.fresh);
         let Some(nonce) = one.nonce.take() else {
             unreachable!("prepared once, sealed once")
         };
-        match sa.protection {
+        let text = one.start + esp::HEADER;
+        let (front, rest) = umem.room_mut(&mut one.fresh).split_at_mut(text + one.length);
+        let Some(tag) = rest.first_chunk_mut() else {
+            unreachable!("the length was checked")
+        };
+        let (additional, buffers) = match sa.protection {
             Protection::Encrypt => {
-                let (front, rest) = room.split_at_mut(start + esp::HEADER);
-                front[..start].copy_from_slice(&one.headers);
-                front[start..].copy_from_slice(one.esp.as_bytes());
-                let (destination, rest) = rest.split_at_mut(one.length);
-                let Some(tag) = rest.first_chunk_mut() else {
-                    unreachable!("the length was checked")
-                };
-                let length = fill_additional(additional, &one.esp, one.high);
-                jobs.push(SealJob {
-                    key: &sa.key,
-                    nonce,
-                    additional: &additional[..length],
-                    buffers: Buffers::Copy { source, destination },
-                    tag,
-                });
+                let (bytes, length) = &one.additional;
+                let destination = &mut front[text..];
+                (&bytes[..*length], Buffers::Copy { source, destination })
             }
             Protection::Authenticate => {
-                let (front, rest) = room.split_at_mut(start + esp::HEADER + one.length);
-                front[..start].copy_from_slice(&one.headers);
-                front[start..start + esp::HEADER].copy_from_slice(one.esp.as_bytes());
-                front[start + esp::HEADER..].copy_from_slice(source);
-                let from = lay_out_gmac(front, start, one.high);
-                let Some(tag) = rest.first_chunk_mut() else {
-                    unreachable!("the length was checked")
-                };
-                jobs.push(SealJob {
-                    key: &sa.key,
-                    nonce,
-                    additional: &front[from..],
-                    buffers: Buffers::InPlace(&mut []),
-                    tag,
-                });
+                front[text..].copy_from_slice(source);
+                one.saved.copy_from_slice(&front[one.start - 4..one.start + 4]);
+                let from = lay_out_gmac(front, one.start, one.high);
+                (&front[from..], Buffers::InPlace(&mut []))
             }
-        }
+        };
+        jobs.push(SealJob {
+            key: &sa.key,
+            nonce,
+            additional,
+            buffers,
+            tag,
+        });
     }
     engine.seal(&mut jobs);
     drop(jobs);
-    for one in prepared.iter_mut().filter(|one| one.high.is_some()) {
-        let start = one.headers.len();
-        let room = umem.room_mut(&mut one.fresh);
-        room[..start].copy_from_slice(&one.headers);
-        room[start..start + esp::HEADER].copy_from_slice(one.esp.as_bytes());
+    for one in prepared.iter_mut() {
+        let Some(sa) = batch[one.position]
+            .sa
+            .and_then(|place| sas.get(place.slot as usize))
+        else {
+            continue;
+        };
+        if sa.protection == Protection::Authenticate {
+            umem.room_mut(&mut one.fresh)[one.start - 4..one.start + 4].copy_from_slice(&one.saved);
+        }
     }
 }
 
 /// SPI and sequence number as they are authenticated (RFC 4106 5): with ESN the high half between them.
-pub(super) fn fill_additional(
-    additional: &mut [u8; 12],
-    header: &esp::Header,
-    high: Option<[u8; 4]>,
-) -> usize {
-    let (spi, low) = (header.spi.to_bytes(), header.sequence.to_bytes());
-    additional[..4].copy_from_slice(&spi);
+#[inline]
+pub(super) fn additional(header: &esp::Header, high: Option<[u8; 4]>) -> ([u8; 12], usize) {
+    let [a, b, c, d] = header.spi.to_bytes();
+    let [i, j, k, l] = header.sequence.to_bytes();
     match high {
-        Some(high) => {
-            additional[4..8].copy_from_slice(&high);
-            additional[8..].copy_from_slice(&low);
-            12
-        }
-        None => {
-            additional[4..8].copy_from_slice(&low);
-            8
-        }
+        Some([e, f, g, h]) => ([a, b, c, d, e, f, g, h, i, j, k, l], 12),
+        None => ([a, b, c, d, i, j, k, l, 0, 0, 0, 0], 8),
     }
 }
 
@@ -349,7 +366,7 @@ pub(super) fn fill_additional(
 /// begins.
 ///
 /// With ESN the high half belongs between SPI and sequence: the SPI moves 4 bytes forward over the end of the headers,
-/// which the caller writes again afterwards.
+/// which the caller puts back afterwards.
 pub(super) fn lay_out_gmac(frame: &mut [u8], esp_start: usize, high: Option<[u8; 4]>) -> usize {
     let Some(high) = high else { return esp_start };
     let spi = [

@@ -38,7 +38,26 @@ impl Selector {
         self.covers(packet, (packet.destination, packet.source), ports)
     }
 
+    #[inline]
     fn covers(
+        &self,
+        packet: &Packet,
+        (local, remote): (std::net::IpAddr, std::net::IpAddr),
+        ports: Option<(u16, u16)>,
+    ) -> bool {
+        self.is_everything() || self.restricts_to(packet, (local, remote), ports)
+    }
+
+    #[inline]
+    fn is_everything(&self) -> bool {
+        self.local.is_none()
+            && self.remote.is_none()
+            && self.protocol.is_none()
+            && self.local_ports.is_none()
+            && self.remote_ports.is_none()
+    }
+
+    fn restricts_to(
         &self,
         packet: &Packet,
         (local, remote): (std::net::IpAddr, std::net::IpAddr),

@@ -67,15 +67,26 @@ impl SaTable {
         self.inbound.get(&spi).copied()
     }
 
-    /// The outbound SA for a packet.
+    /// The outbound SAs among which one is to be chosen, the first first.
     #[inline]
     #[must_use]
-    pub fn outbound(&self, key: &OutboundKey, packet: &Packet) -> Option<Place> {
-        let candidates = self.outbound.get(key)?;
-        candidates
-            .iter()
-            .find(|(selector, _)| selector.covers_outbound(packet))
-            .map(|(_, place)| *place)
+    pub fn outbound(&self, key: &OutboundKey) -> Candidates<'_> {
+        Candidates(self.outbound.get(key).map(Vec::as_slice).unwrap_or_default())
+    }
+}
+
+/// The SAs for one outbound key.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Candidates<'a>(&'a [(Selector, Place)]);
+
+impl Candidates<'_> {
+    /// The SA for a packet.
+    #[inline]
+    #[must_use]
+    pub fn covering(self, packet: &Packet) -> Option<Place> {
+        let mut all = self.0.iter();
+        let found = all.find(|(selector, _)| selector.covers_outbound(packet));
+        found.map(|(_, place)| *place)
     }
 }
 

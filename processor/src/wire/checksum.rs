@@ -1,17 +1,36 @@
 //! The Internet checksum (RFC 1071).
 
 /// The folded one's complement sum of `bytes`, taken as big-endian 16-bit words, an odd last byte padded with zero.
+///
+/// Four bytes at a time, since 2^16 is 1 in one's complement; in the machine's byte order, which is turned once at the
+/// end (RFC 1071 2 (B)).
+#[inline]
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u16 {
     let mut total = 0u64;
-    let (words, rest) = bytes.as_chunks::<2>();
+    let (words, rest) = bytes.as_chunks::<4>();
     for word in words {
-        total += u64::from(u16::from_be_bytes(*word));
+        total += u64::from(u32::from_ne_bytes(*word));
     }
-    if let [last] = rest {
-        total += u64::from(*last) << 8;
+    let mut last = [0; 4];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
     }
-    fold(total)
+    total += u64::from(u32::from_ne_bytes(last));
+    u16::from_be(fold(total))
+}
+
+/// The checksum of a header in which 16-bit words have changed: its old checksum, and each word before and after.
+///
+/// Without a look at the header (RFC 1624, equation 3).
+#[inline]
+#[must_use]
+pub fn update(checksum: u16, changes: &[(u16, u16)]) -> u16 {
+    let mut total = u64::from(!checksum);
+    for (before, after) in changes {
+        total += u64::from(!before) + u64::from(*after);
+    }
+    !fold(total)
 }
 
 /// The checksum field's value for `bytes` in which that field is zero.
@@ -21,16 +40,47 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 }
 
 #[inline]
-fn fold(mut total: u64) -> u16 {
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
-    }
+fn fold(total: u64) -> u16 {
+    let mut total = (total & 0xffff_ffff) + (total >> 32);
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
     total as u16
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn the_sum_is_that_of_16_bit_words(bytes in prop::collection::vec(any::<u8>(), 0..70)) {
+            let mut total = 0u32;
+            for pair in bytes.chunks(2) {
+                total += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+                total = (total & 0xffff) + (total >> 16);
+            }
+            prop_assert_eq!(u32::from(sum(&bytes)), total);
+        }
+
+        #[test]
+        fn an_updated_checksum_is_right(
+            mut header in prop::collection::vec(any::<u8>(), 20..=60), one in any::<u16>(), two in any::<u16>(),
+        ) {
+            header.truncate(header.len() & !3);
+            header[0] = 0x45;
+            header[10..12].fill(0);
+            let before = checksum(&header);
+            let word = |place: usize| u16::from_be_bytes([header[place], header[place + 1]]);
+            let changes = [(word(2), one), (word(8), two)];
+            header[2..4].copy_from_slice(&one.to_be_bytes());
+            header[8..10].copy_from_slice(&two.to_be_bytes());
+            header[10..12].copy_from_slice(&update(before, &changes).to_be_bytes());
+            prop_assert_eq!(sum(&header), 0xffff);
+        }
+    }
 
     #[test]
     fn rfc_1071_section_3_example() {

@@ -42,18 +42,20 @@ pub struct Header {
     pub destination: [u8; 4],
 }
 
-/// Writes length, protocol and a fresh checksum into the header (with its options) that is all of `header`.
+/// Writes length, protocol and the checksum that follows from them into a header whose checksum is right.
 ///
 /// Does nothing if `header` is too short to be one.
 #[inline]
 pub fn rewrite(header: &mut [u8], total_length: u16, protocol: u8) {
     if let Ok((fields, _)) = Header::mut_from_prefix(header) {
+        let word = |protocol| u16::from_be_bytes([fields.ttl, protocol]);
+        let changes = [
+            (fields.total_length.get(), total_length),
+            (word(fields.protocol), word(protocol)),
+        ];
+        let sum = checksum::update(fields.checksum.get(), &changes);
         fields.total_length.set(total_length);
         fields.protocol = protocol;
-        fields.checksum.set(0);
-    }
-    let sum = checksum::checksum(header);
-    if let Ok((fields, _)) = Header::mut_from_prefix(header) {
         fields.checksum.set(sum);
     }
 }

@@ -133,8 +133,18 @@ impl Packet {
     ///
     /// # Errors
     /// See [`Malformed`].
-    #[inline]
     pub fn parse(frame: &[u8]) -> Result<Packet, Malformed> {
+        let mut packet = Packet::EMPTY;
+        packet.read(frame)?;
+        Ok(packet)
+    }
+
+    /// Reads a frame over an earlier one, in place: a packet is larger than what moves at no cost.
+    ///
+    /// # Errors
+    /// See [`Malformed`]: then the packet is not to be used.
+    #[inline]
+    pub fn read(&mut self, frame: &[u8]) -> Result<(), Malformed> {
         let (header, mut rest) =
             ethernet::Header::ref_from_prefix(frame).map_err(|_| Malformed::Truncated)?;
         let mut ethertype = header.ethertype.get();
@@ -150,7 +160,7 @@ impl Packet {
             offset += ethernet::TAG;
             rest = behind;
         }
-        let mut packet = Packet {
+        *self = Packet {
             destination_mac: header.destination,
             source_mac: header.source,
             vlan,
@@ -161,11 +171,11 @@ impl Packet {
             ..Packet::EMPTY
         };
         match ethertype {
-            ethernet::IPV4 => packet.parse_ip4(rest)?,
-            ethernet::IPV6 => packet.parse_ip6(rest)?,
+            ethernet::IPV4 => self.parse_ip4(rest)?,
+            ethernet::IPV6 => self.parse_ip6(rest)?,
             ethernet::ARP => {
                 let message = arp::Message::parse(rest).ok_or(Malformed::Truncated)?;
-                packet.l3 = L3::Arp {
+                self.l3 = L3::Arp {
                     sender_mac: message.sender_mac,
                     sender_ip: message.sender_ip.into(),
                     target_ip: message.target_ip.into(),
@@ -173,7 +183,7 @@ impl Packet {
             }
             _ => {}
         }
-        Ok(packet)
+        Ok(())
     }
 
     /// Whether the frame is for a group: broadcast or multicast.
@@ -332,8 +342,9 @@ mod tests {
     fn fragment4(field: u16, payload: &[u8], protocol: u8) -> Vec<u8> {
         let mut packet = ip4::outer(SOURCE, DESTINATION, protocol, 0, (20 + payload.len()) as u16).to_vec();
         packet[6..8].copy_from_slice(&field.to_be_bytes());
-        let total = (20 + payload.len()) as u16;
-        ip4::rewrite(&mut packet, total, protocol);
+        packet[10..12].fill(0);
+        let sum = checksum::checksum(&packet);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
         packet.extend(payload);
         frame(&[], ethernet::IPV4, &packet)
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use guestseal::wire::{ethernet, ip4, ip6};
+use guestseal::wire::{checksum, ethernet, ip4, ip6};
 
 pub(crate) const UDP: u8 = 17;
 pub(crate) const TCP: u8 = 6;
@@ -90,8 +90,9 @@ pub(crate) fn tcp(from: u16, to: u16, flags: u8, data: &[u8]) -> Vec<u8> {
 pub(crate) fn fragment(from: Guest, to: Guest, protocol: u8, field: u16, payload: &[u8]) -> Vec<u8> {
     let mut whole = between(from, to, false, protocol, payload);
     whole[20..22].copy_from_slice(&field.to_be_bytes());
-    let total = (whole.len() - 14) as u16;
-    ip4::rewrite(&mut whole[14..34], total, protocol);
+    whole[24..26].fill(0);
+    let sum = checksum::checksum(&whole[14..34]);
+    whole[24..26].copy_from_slice(&sum.to_be_bytes());
     whole
 }
 
