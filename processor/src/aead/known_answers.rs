@@ -10,10 +10,12 @@ use super::engine::{Buffers, Engine, ExpandedKey, OpenJob, SealJob, TAG};
 use crate::sa::nonce::{Nonce, Salt};
 use crate::sa::sequence::{Reservation, Sequence};
 
-/// Both sides of every length at which an engine might change its way: blocks, rows of four, groups of rows, pages.
-const LENGTHS: [usize; 32] = [
+/// Lengths of text on both sides of every place at which an engine might change its way: blocks, rows of four, every number
+/// of rows up to two groups of eight and one.
+const LENGTHS: [usize; 46] = [
     0, 1, 4, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 112, 113, 127, 128, 176, 177, 224, 240, 241,
-    256, 304, 305, 512, 1024, 1384, 1420, 4112,
+    256, 304, 305, 369, 432, 433, 496, 497, 512, 561, 625, 689, 753, 817, 881, 944, 945, 1008, 1009, 1384,
+    1420, 4112,
 ];
 /// Lengths of what is authenticated only: ESP's 8 and 12, AES-GMAC's packets.
 const ADDITIONAL: [usize; 8] = [8, 12, 0, 16, 17, 52, 300, 1424];

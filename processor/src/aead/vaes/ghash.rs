@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::key::{Key, load};
-use super::row::{load_row, low_bits};
+use super::row::{load_row, low_bits, pin};
 
 /// The sum of products, not reduced: the middle part belongs half onto the low and half onto the high one.
 #[derive(Copy, Clone)]
@@ -14,6 +14,31 @@ pub(super) struct Product {
     low: __m512i,
     middle: __m512i,
     high: __m512i,
+}
+
+impl Product {
+    /// The sum of both.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn plus(self, other: Option<Self>) -> Self {
+        let Some(other) = other else { return self };
+        Self {
+            low: _mm512_xor_si512(self.low, other.low),
+            middle: _mm512_xor_si512(self.middle, other.middle),
+            high: _mm512_xor_si512(self.high, other.high),
+        }
+    }
+
+    /// See [`pin`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn pin(self) -> Self {
+        Self {
+            low: pin(self.low),
+            middle: pin(self.middle),
+            high: pin(self.high),
+        }
+    }
 }
 
 #[inline]

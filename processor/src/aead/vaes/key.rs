@@ -9,8 +9,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::ghash::{fold, multiply, reduce};
 
-/// Powers of H that are kept: enough for four rows and the block of lengths.
-pub(super) const POWERS: usize = 20;
+/// Powers of H that are kept: enough for eight rows and the block of lengths.
+pub(super) const POWERS: usize = 36;
 
 /// One key.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -20,7 +20,7 @@ pub(in crate::aead) struct Key {
     rounds: [[u8; 16]; 15],
     /// 10 or 14.
     last: usize,
-    /// H^20 down to H^1, and zeros, so that a row that begins at any of them is four blocks long.
+    /// H^36 down to H^1, and zeros, so that a row that begins at any of them is four blocks long.
     powers: [[u8; 16]; POWERS + 3],
 }
 

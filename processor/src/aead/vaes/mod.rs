@@ -8,8 +8,8 @@
 //! # Shape
 //! A zmm register holds four blocks: a row. The counter of the tag's mask is the first block of row 0, the text follows it,
 //! so that the last block of what is authenticated takes the same place before GHASH. Packets of up to four rows
-//! ([`short`]) go four rows at a time, whatever packets they are of, and are reduced once; longer ones ([`long`]) go in
-//! chunks of four rows, in which the rounds of one chunk and GHASH of another run side by side.
+//! ([`short`]) go up to four rows at a time, whatever packets they are of, and are reduced once; longer ones ([`long`]) go in
+//! chunks of eight rows, in which the rounds of a chunk and GHASH run side by side.
 //!
 //! # Secrets
 //! No branch and no address depends on key, text, H or a tag, but for the one bit that says whether a tag was right. It is

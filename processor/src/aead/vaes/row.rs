@@ -52,6 +52,15 @@ impl Text {
         text
     }
 
+    /// What was written, as a text to read.
+    #[inline]
+    pub(super) fn written(self) -> Self {
+        Self {
+            source: self.destination,
+            ..self
+        }
+    }
+
     /// Bytes.
     #[inline]
     pub(super) fn len(self) -> usize {
