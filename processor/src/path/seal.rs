@@ -207,6 +207,7 @@ fn inside(packet: &Packet, mode: Mode) -> Result<(usize, u8), DropReason> {
 }
 
 /// The guest's own headers, with ESP as what follows (RFC 4303 3.1.1).
+#[inline]
 fn write_transport_headers(front: &mut [u8], packet: &Packet, headers: &[u8], esp_length: usize) {
     copy_headers(front, headers);
     let l3 = usize::from(packet.l3_offset);

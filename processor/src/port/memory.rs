@@ -110,27 +110,18 @@ impl Device {
 
 impl Port for MemoryPort {
     fn receive(&mut self, burst: &mut Burst) {
-        while burst.remaining_capacity() > 0 {
-            let Ok(frame) = self.receive.pop() else {
-                break;
-            };
-            self.held.receive -= 1;
-            burst.push(frame);
+        let count = self.receive.slots().min(burst.remaining_capacity());
+        if let Ok(chunk) = self.receive.read_chunk(count) {
+            self.held.receive -= count;
+            burst.extend(chunk);
         }
     }
 
     fn refill(&mut self, pool: &mut FramePool) {
-        while self.held.receive < self.fill_level {
-            let Some(frame) = pool.take() else {
-                break;
-            };
-            match self.fill.push(frame) {
-                Ok(()) => self.held.receive += 1,
-                Err(rtrb::PushError::Full(frame)) => {
-                    pool.put(frame);
-                    break;
-                }
-            }
+        let wanted = self.fill_level - self.held.receive;
+        let count = wanted.min(pool.available()).min(self.fill.slots());
+        if let Ok(chunk) = self.fill.write_chunk_uninit(count) {
+            self.held.receive += chunk.fill_from_iter(std::iter::from_fn(|| pool.take()));
         }
     }
 
@@ -149,9 +140,10 @@ impl Port for MemoryPort {
     }
 
     fn reclaim(&mut self, pool: &mut FramePool) {
-        while let Ok(frame) = self.completion.pop() {
-            self.held.transmit -= 1;
-            pool.put(frame);
+        let count = self.completion.slots();
+        if let Ok(chunk) = self.completion.read_chunk(count) {
+            self.held.transmit -= count;
+            chunk.into_iter().for_each(|frame| pool.put(frame));
         }
     }
 

@@ -26,28 +26,20 @@ impl Selector {
     #[inline]
     #[must_use]
     pub fn covers_outbound(&self, packet: &Packet) -> bool {
-        let ports = packet.ports;
-        self.covers(packet, (packet.source, packet.destination), ports)
+        self.is_everything() || self.covers(packet, (packet.source, packet.destination), packet.ports)
     }
 
     /// Whether it covers a packet that was opened (its destination is local).
     #[inline]
     #[must_use]
     pub fn covers_inbound(&self, packet: &Packet) -> bool {
-        let ports = packet.ports.map(|(source, destination)| (destination, source));
-        self.covers(packet, (packet.destination, packet.source), ports)
+        self.is_everything() || {
+            let ports = packet.ports.map(|(source, destination)| (destination, source));
+            self.covers(packet, (packet.destination, packet.source), ports)
+        }
     }
 
-    #[inline]
-    fn covers(
-        &self,
-        packet: &Packet,
-        (local, remote): (std::net::IpAddr, std::net::IpAddr),
-        ports: Option<(u16, u16)>,
-    ) -> bool {
-        self.is_everything() || self.restricts_to(packet, (local, remote), ports)
-    }
-
+    /// The usual selector, known without a look at the packet.
     #[inline]
     fn is_everything(&self) -> bool {
         self.local.is_none()
@@ -57,7 +49,7 @@ impl Selector {
             && self.remote_ports.is_none()
     }
 
-    fn restricts_to(
+    fn covers(
         &self,
         packet: &Packet,
         (local, remote): (std::net::IpAddr, std::net::IpAddr),

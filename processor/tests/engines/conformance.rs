@@ -189,10 +189,16 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|place| (place * 7 + place / 251) as u8).collect()
 }
 
-/// `open` looks at what stands in the destination.
+/// Every bit of a short, a middling and a long packet; `open` looks at what stands in the destination.
 pub(crate) fn no_plaintext_on_a_bad_tag(engine: &dyn Engine) {
+    for length in [32, 177, 700] {
+        no_plaintext_of(engine, length);
+    }
+}
+
+fn no_plaintext_of(engine: &dyn Engine, length: usize) {
     let key = engine.expand(Suite::Aes256Gcm, &[3; 32]).unwrap();
-    let (nonce, additional, text) = ([9; 12], pattern(12), pattern(177));
+    let (nonce, additional, text) = ([9; 12], pattern(12), pattern(length));
     let (sealed, tag) = seal(engine, &key, nonce, &additional, &text, Placing::Copy);
     for placing in PLACINGS {
         for bit in 0..TAG * 8 {

@@ -15,7 +15,9 @@
 //! No branch and no address depends on key, text, H or a tag, but for the one bit that says whether a tag was right. It is
 //! so by construction: these files branch on lengths and on the suite; secret values live in vector registers and meet
 //! only instructions whose time does not depend on their operands (AESENC, PCLMULQDQ, shuffles by constant masks, logic);
-//! masks come from lengths, and tags are compared as a whole.
+//! masks come from lengths, and tags are compared as a whole. The disassembly of a release build was read for it: the only
+//! ways from a vector register to flags, addresses or general registers are the comparison of a tag (VPTEST, or XOR and OR
+//! of its halves) and the doubling of H when a key is expanded (shifts and a mask). Timing was not measured for it.
 //!
 //! # Opening
 //! A short packet is checked before its plaintext is written. A long one is decrypted in the pass that authenticates it,
