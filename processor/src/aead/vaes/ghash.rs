@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::key::{Key, load};
+use super::key::Key;
 use super::row::{load_row, low_bits, pin};
 
 /// The sum of products, not reduced: the middle part belongs half onto the low and half onto the high one.
@@ -147,52 +147,44 @@ pub(super) fn lengths(additional: usize, text: usize) -> __m128i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq,bmi2")]
 pub(super) fn absorb(key: &Key, additional: &[u8]) -> __m128i {
-    if additional.len() <= 16 {
-        // SAFETY: the mask leaves only bytes of the slice.
-        let block =
-            unsafe { _mm_maskz_loadu_epi8(low_bits(additional.len()) as u16, additional.as_ptr().cast()) };
-        return reverse_one(block);
+    let (whole, last) = additional.split_at(additional.len().saturating_sub(1) / 16 * 16);
+    // SAFETY: the mask leaves only bytes of the slice.
+    let last = unsafe { _mm_maskz_loadu_epi8(low_bits(last.len()) as u16, last.as_ptr().cast()) };
+    let last = reverse_one(last);
+    if whole.is_empty() {
+        return last;
     }
-    absorb_long(key, additional)
+    _mm_xor_si128(last, hash(key, whole))
 }
 
+/// Rows that are hashed before they are reduced.
+const ROWS: usize = 8;
+
+/// GHASH of whole blocks.
 #[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq,bmi2")]
-fn absorb_long(key: &Key, additional: &[u8]) -> __m128i {
-    let (mut rest, last) = additional.split_at((additional.len() - 1) / 16 * 16);
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,vpclmulqdq")]
+fn hash(key: &Key, mut blocks: &[u8]) -> __m128i {
     let mut sum = _mm512_setzero_si512();
-    while let Some((chunk, behind)) = rest.split_first_chunk::<256>() {
-        let mut product: Option<Product> = None;
-        for row in 0..4 {
-            let mut blocks = reverse(load_row(&chunk[64 * row..]));
-            if row == 0 {
-                blocks = _mm512_xor_si512(blocks, sum);
-            }
-            let powers = key.powers_from(16 - 4 * row);
-            product = Some(match product {
-                Some(product) => multiply_add(product, blocks, powers),
-                None => multiply(blocks, powers),
-            });
-        }
-        if let Some(product) = product {
-            sum = _mm512_zextsi128_si512(fold(reduce(product)));
-        }
-        rest = behind;
+    while let Some((chunk, rest)) = blocks.split_first_chunk::<{ ROWS * 64 }>() {
+        sum = _mm512_zextsi128_si512(fold(reduce(products(key, sum, chunk))));
+        blocks = rest;
     }
-    let mut power = rest.len() / 16;
-    if power > 0 {
-        let mut product = multiply(
-            _mm512_xor_si512(reverse(load_row(rest)), sum),
-            key.powers_from(power),
-        );
-        while power > 4 {
-            power -= 4;
-            rest = &rest[64..];
-            product = multiply_add(product, reverse(load_row(rest)), key.powers_from(power));
-        }
-        sum = _mm512_zextsi128_si512(fold(reduce(product)));
+    if !blocks.is_empty() {
+        sum = _mm512_zextsi128_si512(fold(reduce(products(key, sum, blocks))));
     }
-    let mut padded = [0; 16];
-    padded[..last.len()].copy_from_slice(last);
-    _mm_xor_si128(reverse_one(load(&padded)), _mm512_castsi512_si128(sum))
+    _mm512_castsi512_si128(sum)
+}
+
+/// The products of up to [`ROWS`] rows of whole blocks, `carry` added to the first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,vpclmulqdq")]
+fn products(key: &Key, carry: __m512i, blocks: &[u8]) -> Product {
+    let mut power = blocks.len() / 16;
+    let first = _mm512_xor_si512(reverse(load_row(blocks)), carry);
+    let mut sum = multiply(first, key.powers_from(power));
+    for row in blocks.chunks(64).skip(1) {
+        power -= 4;
+        sum = multiply_add(sum, reverse(load_row(row)), key.powers_from(power));
+    }
+    sum
 }

@@ -3,7 +3,6 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::sync::atomic::AtomicU8;
 
 use crate::aead::engine::Buffers;
 
@@ -22,7 +21,7 @@ impl Text {
     /// If source and destination differ in length, or are longer than AES-GCM's limit.
     #[inline]
     pub(super) fn of(buffers: &mut Buffers<'_>) -> Self {
-        let mut text = match buffers {
+        let text = match buffers {
             Buffers::InPlace(bytes) => Self {
                 source: bytes.as_ptr(),
                 destination: bytes.as_mut_ptr(),
@@ -44,11 +43,6 @@ impl Text {
             text.length as u64 <= LONGEST,
             "a packet is shorter than AES-GCM's limit"
         );
-        if text.length == 0 {
-            // An access of which everything is masked off is slow where nothing is mapped, and an empty slice may be there.
-            text.source = NOTHING.as_ptr().cast::<u8>().wrapping_add(16);
-            text.destination = text.source.cast_mut();
-        }
         text
     }
 
@@ -137,9 +131,6 @@ impl Text {
         unsafe { std::ptr::write_bytes(self.destination, 0, self.length) }
     }
 }
-
-/// Where an empty text is: nothing is read from it or written to it.
-static NOTHING: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
 
 /// Bytes that the 2^32 - 2 counters behind the tag's are good for (SP 800-38D 5.2.1.1).
 const LONGEST: u64 = ((1 << 32) - 2) * 16;
