@@ -8,7 +8,7 @@
 //! # Shape
 //! A zmm register holds four blocks: a row. The counter of the tag's mask is the first block of row 0, the text follows it,
 //! so that the last block of what is authenticated takes the same place before GHASH. Packets of up to four rows
-//! ([`short`]) go up to four rows at a time, whatever packets they are of, and are reduced once; longer ones ([`long`]) go in
+//! (short.rs) go up to four rows at a time, whatever packets they are of, and are reduced once; longer ones (long.rs) go in
 //! chunks of eight rows, in which the rounds of a chunk and GHASH run side by side.
 //!
 //! # Secrets
