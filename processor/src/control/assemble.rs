@@ -111,6 +111,8 @@ pub struct DataPlane {
     stop: Arc<Stop>,
     /// The uplink's queues that have sockets.
     queues: Vec<u32>,
+    /// MACs of guests that were added to the uplink's filter.
+    filtered: Vec<MacAddress>,
     next_holder: u16,
     fill_level: u32,
     ring_size: u32,
@@ -257,6 +259,7 @@ impl DataPlane {
         for (queue, socket) in uplink_sockets {
             program.register_socket(queue, &socket)?;
         }
+        let filtered = open_filter(&uplink, &uplink_config(config).guest_macs);
 
         let tables = Arc::new(ArcSwap::from_pointee(make_tables(
             config,
@@ -316,6 +319,7 @@ impl DataPlane {
             collectors,
             stop,
             queues: config.workers.iter().map(|worker| worker.queue).collect(),
+            filtered,
             next_holder,
             fill_level,
             ring_size,
@@ -525,6 +529,10 @@ impl DataPlane {
                 .extend(counters_of(&open.link.name, open.program.counters()));
         }
         detach_or_say(self.program);
+        for mac in &self.filtered {
+            // The uplink may be what is gone.
+            let _ = link::remove_from_filter(self.uplink.index, *mac);
+        }
         if detach {
             self.ports
                 .into_iter()
@@ -533,6 +541,23 @@ impl DataPlane {
         }
         remains
     }
+}
+
+/// On a flat network the wire carries the guests' own MACs. Gives those that the uplink now takes.
+fn open_filter(uplink: &Link, guests: &[[u8; 6]]) -> Vec<MacAddress> {
+    let mut filtered = Vec::new();
+    for mac in guests.iter().copied().map(MacAddress) {
+        match link::add_to_filter(uplink.index, mac) {
+            Ok(()) => filtered.push(mac),
+            Err(error) => tracing::warn!(
+                "{} cannot be made to take frames to the guest's MAC {mac} ({error}): if it drops them, run \
+                 ip link set {} promisc on",
+                uplink.name,
+                uplink.name
+            ),
+        }
+    }
+    filtered
 }
 
 fn open_pins(config: &HostConfig) -> Result<PinDirectory, XdpError> {

@@ -3,9 +3,13 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use crate::wire::ethernet::MacAddress;
@@ -148,6 +152,59 @@ fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<(IpAddr, MacAdd
         }
     }
     address.zip(mac.filter(|mac| *mac != MacAddress::default()))
+}
+
+/// Makes an interface take frames to a MAC that is not its own: an entry of its unicast filter (`bridge fdb add MAC dev X
+/// self`). Network cards drop such frames before any XDP program sees them; one without a filter goes promiscuous. There is
+/// no harm in adding what is there.
+///
+/// # Errors
+/// Those of netlink.
+pub fn add_to_filter(interface: u32, mac: MacAddress) -> std::io::Result<()> {
+    change(
+        RouteNetlinkMessage::NewNeighbour(filter_entry(interface, mac)),
+        NLM_F_CREATE,
+    )
+}
+
+/// Takes back [`add_to_filter`].
+///
+/// # Errors
+/// Those of netlink; also if there is no such entry.
+pub fn remove_from_filter(interface: u32, mac: MacAddress) -> std::io::Result<()> {
+    change(RouteNetlinkMessage::DelNeighbour(filter_entry(interface, mac)), 0)
+}
+
+fn filter_entry(interface: u32, mac: MacAddress) -> NeighbourMessage {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Bridge;
+    entry.header.ifindex = interface;
+    entry.header.state = NeighbourState::Permanent;
+    entry.header.flags = NeighbourFlags::Own;
+    entry
+        .attributes
+        .push(NeighbourAttribute::LinkLocalAddress(mac.0.to_vec()));
+    entry
+}
+
+/// Asks for a change and waits for the kernel's answer.
+fn change(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<()> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    let mut request = NetlinkMessage::from(wanted);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let answer =
+        NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
+    match answer.payload {
+        // Without a code it is the acknowledgement.
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the kernel look for a neighbour's MAC: by an empty datagram to its discard port (RFC 863).
