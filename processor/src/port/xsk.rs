@@ -105,6 +105,8 @@ pub struct XskPort {
     held: Held,
     zero_copy: bool,
     first: bool,
+    /// Whether the driver has been told of the first frames to receive into.
+    begun: bool,
     scratch: [FrameDesc; BATCH],
 }
 
@@ -196,6 +198,7 @@ impl XskPort {
             held: Held::default(),
             zero_copy,
             first: config.first,
+            begun: false,
             scratch: [FrameDesc::default(); BATCH],
         })
     }
@@ -266,7 +269,10 @@ impl Port for XskPort {
             assert_eq!(produced, wanted, "the fill ring had room");
             self.held.receive += produced;
         }
-        if self.fill.needs_wakeup() {
+        // Drivers take frames when the socket is bound, and ours come only after that. Not every driver asks for a wakeup
+        // then (igb does not), so the first frames are always announced.
+        if self.fill.needs_wakeup() || !self.begun && self.held.receive > 0 {
+            self.begun = true;
             // A failure shows as a socket that receives nothing, which the watcher of the interface handles.
             let _ = self.fill.wakeup(self.rx.fd_mut(), 0);
         }
