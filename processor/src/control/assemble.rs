@@ -134,8 +134,12 @@ pub struct Remains {
     pub xdp: Vec<(String, XdpCounters)>,
 }
 
+/// Bytes of an Ethernet header with one VLAN tag.
+const LONGEST_ETHERNET: usize = 18;
+
 struct Opener<'a> {
     umem: &'a Arc<Umem>,
+    frame_size: u32,
     zero_copy: bool,
     ring_size: u32,
     fill_level: u32,
@@ -143,13 +147,23 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    fn open(&mut self, interface: &str, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
+    fn open(&mut self, link: &Link, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
+        let (room, longest) = (link.zero_copy_room(self.frame_size), link.mtu + LONGEST_ETHERNET);
+        if self.zero_copy && longest > room {
+            return Err(XskError::FrameTooSmall {
+                interface: link.name.clone(),
+                driver: link.driver.clone().unwrap_or_else(|| "unknown".to_owned()),
+                room,
+                frame_size: self.frame_size,
+                longest,
+            });
+        }
         let holder = *self.next_holder;
         *self.next_holder += 1;
         let port = XskPort::open(
             self.umem,
             &XskConfig {
-                interface: interface.to_owned(),
+                interface: link.name.clone(),
                 queue,
                 ring_size: self.ring_size,
                 fill_level: self.fill_level,
@@ -213,6 +227,7 @@ impl DataPlane {
         let mut next_holder = 1;
         let mut opener = Opener {
             umem: &umem,
+            frame_size: config.umem.frame_size,
             zero_copy,
             ring_size,
             fill_level,
@@ -223,7 +238,7 @@ impl DataPlane {
         let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
         let mut uplink_sockets = Vec::new();
         for (number, worker) in config.workers.iter().enumerate() {
-            let (socket, zero_copy, mut port) = opener.open(&uplink.name, worker.queue, number == 0)?;
+            let (socket, zero_copy, mut port) = opener.open(&uplink, worker.queue, number == 0)?;
             in_force = zero_copy;
             port.refill(&mut pools[number]);
             worker_ports[number].uplink = Some(Box::new(port));
@@ -234,7 +249,7 @@ impl DataPlane {
             open.owners.clear();
             for queue in 0..open.link.queues {
                 let owner = WorkerId(((u32::from(local) + queue) % count as u32) as u16);
-                let (socket, _, mut socket_port) = opener.open(&open.link.name, queue, false)?;
+                let (socket, _, mut socket_port) = opener.open(&open.link, queue, false)?;
                 socket_port.refill(&mut pools[owner.index()]);
                 worker_ports[owner.index()]
                     .guests
@@ -420,6 +435,7 @@ impl DataPlane {
         let mut open = attach_guest(&self.ports[number].interface, config, &self.pins)?;
         let mut opener = Opener {
             umem: &self.umem,
+            frame_size: config.umem.frame_size,
             zero_copy: self.zero_copy,
             ring_size: self.ring_size,
             fill_level: self.fill_level,
@@ -428,7 +444,7 @@ impl DataPlane {
         let mut opened = Vec::new();
         for queue in 0..open.link.queues {
             let owner = WorkerId(((number as u32 + queue) % self.wakers.len() as u32) as u16);
-            let (socket, _, port) = opener.open(&open.link.name, queue, false)?;
+            let (socket, _, port) = opener.open(&open.link, queue, false)?;
             open.program.register_socket(queue, &socket)?;
             open.owners.push(owner);
             opened.push((owner, port));

@@ -12,6 +12,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
+use crate::port::umem::HEADROOM;
 use crate::wire::ethernet::MacAddress;
 
 /// An interface.
@@ -27,6 +28,25 @@ pub struct Link {
     pub mtu: usize,
     /// Receive queues in use.
     pub queues: u32,
+    /// The driver of the device behind it; none for tap, veth and the like.
+    pub driver: Option<String>,
+}
+
+/// Drivers whose receive buffers are whole KiB (the SRRCTL register of these cards).
+const WHOLE_KIB: [&str; 3] = ["igb", "igc", "ixgbe"];
+
+impl Link {
+    /// Bytes of a packet, Ethernet header and all, that the driver puts into one frame of this size in zero-copy mode. What
+    /// is longer it cuts, and what it does with the pieces is not to be relied on: igb was seen to send frames out whose
+    /// contents had been replaced.
+    #[must_use]
+    pub fn zero_copy_room(&self, frame_size: u32) -> usize {
+        let room = frame_size as usize - HEADROOM;
+        match &self.driver {
+            Some(driver) if WHOLE_KIB.contains(&driver.as_str()) => room / 1024 * 1024,
+            _ => room,
+        }
+    }
 }
 
 /// Why an interface is of no use.
@@ -89,12 +109,16 @@ pub fn describe(name: &str) -> Result<Link, LinkError> {
         .filter_map(Result::ok)
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
         .count() as u32;
+    let driver = std::fs::read_link(directory.join("device/driver"))
+        .ok()
+        .and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned()));
     Ok(Link {
         name: name.to_owned(),
         index,
         mac,
         mtu,
         queues,
+        driver,
     })
 }
 
@@ -217,5 +241,26 @@ pub fn solicit(address: IpAddr) {
     // A host that cannot be reached now is asked for again at the next turn.
     if let Ok(socket) = UdpSocket::bind(own) {
         let _ = socket.send_to(&[], (address, 9));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_with_buffers_of_whole_kib_need_large_frames() {
+        let link = |driver: Option<&str>| Link {
+            name: "eth0".into(),
+            index: 2,
+            mac: MacAddress::default(),
+            mtu: 1500,
+            queues: 1,
+            driver: driver.map(str::to_owned),
+        };
+        assert_eq!(link(Some("igb")).zero_copy_room(2048), 1024);
+        assert_eq!(link(Some("igb")).zero_copy_room(4096), 3072);
+        assert_eq!(link(Some("virtio_net")).zero_copy_room(2048), 1792);
+        assert_eq!(link(None).zero_copy_room(4096), 3840);
     }
 }

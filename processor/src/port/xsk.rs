@@ -64,6 +64,22 @@ pub enum XskError {
     /// The UMEM is plain memory.
     #[error("the UMEM is not registered with the kernel")]
     NotRegistered,
+    /// The driver would cut packets into pieces.
+    #[error(
+        "{interface} (driver {driver}) puts {room} bytes into a zero-copy frame of {frame_size}, and a packet may have {longest}: set umem.frame-size to 4096, or lower the MTU"
+    )]
+    FrameTooSmall {
+        /// Interface name.
+        interface: String,
+        /// Its driver.
+        driver: String,
+        /// Bytes it puts into a frame.
+        room: usize,
+        /// Bytes of a frame.
+        frame_size: u32,
+        /// Bytes of the longest packet.
+        longest: usize,
+    },
     /// The kernel refused.
     #[error("no AF_XDP socket on {interface} queue {queue} in {mode} mode: {hint}")]
     Refused {
