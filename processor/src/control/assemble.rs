@@ -650,6 +650,14 @@ fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedP
 
 fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<OpenPort, StartError> {
     let link = link::describe(interface)?;
+    if link::may_offload(interface) {
+        tracing::warn!(
+            "guest port {interface} is a tap with vnet_hdr: QEMU by default lets the guest leave checksums and segments to \
+             the host, and what it leaves unfinished arrives broken. Unless that is off already: in the guest ethtool -K \
+             eth0 tx off tso off gso off, or for QEMU's device csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,\
+             host_ecn=off (libvirt: <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>)"
+        );
+    }
     let program = GuestProgram::load()?.attach(Attachment {
         ifindex: link.index,
         mode: config.xdp_mode,

@@ -122,6 +122,18 @@ pub fn describe(name: &str) -> Result<Link, LinkError> {
     })
 }
 
+/// Whether the guest behind a tap may leave checksums and segmentation to the host: QEMU opened it with a virtio-net header
+/// (`IFF_VNET_HDR`), and lets the guest use it unless the device's options say otherwise, which cannot be seen from here.
+/// AF_XDP carries such packets as they are, unfinished.
+#[must_use]
+pub fn may_offload(name: &str) -> bool {
+    const IFF_VNET_HDR: u32 = 0x4000;
+    std::fs::read_to_string(PathBuf::from("/sys/class/net").join(name).join("tun_flags"))
+        .ok()
+        .and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok())
+        .is_some_and(|flags| flags & IFF_VNET_HDR != 0)
+}
+
 /// The MACs that the kernel knows of neighbours on an interface.
 ///
 /// # Errors
