@@ -3,12 +3,15 @@
 //! Every part makes its own namespaces and machines and leaves nothing behind; logs of what failed are kept. The last
 //! line counts: `N passed, N failed, N skipped`.
 
+pub mod guests;
 pub mod initramfs;
+pub mod inside;
 pub mod interop;
 pub mod kernel;
 pub mod matrix;
 pub mod qemu;
 pub mod tally;
+pub mod zero_copy;
 
 use std::path::{Path, PathBuf};
 
@@ -87,7 +90,12 @@ impl Setting {
 type Part = fn(&Setting, &mut Tally) -> Result<(), PerfError>;
 
 /// The parts, and whether the short form has them.
-const PARTS: &[(&str, bool, Part)] = &[("interop", true, interop::run)];
+const PARTS: &[(&str, bool, Part)] = &[
+    ("interop", true, interop::run),
+    ("guests", false, guests::run),
+    ("zero-copy-virtio", true, zero_copy::virtio),
+    ("zero-copy-igb", false, zero_copy::igb),
+];
 
 /// Runs what is asked for. Gives whether everything passed.
 ///
