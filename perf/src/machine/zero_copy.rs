@@ -138,10 +138,7 @@ fn run(setting: &Setting, driver: &Driver, tally: &mut Tally) -> Result<(), Perf
     }
     if driver.frame_size > 2048 {
         let refused = bench.refuses_small_frames();
-        step(
-            "frames that the driver would cut packets for are refused",
-            refused,
-        )?;
+        step("small frames are refused, and `auto` takes copy mode", refused)?;
     }
     let fallen = bench.falls_back();
     step(
@@ -398,11 +395,23 @@ impl Bench {
             .start(&mut self.machine, "--uplink eth0 --zero-copy require");
         self.machine.run(&format!("cp /tmp/h2.yaml {file}"))?;
         match started {
-            Err(PerfError::Wrong(said)) if said.contains("set umem.frame-size to 4096") => Ok(()),
-            Err(error) => Err(error),
-            Ok(said) => Err(PerfError::Wrong(format!(
-                "frames of 2048 bytes were taken: {said}"
-            ))),
+            Err(PerfError::Wrong(said)) if said.contains("set umem.frame-size to 4096") => {}
+            Err(error) => return Err(error),
+            Ok(said) => {
+                return Err(PerfError::Wrong(format!(
+                    "frames of 2048 bytes were taken: {said}"
+                )));
+            }
+        }
+        // The one driver with such frames is also one whose zero-copy mode is not to be chosen without being told to.
+        let said = self
+            .inside
+            .start(&mut self.machine, "--uplink eth0 --zero-copy auto")?;
+        self.inside.stop(&mut self.machine)?;
+        if said.contains("it is not chosen") && said.contains("uplink eth0: XDP native, sockets copy") {
+            Ok(())
+        } else {
+            Err(PerfError::Wrong(format!("`auto` should take copy mode: {said}")))
         }
     }
 

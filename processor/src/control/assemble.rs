@@ -189,7 +189,25 @@ impl DataPlane {
         counters: &[Arc<Counters>],
     ) -> Result<Self, (StartError, Vec<Owned>)> {
         let mut owned = Some(owned);
-        let wanted = config.zero_copy != ZeroCopy::Off;
+        // Without an uplink the start fails, and says so.
+        let sound = link::describe(&config.uplink).map_or(true, |uplink| uplink.zero_copy_is_sound());
+        let wanted = match config.zero_copy {
+            ZeroCopy::Off => false,
+            ZeroCopy::Auto => sound,
+            ZeroCopy::Require => true,
+        };
+        if !sound && config.zero_copy != ZeroCopy::Off {
+            tracing::warn!(
+                "the zero-copy mode of the driver of {} was seen to mix up frames when XDP is attached under load, and may send \
+                 guests' plaintext: {}, see docs/drivers.md",
+                config.uplink,
+                if wanted {
+                    "it is used because it is required"
+                } else {
+                    "it is not chosen"
+                }
+            );
+        }
         let mut started = Self::try_start(config, engine, sas, &mut owned, counters, wanted);
         if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
             tracing::info!("no zero-copy: {}", super::supervise::chain(error));
