@@ -25,7 +25,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// The root file system of a machine: what [`INIT`] needs, `programs` by name or path, `modules` with all that they need.
+    /// The root file system of a machine: what its first process needs, `programs` by name or path, `modules` with all that they need.
     ///
     /// # Errors
     /// If a file is missing.
