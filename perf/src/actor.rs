@@ -40,6 +40,28 @@ pub enum Actor {
         /// The port.
         port: u16,
     },
+    /// Prints mark and number of every whole datagram that `send` sent to a UDP port, until it is ended.
+    Collect {
+        /// The port.
+        port: u16,
+    },
+    /// Sends numbered datagrams of many lengths to a UDP port.
+    Send {
+        /// The server.
+        server: IpAddr,
+        /// The port.
+        port: u16,
+        /// What each datagram begins with.
+        marker: String,
+        /// The last number.
+        count: u32,
+        /// The first number.
+        #[arg(long, default_value_t = 1)]
+        first: u32,
+        /// Datagrams a second (0: as many as it can).
+        #[arg(long, default_value_t = 0)]
+        rate: u32,
+    },
     /// Sends a message to UDP port 514, again until the guest ends it.
     LogClient {
         /// The server.
@@ -137,6 +159,37 @@ impl Actor {
                     println!("{}", String::from_utf8_lossy(&message[..length]));
                 }
             }
+            Actor::Collect { port } => {
+                let socket = UdpSocket::bind(("::", port))?;
+                // Bursts wait here while the machine is busy with something else.
+                rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 8 << 20)?;
+                println!("listening");
+                let mut message = [0; 2048];
+                loop {
+                    let (length, _) = socket.recv_from(&mut message)?;
+                    println!("{}", collected(&message[..length]));
+                }
+            }
+            Actor::Send {
+                server,
+                port,
+                marker,
+                count,
+                first,
+                rate,
+            } => {
+                let socket = udp_to(server, port)?;
+                let begin = std::time::Instant::now();
+                for number in first..=count {
+                    // An SA at its end refuses: who collects sees what is missing.
+                    let _ = socket.send(numbered(&marker, number).as_bytes());
+                    if let Some(due) = Duration::from_secs(u64::from(number - first)).checked_div(rate)
+                        && let Some(early) = due.checked_sub(begin.elapsed())
+                    {
+                        std::thread::sleep(early);
+                    }
+                }
+            }
             Actor::LogClient { server, message } => {
                 udp_to(server, 514)?.send(message.as_bytes())?;
             }
@@ -171,6 +224,24 @@ fn flood(server: IpAddr, marker: &str, rate: u32) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A datagram whose length and filling follow from its number, so that what was damaged shows.
+fn numbered(marker: &str, number: u32) -> String {
+    let letter = char::from(b'a' + (number % 26) as u8);
+    let filling = String::from(letter).repeat((number as usize * 37) % 1090);
+    format!("{marker} {number} {filling}")
+}
+
+/// Mark and number of a datagram, or that it is damaged.
+fn collected(datagram: &[u8]) -> String {
+    let text = String::from_utf8_lossy(datagram);
+    let mut words = text.split(' ');
+    let (marker, number) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    match number.parse() {
+        Ok(number) if numbered(marker, number) == text => format!("{marker} {number}"),
+        _ => format!("damaged: {} bytes", datagram.len()),
+    }
 }
 
 /// Runs a part in a namespace to its end; gives what it printed.
@@ -230,4 +301,18 @@ fn answer(query: &[u8]) -> Option<Vec<u8>> {
     *answer.get_mut(7)? = 1;
     answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 53]);
     Some(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_datagram_is_not_collected() {
+        let whole = numbered("m", 30);
+        assert_eq!(collected(whole.as_bytes()), "m 30");
+        assert!(collected(whole.replace("30 e", "30 f").as_bytes()).starts_with("damaged"));
+        assert!(collected(&whole.as_bytes()[..whole.len() - 1]).starts_with("damaged"));
+        assert!(collected(b"m 30 x").starts_with("damaged"));
+    }
 }

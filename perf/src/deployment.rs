@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use guestseal::control::config::{HostConfig, Overrides};
+use guestseal::keys::high_water::HighWater;
+use guestseal::keys::keymat::Keymat;
 use guestseal_rules::classify::{Action, Protection};
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::{NetworkIndex, Policy, Suite};
@@ -224,6 +227,27 @@ impl Deployment {
             .args(["sa", "init", "--config"])
             .arg(&path))?;
         Ok(path)
+    }
+
+    /// Lets an SA of a host, which does not run, go on at a sequence number, as if the ones before were used.
+    ///
+    /// # Errors
+    /// If there is no such SA or its mark cannot be written.
+    pub fn set_mark(&self, host: usize, name: &str, mark: u64) -> Result<(), PerfError> {
+        let wrong = |error: &dyn std::error::Error| PerfError::Malformed {
+            what: format!("the mark of {name}"),
+            why: guestseal::control::supervise::chain(error),
+        };
+        let path = self
+            .directory
+            .join(format!("{}.yaml", self.policy.hosts[host].name));
+        let config = HostConfig::load(&path, &Overrides::default()).map_err(|error| wrong(&error))?;
+        let sa = config.sas.iter().find(|sa| sa.name == name);
+        let sa = sa.ok_or_else(|| PerfError::Wrong(format!("there is no SA {name}")))?;
+        let keymat = Keymat::read(&sa.keymat, sa.suite).map_err(|error| wrong(&error))?;
+        HighWater::open(&config.state_directory, name, sa.spi, keymat.fingerprint())
+            .and_then(|mut found| found.reserve(mark))
+            .map_err(|error| wrong(&error))
     }
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf, PerfError> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{demo, pipeline};
+use guestseal_perf::{demo, machine, pipeline};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -30,6 +30,8 @@ enum Command {
     },
     /// Measures the data path without a kernel: cycles a packet beside those of the bare cipher
     Pipeline(pipeline::Options),
+    /// Shows Guestseal with QEMU machines: called by ci/vm, which fetches kernels. Needs root
+    Vm(machine::Options),
     /// A part that a guest of the demo plays
     #[command(hide = true, subcommand)]
     Actor(Actor),
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo { json } => watch_signals().and_then(|()| demo::run_demo(json.as_deref())),
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),
+        Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
         Command::Actor(actor) => actor.play().map(|()| true).map_err(PerfError::io("actor")),
     };
     match done {

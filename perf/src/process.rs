@@ -53,6 +53,9 @@ pub enum PerfError {
         /// What it said.
         said: String,
     },
+    /// What was seen is not what should be.
+    #[error("{0}")]
+    Wrong(String),
     /// Ctrl-C or SIGTERM.
     #[error("interrupted")]
     Interrupted,

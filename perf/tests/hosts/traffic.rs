@@ -32,8 +32,21 @@ pub(crate) fn both_modes() -> Result<()> {
             format!("the host's own server at {address}: {seen}")
         })?;
     }
+    // A card would drop frames to MACs that are not in its filter.
+    let in_filter = |net: &Net| -> Result<bool> {
+        let filter = net.topology.hosts[0].run("bridge fdb show dev uplink")?;
+        Ok(["02:00:00:01:00:01", "02:00:00:02:00:01"]
+            .iter()
+            .all(|mac| filter.contains(mac)))
+    };
+    ensure(in_filter(&net)?, || {
+        "the guests' MACs are not in the filter".to_owned()
+    })?;
     for host in 0..2 {
         let totals = net.stop(host)?;
+        ensure(host == 1 || !in_filter(&net)?, || {
+            "the guests' MACs were left in the filter".to_owned()
+        })?;
         ensure(number(&totals, "/outcomes/sent_encrypted") > 20, || {
             format!("host {host} sealed nothing: {totals}")
         })?;

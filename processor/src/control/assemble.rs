@@ -111,6 +111,8 @@ pub struct DataPlane {
     stop: Arc<Stop>,
     /// The uplink's queues that have sockets.
     queues: Vec<u32>,
+    /// MACs of guests that were added to the uplink's filter.
+    filtered: Vec<MacAddress>,
     next_holder: u16,
     fill_level: u32,
     ring_size: u32,
@@ -132,8 +134,12 @@ pub struct Remains {
     pub xdp: Vec<(String, XdpCounters)>,
 }
 
+/// Bytes of an Ethernet header with one VLAN tag.
+const LONGEST_ETHERNET: usize = 18;
+
 struct Opener<'a> {
     umem: &'a Arc<Umem>,
+    frame_size: u32,
     zero_copy: bool,
     ring_size: u32,
     fill_level: u32,
@@ -141,13 +147,23 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    fn open(&mut self, interface: &str, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
+    fn open(&mut self, link: &Link, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
+        let (room, longest) = (link.zero_copy_room(self.frame_size), link.mtu + LONGEST_ETHERNET);
+        if self.zero_copy && longest > room {
+            return Err(XskError::FrameTooSmall {
+                interface: link.name.clone(),
+                driver: link.driver.clone().unwrap_or_else(|| "unknown".to_owned()),
+                room,
+                frame_size: self.frame_size,
+                longest,
+            });
+        }
         let holder = *self.next_holder;
         *self.next_holder += 1;
         let port = XskPort::open(
             self.umem,
             &XskConfig {
-                interface: interface.to_owned(),
+                interface: link.name.clone(),
                 queue,
                 ring_size: self.ring_size,
                 fill_level: self.fill_level,
@@ -173,7 +189,25 @@ impl DataPlane {
         counters: &[Arc<Counters>],
     ) -> Result<Self, (StartError, Vec<Owned>)> {
         let mut owned = Some(owned);
-        let wanted = config.zero_copy != ZeroCopy::Off;
+        // Without an uplink the start fails, and says so.
+        let sound = link::describe(&config.uplink).map_or(true, |uplink| uplink.zero_copy_is_sound());
+        let wanted = match config.zero_copy {
+            ZeroCopy::Off => false,
+            ZeroCopy::Auto => sound,
+            ZeroCopy::Require => true,
+        };
+        if !sound && config.zero_copy != ZeroCopy::Off {
+            tracing::warn!(
+                "the zero-copy mode of the driver of {} was seen to mix up frames when XDP is attached under load, and may send \
+                 guests' plaintext: {}, see docs/drivers.md",
+                config.uplink,
+                if wanted {
+                    "it is used because it is required"
+                } else {
+                    "it is not chosen"
+                }
+            );
+        }
         let mut started = Self::try_start(config, engine, sas, &mut owned, counters, wanted);
         if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
             tracing::info!("no zero-copy: {}", super::supervise::chain(error));
@@ -211,6 +245,7 @@ impl DataPlane {
         let mut next_holder = 1;
         let mut opener = Opener {
             umem: &umem,
+            frame_size: config.umem.frame_size,
             zero_copy,
             ring_size,
             fill_level,
@@ -221,7 +256,7 @@ impl DataPlane {
         let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
         let mut uplink_sockets = Vec::new();
         for (number, worker) in config.workers.iter().enumerate() {
-            let (socket, zero_copy, mut port) = opener.open(&uplink.name, worker.queue, number == 0)?;
+            let (socket, zero_copy, mut port) = opener.open(&uplink, worker.queue, number == 0)?;
             in_force = zero_copy;
             port.refill(&mut pools[number]);
             worker_ports[number].uplink = Some(Box::new(port));
@@ -232,7 +267,7 @@ impl DataPlane {
             open.owners.clear();
             for queue in 0..open.link.queues {
                 let owner = WorkerId(((u32::from(local) + queue) % count as u32) as u16);
-                let (socket, _, mut socket_port) = opener.open(&open.link.name, queue, false)?;
+                let (socket, _, mut socket_port) = opener.open(&open.link, queue, false)?;
                 socket_port.refill(&mut pools[owner.index()]);
                 worker_ports[owner.index()]
                     .guests
@@ -257,6 +292,7 @@ impl DataPlane {
         for (queue, socket) in uplink_sockets {
             program.register_socket(queue, &socket)?;
         }
+        let filtered = open_filter(&uplink, &uplink_config(config).guest_macs);
 
         let tables = Arc::new(ArcSwap::from_pointee(make_tables(
             config,
@@ -316,6 +352,7 @@ impl DataPlane {
             collectors,
             stop,
             queues: config.workers.iter().map(|worker| worker.queue).collect(),
+            filtered,
             next_holder,
             fill_level,
             ring_size,
@@ -416,6 +453,7 @@ impl DataPlane {
         let mut open = attach_guest(&self.ports[number].interface, config, &self.pins)?;
         let mut opener = Opener {
             umem: &self.umem,
+            frame_size: config.umem.frame_size,
             zero_copy: self.zero_copy,
             ring_size: self.ring_size,
             fill_level: self.fill_level,
@@ -424,7 +462,7 @@ impl DataPlane {
         let mut opened = Vec::new();
         for queue in 0..open.link.queues {
             let owner = WorkerId(((number as u32 + queue) % self.wakers.len() as u32) as u16);
-            let (socket, _, port) = opener.open(&open.link.name, queue, false)?;
+            let (socket, _, port) = opener.open(&open.link, queue, false)?;
             open.program.register_socket(queue, &socket)?;
             open.owners.push(owner);
             opened.push((owner, port));
@@ -525,6 +563,10 @@ impl DataPlane {
                 .extend(counters_of(&open.link.name, open.program.counters()));
         }
         detach_or_say(self.program);
+        for mac in &self.filtered {
+            // The uplink may be what is gone.
+            let _ = link::remove_from_filter(self.uplink.index, *mac);
+        }
         if detach {
             self.ports
                 .into_iter()
@@ -533,6 +575,23 @@ impl DataPlane {
         }
         remains
     }
+}
+
+/// On a flat network the wire carries the guests' own MACs. Gives those that the uplink now takes.
+fn open_filter(uplink: &Link, guests: &[[u8; 6]]) -> Vec<MacAddress> {
+    let mut filtered = Vec::new();
+    for mac in guests.iter().copied().map(MacAddress) {
+        match link::add_to_filter(uplink.index, mac) {
+            Ok(()) => filtered.push(mac),
+            Err(error) => tracing::warn!(
+                "{} cannot be made to take frames to the guest's MAC {mac} ({error}): if it drops them, run \
+                 ip link set {} promisc on",
+                uplink.name,
+                uplink.name
+            ),
+        }
+    }
+    filtered
 }
 
 fn open_pins(config: &HostConfig) -> Result<PinDirectory, XdpError> {
@@ -609,6 +668,14 @@ fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedP
 
 fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<OpenPort, StartError> {
     let link = link::describe(interface)?;
+    if link::may_offload(interface) {
+        tracing::warn!(
+            "guest port {interface} is a tap with vnet_hdr: QEMU by default lets the guest leave checksums and segments to \
+             the host, and what it leaves unfinished arrives broken. Unless that is off already: in the guest ethtool -K \
+             eth0 tx off tso off gso off, or for QEMU's device csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,\
+             host_ecn=off (libvirt: <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>)"
+        );
+    }
     let program = GuestProgram::load()?.attach(Attachment {
         ifindex: link.index,
         mode: config.xdp_mode,

@@ -3,11 +3,16 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
+use crate::port::umem::HEADROOM;
 use crate::wire::ethernet::MacAddress;
 
 /// An interface.
@@ -23,6 +28,38 @@ pub struct Link {
     pub mtu: usize,
     /// Receive queues in use.
     pub queues: u32,
+    /// The driver of the device behind it; none for tap, veth and the like.
+    pub driver: Option<String>,
+}
+
+/// Drivers whose receive buffers are whole KiB (the SRRCTL register of these cards).
+const WHOLE_KIB: [&str; 3] = ["igb", "igc", "ixgbe"];
+
+/// Drivers that were seen to hand over frames which the card still writes to, after XDP was detached and attached under load
+/// (Linux 7.3, in QEMU). Such a frame may be sent with a guest's plaintext in it.
+const UNSOUND: [&str; 1] = ["igb"];
+
+impl Link {
+    /// Whether the driver's zero-copy mode is one to choose without being told to.
+    #[must_use]
+    pub fn zero_copy_is_sound(&self) -> bool {
+        !self
+            .driver
+            .as_ref()
+            .is_some_and(|driver| UNSOUND.contains(&driver.as_str()))
+    }
+
+    /// Bytes of a packet, Ethernet header and all, that the driver puts into one frame of this size in zero-copy mode. What
+    /// is longer it cuts, and what it does with the pieces is not to be relied on: igb was seen to send frames out whose
+    /// contents had been replaced.
+    #[must_use]
+    pub fn zero_copy_room(&self, frame_size: u32) -> usize {
+        let room = frame_size as usize - HEADROOM;
+        match &self.driver {
+            Some(driver) if WHOLE_KIB.contains(&driver.as_str()) => room / 1024 * 1024,
+            _ => room,
+        }
+    }
 }
 
 /// Why an interface is of no use.
@@ -85,13 +122,29 @@ pub fn describe(name: &str) -> Result<Link, LinkError> {
         .filter_map(Result::ok)
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
         .count() as u32;
+    let driver = std::fs::read_link(directory.join("device/driver"))
+        .ok()
+        .and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned()));
     Ok(Link {
         name: name.to_owned(),
         index,
         mac,
         mtu,
         queues,
+        driver,
     })
+}
+
+/// Whether the guest behind a tap may leave checksums and segmentation to the host: QEMU opened it with a virtio-net header
+/// (`IFF_VNET_HDR`), and lets the guest use it unless the device's options say otherwise, which cannot be seen from here.
+/// AF_XDP carries such packets as they are, unfinished.
+#[must_use]
+pub fn may_offload(name: &str) -> bool {
+    const IFF_VNET_HDR: u32 = 0x4000;
+    std::fs::read_to_string(PathBuf::from("/sys/class/net").join(name).join("tun_flags"))
+        .ok()
+        .and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok())
+        .is_some_and(|flags| flags & IFF_VNET_HDR != 0)
 }
 
 /// The MACs that the kernel knows of neighbours on an interface.
@@ -150,6 +203,59 @@ fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<(IpAddr, MacAdd
     address.zip(mac.filter(|mac| *mac != MacAddress::default()))
 }
 
+/// Makes an interface take frames to a MAC that is not its own: an entry of its unicast filter (`bridge fdb add MAC dev X
+/// self`). Network cards drop such frames before any XDP program sees them; one without a filter goes promiscuous. There is
+/// no harm in adding what is there.
+///
+/// # Errors
+/// Those of netlink.
+pub fn add_to_filter(interface: u32, mac: MacAddress) -> std::io::Result<()> {
+    change(
+        RouteNetlinkMessage::NewNeighbour(filter_entry(interface, mac)),
+        NLM_F_CREATE,
+    )
+}
+
+/// Takes back [`add_to_filter`].
+///
+/// # Errors
+/// Those of netlink; also if there is no such entry.
+pub fn remove_from_filter(interface: u32, mac: MacAddress) -> std::io::Result<()> {
+    change(RouteNetlinkMessage::DelNeighbour(filter_entry(interface, mac)), 0)
+}
+
+fn filter_entry(interface: u32, mac: MacAddress) -> NeighbourMessage {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Bridge;
+    entry.header.ifindex = interface;
+    entry.header.state = NeighbourState::Permanent;
+    entry.header.flags = NeighbourFlags::Own;
+    entry
+        .attributes
+        .push(NeighbourAttribute::LinkLocalAddress(mac.0.to_vec()));
+    entry
+}
+
+/// Asks for a change and waits for the kernel's answer.
+fn change(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<()> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    let mut request = NetlinkMessage::from(wanted);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let answer =
+        NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
+    match answer.payload {
+        // Without a code it is the acknowledgement.
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the kernel look for a neighbour's MAC: by an empty datagram to its discard port (RFC 863).
 pub fn solicit(address: IpAddr) {
     let own: SocketAddr = if address.is_ipv4() {
@@ -160,5 +266,28 @@ pub fn solicit(address: IpAddr) {
     // A host that cannot be reached now is asked for again at the next turn.
     if let Ok(socket) = UdpSocket::bind(own) {
         let _ = socket.send_to(&[], (address, 9));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_drivers() {
+        let link = |driver: Option<&str>| Link {
+            name: "eth0".into(),
+            index: 2,
+            mac: MacAddress::default(),
+            mtu: 1500,
+            queues: 1,
+            driver: driver.map(str::to_owned),
+        };
+        assert!(!link(Some("igb")).zero_copy_is_sound());
+        assert!(link(Some("virtio_net")).zero_copy_is_sound() && link(None).zero_copy_is_sound());
+        assert_eq!(link(Some("igb")).zero_copy_room(2048), 1024);
+        assert_eq!(link(Some("igb")).zero_copy_room(4096), 3072);
+        assert_eq!(link(Some("virtio_net")).zero_copy_room(2048), 1792);
+        assert_eq!(link(None).zero_copy_room(4096), 3840);
     }
 }

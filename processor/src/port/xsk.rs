@@ -64,6 +64,22 @@ pub enum XskError {
     /// The UMEM is plain memory.
     #[error("the UMEM is not registered with the kernel")]
     NotRegistered,
+    /// The driver would cut packets into pieces.
+    #[error(
+        "{interface} (driver {driver}) puts {room} bytes into a zero-copy frame of {frame_size}, and a packet may have {longest}: set umem.frame-size to 4096, or lower the MTU"
+    )]
+    FrameTooSmall {
+        /// Interface name.
+        interface: String,
+        /// Its driver.
+        driver: String,
+        /// Bytes it puts into a frame.
+        room: usize,
+        /// Bytes of a frame.
+        frame_size: u32,
+        /// Bytes of the longest packet.
+        longest: usize,
+    },
     /// The kernel refused.
     #[error("no AF_XDP socket on {interface} queue {queue} in {mode} mode: {hint}")]
     Refused {
@@ -105,6 +121,8 @@ pub struct XskPort {
     held: Held,
     zero_copy: bool,
     first: bool,
+    /// Whether the driver has been told of the first frames to receive into.
+    begun: bool,
     scratch: [FrameDesc; BATCH],
 }
 
@@ -196,6 +214,7 @@ impl XskPort {
             held: Held::default(),
             zero_copy,
             first: config.first,
+            begun: false,
             scratch: [FrameDesc::default(); BATCH],
         })
     }
@@ -266,7 +285,10 @@ impl Port for XskPort {
             assert_eq!(produced, wanted, "the fill ring had room");
             self.held.receive += produced;
         }
-        if self.fill.needs_wakeup() {
+        // Drivers take frames when the socket is bound, and ours come only after that. Not every driver asks for a wakeup
+        // then (igb does not), so the first frames are always announced.
+        if self.fill.needs_wakeup() || !self.begun && self.held.receive > 0 {
+            self.begun = true;
             // A failure shows as a socket that receives nothing, which the watcher of the interface handles.
             let _ = self.fill.wakeup(self.rx.fd_mut(), 0);
         }
