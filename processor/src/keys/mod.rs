@@ -2,3 +2,5 @@
 
 pub mod high_water;
 pub mod keymat;
+pub mod secret;
+pub mod store;
