@@ -155,6 +155,12 @@ impl Identity {
     pub fn public(&self) -> PublicKey {
         self.public
     }
+
+    /// The secret half, for the handshake.
+    #[must_use]
+    pub(super) fn secret(&self) -> &[u8; LENGTH] {
+        self.secret.expose()
+    }
 }
 
 fn next_of(path: &Path) -> PathBuf {
