@@ -505,7 +505,11 @@ impl Engine {
 
     /// Works on a pair, and sets its timer anew.
     fn with_pair(&mut self, pair: Pair, work: impl FnOnce(&mut PairState, &mut Shared)) {
-        let state = self.pairs.entry(pair).or_insert_with(|| PairState::new(pair));
+        let newest = self.shared.channel(pair.channel).and_then(ChannelState::newest);
+        let state = self
+            .pairs
+            .entry(pair)
+            .or_insert_with(|| PairState::new(pair, newest));
         work(state, &mut self.shared);
         let due = state.deadline(&self.shared);
         let before = match due {
@@ -535,3 +539,6 @@ pub struct Occupancy {
     /// Timers.
     pub timers: usize,
 }
+
+#[cfg(test)]
+mod tests;

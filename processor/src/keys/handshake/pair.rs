@@ -92,7 +92,7 @@ pub(super) struct PairState {
 }
 
 impl PairState {
-    pub(super) fn new(pair: Pair) -> Self {
+    pub(super) fn new(pair: Pair, newest: Option<Generation>) -> Self {
         Self {
             pair,
             attempt: None,
@@ -105,7 +105,7 @@ impl PairState {
             hold: Duration::ZERO,
             crossing: Duration::ZERO,
             followed: None,
-            newest: None,
+            newest,
             floor: None,
             refused: None,
         }
