@@ -48,6 +48,7 @@ mod tests {
     fn stamps_only_grow_and_read_as_written() {
         let wall = Duration::new(1_700_000_000, 5);
         let one = Stamp::default().next(wall);
+        assert_eq!(one.to_bytes()[..8], 1_700_000_000u64.to_be_bytes());
         let two = one.next(wall);
         let three = two.next(wall - Duration::from_secs(3600));
         assert!(one < two && two < three);
