@@ -85,6 +85,8 @@ pub(super) struct PairState {
     followed: Option<Duration>,
     /// The newest generation that this host had when keys changed last.
     newest: Option<Generation>,
+    /// It was said that there is no key.
+    without_key: bool,
     /// The newest generation that the peer proved.
     floor: Option<Generation>,
     /// This generation and later ones are not known to the peer, till then.
@@ -106,6 +108,7 @@ impl PairState {
             crossing: Duration::ZERO,
             followed: None,
             newest,
+            without_key: false,
             floor: None,
             refused: None,
         }
@@ -177,8 +180,8 @@ impl PairState {
             session.ask(shared.settings.ping_first, now);
         }
         let old = now.monotonic >= session.born + shared.settings.rekey_after;
-        let late = old && usage.sent_packets > before.sent_packets;
-        if late
+        let given_up = session.rekey_at >= session.born + shared.settings.reject_after;
+        if (old && given_up && usage.sent_packets > before.sent_packets)
             || usage.most_packets >= shared.settings.rekey_packets
             || usage.most_bytes >= shared.settings.rekey_bytes
         {
@@ -207,6 +210,7 @@ impl PairState {
         if attempt_gone {
             self.drop_attempt(shared);
         }
+        self.without_key = false;
         if newest > self.newest {
             // What the peer did not know before says nothing of this one.
             self.refused = None;
@@ -404,11 +408,16 @@ impl PairState {
             return;
         };
         let (generation, tries, first) = (attempt.generation, attempt.tries, attempt.first);
-        self.refused = Some((generation, now.monotonic + shared.settings.refused_again));
-        shared.event(Event::Refused {
-            pair: self.pair,
-            generation,
-        });
+        let before = self
+            .refused
+            .replace((generation, now.monotonic + shared.settings.refused_again));
+        // Said once, not as often as the answer comes.
+        if before.is_none_or(|(refused, till)| refused != generation || now.monotonic >= till) {
+            shared.event(Event::Refused {
+                pair: self.pair,
+                generation,
+            });
+        }
         let older = self
             .candidates(shared, now)
             .first()
@@ -623,15 +632,23 @@ impl PairState {
             .channel(self.pair.channel)
             .zip(generation)
             .and_then(|(channel, generation)| channel.key(generation).cloned());
-        let (Some(key), Some(peer)) = (key, shared.peer(self.pair.peer)) else {
+        // What keeps it from being sent now may still do so in a moment.
+        let later = self.hold.max(now.monotonic + shared.settings.retry_first);
+        let Some(key) = key else {
+            self.hold = later;
             (self.wanted, self.renew) = (false, false);
-            shared.event(Event::NoKey { pair: self.pair });
+            if !std::mem::replace(&mut self.without_key, true) {
+                shared.event(Event::NoKey { pair: self.pair });
+            }
             return;
         };
-        if peer.publics.is_empty() {
-            (self.wanted, self.renew) = (false, false);
+        let Some(peer) = shared
+            .peer(self.pair.peer)
+            .filter(|peer| !peer.publics.is_empty())
+        else {
+            self.hold = later;
             return;
-        }
+        };
         let public = (peer.preferred + tried / candidates.len()) % peer.publics.len();
         let (remote, keys) = peer.publics[public].clone();
         let cookie = peer.cookie(now.monotonic).copied();
@@ -651,6 +668,7 @@ impl PairState {
         };
         let Some((waiting, noise)) = noise::begin(&shared.own, remote, &channel, &key, &told.to_bytes())
         else {
+            self.hold = later;
             shared.dealer.free(block);
             return;
         };
