@@ -8,6 +8,7 @@ pub mod actor;
 pub mod capture;
 pub mod demo;
 pub mod deployment;
+pub mod handshake;
 pub mod machine;
 pub mod namespaces;
 pub mod pipeline;

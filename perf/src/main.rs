@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{demo, machine, pipeline};
+use guestseal_perf::{demo, handshake, machine, pipeline};
 
 #[derive(Debug, Parser)]
 #[command(
     name = "guestseal-perf",
     version,
     about = "Shows and measures Guestseal",
-    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json"
+    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf handshake --json"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -32,6 +32,8 @@ enum Command {
     Pipeline(pipeline::Options),
     /// Shows Guestseal with QEMU machines: called by ci/vm, which fetches kernels. Needs root
     Vm(machine::Options),
+    /// Measures session set-up on one core beside boringtun
+    Handshake(handshake::Options),
     /// A part that a guest of the demo plays
     #[command(hide = true, subcommand)]
     Actor(Actor),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Demo { json } => watch_signals().and_then(|()| demo::run_demo(json.as_deref())),
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),
         Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
+        Command::Handshake(options) => handshake::run(&options).map(|()| true),
         Command::Actor(actor) => actor.play().map(|()| true).map_err(PerfError::io("actor")),
     };
     match done {

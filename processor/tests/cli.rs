@@ -323,13 +323,14 @@ fn usage_errors_exit_with_2_and_help_shows_examples() {
         ],
         &["run", "--config", "h1.yaml", "--xdp-mode", "fast"],
         &["check"],
+        &["key", "rotate"],
         &["seal"],
     ] {
         let (code, _, err) = files.run(wrong);
         assert_eq!(code, 2, "{wrong:?}: {err}");
         assert!(err.starts_with("error: "), "{err}");
     }
-    for subcommand in ["run", "check", "explain"] {
+    for subcommand in ["run", "check", "explain", "key"] {
         let (code, out, _) = files.run(&[subcommand, "--help"]);
         assert!(code == 0 && out.contains("Examples:"), "{out}");
     }
@@ -339,6 +340,62 @@ fn usage_errors_exit_with_2_and_help_shows_examples() {
     assert!(
         page.contains("guestseal run") && page.contains("xdp\\-mode"),
         "{page}"
+    );
+}
+
+#[test]
+fn an_identity_is_made_shown_and_rotated() {
+    let files = Files::new();
+    let public = |(code, out, err): (i32, String, String)| {
+        assert_eq!((code, out.len()), (0, 65), "{out}{err}");
+        assert!(
+            out.trim_end().bytes().all(|digit| digit.is_ascii_hexdigit()),
+            "{out}"
+        );
+        out
+    };
+    let made = files.run(&["key", "generate", "identity"]);
+    assert!(made.2.contains("public key"), "{}", made.2);
+    let old = public(made);
+    let secret = fs::read_to_string(files.path().join("identity")).unwrap();
+    assert_ne!(secret, old, "the public half is printed, not the secret");
+    let mode = fs::metadata(files.path().join("identity"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(public(files.run(&["key", "public", "identity"])), old);
+
+    let (code, _, err) = files.run(&["key", "generate", "identity"]);
+    assert!(
+        code == 1 && err.contains("identity: the secret cannot be written: File exists"),
+        "{err}"
+    );
+    assert_eq!(
+        fs::read_to_string(files.path().join("identity")).unwrap(),
+        secret,
+        "it is left alone"
+    );
+
+    let next = public(files.run(&["key", "rotate", "identity"]));
+    assert_eq!(
+        public(files.run(&["key", "public", "identity"])),
+        old,
+        "until it is activated"
+    );
+    assert_eq!(
+        public(files.run(&["key", "rotate", "identity", "--activate"])),
+        next
+    );
+    assert_eq!(public(files.run(&["key", "public", "identity"])), next);
+    let (code, _, err) = files.run(&["key", "rotate", "identity", "--activate"]);
+    assert!(code == 1 && err.contains("identity.next: is not there"), "{err}");
+
+    fs::set_permissions(files.path().join("identity"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, out, err) = files.run(&["key", "public", "identity"]);
+    assert!(
+        code == 1 && out.is_empty() && err.contains("chmod 600 identity"),
+        "{err}"
     );
 }
 

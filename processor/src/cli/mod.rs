@@ -4,6 +4,7 @@
 
 mod check;
 mod explain;
+mod key;
 mod man;
 mod run;
 mod sa;
@@ -39,6 +40,8 @@ enum Command {
     Check(check::Check),
     /// Says which rule a packet meets, why, and why not the ones before it.
     Explain(explain::Explain),
+    /// This host's identity: the static key that proves who it is to its peers.
+    Key(key::Key),
     /// Manual security associations.
     Sa(sa::Sa),
     /// Writes the man pages into a directory.
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Key(key) => key.run(),
         Command::Sa(sa) => sa.run(),
         Command::Man(man) => man.run(&Cli::command()),
     };

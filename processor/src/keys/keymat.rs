@@ -2,59 +2,25 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use guestseal_rules::model::Suite;
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::sa::nonce::Salt;
 
+use super::secret::{MAX_HEX, SecretFileError, from_hex, read_private};
+
 /// Bytes of salt behind the key.
 pub const SALT: usize = 4;
-/// The longest file that is read: hexadecimal digits and white space.
-const MAX_FILE: u64 = 4096;
 
 /// Why there is no KEYMAT.
 #[derive(Debug, thiserror::Error)]
 pub enum KeymatError {
-    /// The file cannot be read.
-    #[error("{}: the KEYMAT cannot be read", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Others may read it.
-    #[error("{}: mode {mode:03o} lets others read the KEYMAT: chmod 600 {}", path.display(), path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// It is somebody else's.
-    #[error("{}: belongs to user {owner}: expected the user that runs guestseal ({expected}) or root", path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// Who runs.
-        expected: u32,
-    },
-    /// It is not hexadecimal.
-    #[error("{}: expected {expected} bytes as hexadecimal digits (white space is skipped); something else is in it", path.display())]
-    NotHex {
-        /// The file.
-        path: PathBuf,
-        /// Bytes it should have.
-        expected: usize,
-    },
+    /// The file.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
     /// It has the wrong length.
     #[error("{}: {found} bytes: {suite} takes {expected}, the key and 4 bytes of salt (RFC 4106 8.1)", path.display())]
     Length {
@@ -89,59 +55,19 @@ impl Keymat {
     /// # Errors
     /// See [`KeymatError`].
     pub fn read(path: &Path, suite: Suite) -> Result<Self, KeymatError> {
-        let failed = |source| KeymatError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = std::fs::File::open(path).map_err(failed)?;
-        // Asked of the open file, so that it cannot be another one a moment later.
-        let metadata = file.metadata().map_err(failed)?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(KeymatError::Exposed {
-                path: path.to_owned(),
-                mode,
-            });
-        }
-        let expected_owner = rustix::process::geteuid().as_raw();
-        if metadata.uid() != 0 && metadata.uid() != expected_owner {
-            return Err(KeymatError::Foreign {
-                path: path.to_owned(),
-                owner: metadata.uid(),
-                expected: expected_owner,
-            });
-        }
-        let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-        (&mut file)
-            .take(MAX_FILE)
-            .read_to_end(&mut text)
-            .map_err(failed)?;
+        let text = read_private(path, MAX_HEX)?;
         Self::parse(&text, suite, path)
     }
 
     fn parse(text: &[u8], suite: Suite, path: &Path) -> Result<Self, KeymatError> {
         let expected = suite.key_length() + SALT;
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-        let mut high = None;
-        let body = text.strip_prefix(b"0x").unwrap_or(text);
-        for character in body.iter().filter(|character| !character.is_ascii_whitespace()) {
-            let Some(digit) = (*character as char).to_digit(16) else {
-                return Err(KeymatError::NotHex {
-                    path: path.to_owned(),
-                    expected,
-                });
-            };
-            match high.take() {
-                None => high = Some(digit as u8),
-                Some(high) => bytes.push(high << 4 | digit as u8),
-            }
-        }
-        if high.is_some() {
-            return Err(KeymatError::NotHex {
+        let Some(bytes) = from_hex(text) else {
+            return Err(SecretFileError::NotHex {
                 path: path.to_owned(),
                 expected,
-            });
-        }
+            }
+            .into());
+        };
         if bytes.len() != expected {
             return Err(KeymatError::Length {
                 path: path.to_owned(),
@@ -228,6 +154,8 @@ pub fn distinct<'a>(all: impl IntoIterator<Item = (&'a str, Fingerprint)>) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
@@ -249,7 +177,10 @@ mod tests {
     fn a_file_that_others_may_read_is_refused() {
         let error = Keymat::read(file(&"ab".repeat(36), 0o640).path(), Suite::Aes256Gcm).unwrap_err();
         assert!(
-            matches!(error, KeymatError::Exposed { mode: 0o640, .. }),
+            matches!(
+                error,
+                KeymatError::File(SecretFileError::Exposed { mode: 0o640, .. })
+            ),
             "{error}"
         );
         assert!(error.to_string().contains("chmod 600"));

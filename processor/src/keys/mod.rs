@@ -1,4 +1,9 @@
 //! Keys on the control side: read, checked, kept from other eyes; and the durable marks that keep nonces unique.
 
+pub mod derive;
+pub mod handshake;
 pub mod high_water;
+pub mod identity;
 pub mod keymat;
+pub mod secret;
+pub mod store;

@@ -1,0 +1,544 @@
+//! The engine of sessions: datagrams, time, and what control wants go in; datagrams, SAs and events come out.
+//!
+//! No socket, no clock, no thread: time and random bytes are arguments. Memory is bounded by what the configuration names
+//! (peers times channels, six sessions each); an initiator that is not known leaves nothing behind but a cookie that this
+//! host can make again.
+//!
+//! What a datagram costs before it is believed, in this order: its size, the sender's address (a peer's), a keyed hash
+//! (mac1), the load (mac2 beyond it), a look-up (the channel), and only then X25519.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::keys::derive::Channel;
+use crate::keys::identity::{Identity, PublicKey};
+use crate::keys::store::{Generation, KeyStore};
+use crate::sa::spi::Spi;
+
+use super::bucket::Bucket;
+use super::mac::{CookieJar, ReceiverKeys};
+use super::message::{
+    CookieReply, Head, Initiation, KeyUnknown, MAC, Message, Response, SpiUnknown, before_last_mac, datagram,
+};
+use super::noise;
+use super::output::{ChannelId, Counters, Output, Pair, PeerId, SessionId, SessionStatus, Usage};
+use super::pair::{PairState, before_mac1};
+use super::random::Random;
+use super::settings::Settings;
+use super::shared::{ChannelState, Held, Now, Peer, PeerState, Shared};
+use super::spis::{Dealer, MAX_WORKERS};
+use super::stamp::Stamp;
+
+/// What an engine is made of.
+pub struct Setup {
+    /// Times and limits.
+    pub settings: Settings,
+    /// Who this host is.
+    pub identity: Identity,
+    /// Its workers: 1 to [`MAX_WORKERS`].
+    pub workers: u8,
+    /// The other hosts.
+    pub peers: Vec<Peer>,
+    /// What sessions can be for.
+    pub channels: Vec<Channel>,
+    /// The SPIs of manual SAs, which are not dealt.
+    pub manual: Vec<Spi>,
+    /// Where random bytes come from.
+    pub random: Box<dyn Random>,
+}
+
+/// Why there is no engine.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetupError {
+    /// Too many or no workers.
+    #[error("{0} workers: sessions need 1 to {MAX_WORKERS}")]
+    Workers(u8),
+    /// Two peers have one address.
+    #[error("two peers have the address {0}: a peer is known by its address")]
+    SharedAddress(IpAddr),
+    /// Two peers have one public key, or a peer has this host's.
+    #[error(
+        "the public key {0} belongs to two hosts: make an identity for each, with guestseal key generate"
+    )]
+    SharedKey(PublicKey),
+    /// A peer has no public key.
+    #[error("the peer at {0} has no public key: give it the one that guestseal key public prints there")]
+    NoKey(SocketAddr),
+}
+
+/// The engine of one host.
+pub struct Engine {
+    shared: Shared,
+    pairs: HashMap<Pair, PairState>,
+    timers: BTreeSet<(Duration, Pair)>,
+    due: HashMap<Pair, Duration>,
+    by_address: HashMap<IpAddr, PeerId>,
+    by_public: HashMap<PublicKey, PeerId>,
+    by_tag: HashMap<[u8; 8], (ChannelId, Generation)>,
+    jar: CookieJar,
+    load: Bucket,
+    answers: Bucket,
+}
+
+impl Engine {
+    /// An engine without keys: `set_keys` is next.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    pub fn new(setup: Setup) -> Result<Self, SetupError> {
+        if !(1..=MAX_WORKERS).contains(&setup.workers) {
+            return Err(SetupError::Workers(setup.workers));
+        }
+        let (mut by_address, mut by_public) = (HashMap::new(), HashMap::new());
+        for (number, peer) in (0..).zip(&setup.peers) {
+            if peer.public_keys.is_empty() {
+                return Err(SetupError::NoKey(peer.address));
+            }
+            if by_address.insert(peer.address.ip(), PeerId(number)).is_some() {
+                return Err(SetupError::SharedAddress(peer.address.ip()));
+            }
+            for public in &peer.public_keys {
+                let taken = by_public.insert(*public, PeerId(number));
+                if taken.is_some() || *public == setup.identity.public() {
+                    return Err(SetupError::SharedKey(*public));
+                }
+            }
+        }
+        let settings = setup.settings;
+        let channel = |channel| ChannelState {
+            channel,
+            keys: Vec::new(),
+        };
+        Ok(Self {
+            shared: Shared {
+                own_keys: ReceiverKeys::new(setup.identity.public()),
+                own: setup.identity,
+                workers: setup.workers,
+                peers: setup
+                    .peers
+                    .iter()
+                    .map(|peer| PeerState::new(peer, &settings))
+                    .collect(),
+                channels: setup.channels.into_iter().map(channel).collect(),
+                random: setup.random,
+                outputs: VecDeque::new(),
+                indices: HashMap::new(),
+                dealer: Dealer::new(&setup.manual),
+                sessions: 0,
+                stamp: Stamp::default(),
+                counters: Counters::default(),
+                settings: settings.clone(),
+            },
+            pairs: HashMap::new(),
+            timers: BTreeSet::new(),
+            due: HashMap::new(),
+            by_address,
+            by_public,
+            by_tag: HashMap::new(),
+            jar: CookieJar::new(),
+            load: Bucket::new(settings.load, settings.load.div_ceil(4)),
+            answers: Bucket::new(settings.load, settings.load.div_ceil(4)),
+        })
+    }
+
+    // ---- In.
+
+    /// The keys that this host holds now. What is gone is revoked at once; of what is left the newest generation is used,
+    /// and an older one for `grace` after a newer one came.
+    pub fn set_keys(&mut self, store: &KeyStore, now: Now) {
+        for state in &mut self.shared.channels {
+            let before: BTreeMap<Generation, Option<Duration>> = state
+                .keys
+                .iter()
+                .map(|held| (held.key.generation, held.until))
+                .collect();
+            let deadline = now.monotonic + self.shared.settings.grace;
+            let newest = store
+                .generations(&state.channel.key)
+                .next()
+                .map(|key| key.generation);
+            state.keys = store
+                .generations(&state.channel.key)
+                .map(|key| Held {
+                    key: key.clone(),
+                    until: (Some(key.generation) != newest)
+                        .then(|| before.get(&key.generation).copied().flatten().unwrap_or(deadline)),
+                })
+                .collect();
+        }
+        self.keys_changed(now);
+    }
+
+    /// This host has a new static key. Sessions go on; the next handshakes use it.
+    pub fn set_identity(&mut self, identity: Identity, now: Now) {
+        self.shared.own_keys = ReceiverKeys::new(identity.public());
+        self.shared.own = identity;
+        self.fill_tags();
+        for pair in self.all_pairs() {
+            self.with_pair(pair, |state, shared| state.identity_changed(shared, now));
+        }
+    }
+
+    /// A packet waits for a session. Ask again as long as packets do: what nobody asks for is given up.
+    pub fn need_session(&mut self, peer: PeerId, channel: ChannelId, now: Now) {
+        if self.shared.peer(peer).is_some() && self.shared.channel(channel).is_some() {
+            self.with_pair(Pair { peer, channel }, |state, shared| state.need(shared, now));
+        }
+    }
+
+    /// The SAs of an `InstallInbound` are in place.
+    pub fn installed(&mut self, session: SessionId, now: Now) {
+        self.with_known(session.pair, |state, shared| {
+            state.installed(shared, session, now)
+        });
+    }
+
+    /// What workers did under a session up to now.
+    pub fn report(&mut self, session: SessionId, usage: Usage, now: Now) {
+        self.with_known(session.pair, |state, shared| {
+            state.report(shared, session, usage, now);
+        });
+    }
+
+    /// A sealed packet came from `from` under an SPI that no SA has: its sender may not know that this host restarted.
+    pub fn unknown_spi(&mut self, from: IpAddr, spi: u32, now: Now) {
+        let Some(id) = self.by_address.get(&from).copied() else {
+            return;
+        };
+        let Some(peer) = self.shared.peer_mut(id) else {
+            return;
+        };
+        if peer.hints.take(now.monotonic) {
+            let mut message = SpiUnknown {
+                head: Head::SPI_UNKNOWN,
+                spi: spi.into(),
+                mac1: [0; MAC],
+            };
+            if let Some((_, keys)) = peer.publics.get(peer.preferred) {
+                message.mac1 = keys.mac1(before_last_mac(&message));
+            }
+            self.shared.send(id, datagram(&message));
+        }
+    }
+
+    /// A datagram came.
+    pub fn receive(&mut self, bytes: &[u8], from: SocketAddr, now: Now) {
+        let peer = self.by_address.get(&from.ip()).copied();
+        let peer = peer.filter(|peer| self.shared.peer(*peer).is_some_and(|peer| peer.address == from));
+        let (Some(peer), Some(message)) = (peer, Message::parse(bytes)) else {
+            self.shared.counters.stray += 1;
+            return;
+        };
+        match message {
+            Message::Initiation(message) => self.initiation(message, peer, from, now),
+            Message::Response(message) => self.response(message, peer, now),
+            Message::CookieReply(message) => {
+                let index = message.receiver.get();
+                self.with_indexed(index, peer, |state, shared| {
+                    state.cookie(shared, index, &message.nonce, &message.sealed, now);
+                });
+            }
+            Message::Inside(message) => {
+                let known = self.with_indexed(message.receiver.get(), peer, |state, shared| {
+                    state.inside(shared, message, now);
+                });
+                self.shared.counters.bad_inside += u64::from(!known);
+            }
+            Message::KeyUnknown(message) => {
+                if self.is_for_us(before_last_mac(message), &message.mac1) {
+                    self.with_indexed(message.receiver.get(), peer, |state, shared| {
+                        state.key_unknown(shared, message, now);
+                    });
+                }
+            }
+            Message::SpiUnknown(message) => {
+                if self.is_for_us(before_last_mac(message), &message.mac1) {
+                    self.spi_unknown(message.spi.get(), peer, now);
+                }
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Now) {
+        let over = |held: &Held| held.until.is_some_and(|until| now.monotonic >= until);
+        if self
+            .shared
+            .channels
+            .iter()
+            .any(|state| state.keys.iter().any(over))
+        {
+            self.shared
+                .channels
+                .iter_mut()
+                .for_each(|state| state.keys.retain(|held| !over(held)));
+            self.keys_changed(now);
+        }
+        while let Some((at, pair)) = self.timers.first().copied() {
+            if at > now.monotonic {
+                break;
+            }
+            self.with_known(pair, |state, shared| state.tend(shared, now));
+            if self.due.get(&pair).is_some_and(|due| *due <= now.monotonic) {
+                // What is due after it was done would be due forever: look again at the next tick.
+                break;
+            }
+        }
+    }
+
+    // ---- Out.
+
+    /// The next thing to do. Take all of them after each call that goes in.
+    pub fn output(&mut self) -> Option<Output> {
+        self.shared.outputs.pop_front()
+    }
+
+    /// When `tick` is to be called next.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let grace = self.shared.channels.iter().flat_map(|state| &state.keys);
+        let grace = grace.filter_map(|held| held.until).min();
+        self.timers
+            .first()
+            .map(|(at, _)| *at)
+            .into_iter()
+            .chain(grace)
+            .min()
+    }
+
+    /// The sessions there are.
+    pub fn sessions(&self, now: Now) -> impl Iterator<Item = SessionStatus> {
+        self.pairs
+            .values()
+            .flat_map(move |state| state.status(now.monotonic))
+    }
+
+    /// The generations of a channel's key that are accepted, the newest first, and until when.
+    pub fn accepted(&self, channel: ChannelId) -> impl Iterator<Item = (Generation, Option<Duration>)> {
+        let state = self.shared.channel(channel).into_iter();
+        state
+            .flat_map(|state| &state.keys)
+            .map(|held| (held.key.generation, held.until))
+    }
+
+    /// What came of datagrams.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.counters
+    }
+
+    /// Everything that is held for attempts and sessions, and the indices, SPI blocks and timers that belong to them: a
+    /// test sees by it that nothing is left behind.
+    #[must_use]
+    pub fn held(&self) -> Occupancy {
+        Occupancy {
+            pairs: self.pairs.len(),
+            states: self.pairs.values().map(PairState::count).sum(),
+            indices: self.shared.indices.len(),
+            blocks: self.shared.dealer.count(),
+            timers: self.timers.len().max(self.due.len()),
+        }
+    }
+
+    // ---- Within.
+
+    fn initiation(&mut self, message: &Initiation, peer: PeerId, from: SocketAddr, now: Now) {
+        if !self.is_for_us(before_mac1(message), &message.mac1) {
+            return;
+        }
+        if !self.load.take(now.monotonic) {
+            let bytes = before_last_mac(message);
+            let random = &mut *self.shared.random;
+            if !self
+                .jar
+                .is_mac2(bytes, &message.mac2, from, now.monotonic, random)
+            {
+                let (nonce, sealed) =
+                    self.jar
+                        .seal(&self.shared.own_keys, &message.mac1, from, now.monotonic, random);
+                self.shared.counters.cookies += 1;
+                let reply = CookieReply {
+                    head: Head::COOKIE,
+                    receiver: message.sender,
+                    nonce,
+                    sealed,
+                };
+                self.shared.send(peer, datagram(&reply));
+                return;
+            }
+            let allowed = self
+                .shared
+                .peer_mut(peer)
+                .is_some_and(|peer| peer.load.take(now.monotonic));
+            if !allowed {
+                self.shared.counters.overload += 1;
+                return;
+            }
+        }
+        let known = self
+            .by_tag
+            .get(&message.tag)
+            .copied()
+            .and_then(|(channel, generation)| {
+                let state = self.shared.channel(channel)?;
+                Some((channel, generation, state.key(generation)?.clone()))
+            });
+        let Some((channel, generation, key)) = known else {
+            self.shared.counters.unknown_key += 1;
+            self.refuse(message, peer, now);
+            return;
+        };
+        let asked = self
+            .shared
+            .channel(channel)
+            .and_then(|state| noise::read(&self.shared.own, &state.channel, &key, &message.noise));
+        match asked {
+            // Who it is must be who lives there.
+            Some(asked) if self.by_public.get(&asked.from) == Some(&peer) => {
+                let sender = message.sender.get();
+                self.with_pair(Pair { peer, channel }, |state, shared| {
+                    state.asked(shared, asked, sender, generation, now);
+                });
+            }
+            _ => self.shared.counters.bad_handshake += 1,
+        }
+    }
+
+    fn refuse(&mut self, message: &Initiation, id: PeerId, now: Now) {
+        let Some(peer) = self.shared.peer_mut(id) else {
+            return;
+        };
+        if peer.hints.take(now.monotonic) {
+            let mut reply = KeyUnknown {
+                head: Head::KEY_UNKNOWN,
+                receiver: message.sender,
+                tag: message.tag,
+                mac1: [0; MAC],
+            };
+            if let Some((_, keys)) = peer.publics.get(peer.preferred) {
+                reply.mac1 = keys.mac1(before_last_mac(&reply));
+            }
+            self.shared.send(id, datagram(&reply));
+        }
+    }
+
+    fn response(&mut self, message: &Response, peer: PeerId, now: Now) {
+        let index = message.receiver.get();
+        let known = self
+            .shared
+            .indices
+            .get(&index)
+            .is_some_and(|pair| pair.peer == peer);
+        if !known || !self.is_for_us(before_last_mac(message), &message.mac1) {
+            self.shared.counters.bad_handshake += u64::from(!known);
+            return;
+        }
+        // Who sees an initiation can forge answers to it; they cost no more than this a second.
+        if self.answers.take(now.monotonic) {
+            self.with_indexed(index, peer, |state, shared| state.answered(shared, message, now));
+        }
+    }
+
+    fn spi_unknown(&mut self, spi: u32, peer: PeerId, now: Now) {
+        for channel in (0..self.shared.channels.len() as u16).map(ChannelId) {
+            let mut found = false;
+            self.with_known(Pair { peer, channel }, |state, shared| {
+                found = state.spi_unknown(shared, spi, now);
+            });
+            if found {
+                return;
+            }
+        }
+    }
+
+    fn is_for_us(&mut self, bytes: &[u8], mac1: &[u8; MAC]) -> bool {
+        let right = self.shared.own_keys.is_mac1(bytes, mac1);
+        self.shared.counters.bad_mac += u64::from(!right);
+        right
+    }
+
+    fn keys_changed(&mut self, now: Now) {
+        self.fill_tags();
+        for pair in self.all_pairs() {
+            self.with_known(pair, |state, shared| state.keys_changed(shared, now));
+        }
+    }
+
+    fn fill_tags(&mut self) {
+        self.by_tag.clear();
+        for (number, state) in (0..).zip(&self.shared.channels) {
+            for held in &state.keys {
+                let generation = held.key.generation;
+                let tag = self.shared.own_keys.tag(&state.channel, generation);
+                self.by_tag.insert(tag, (ChannelId(number), generation));
+            }
+        }
+    }
+
+    fn all_pairs(&self) -> Vec<Pair> {
+        let mut pairs: Vec<Pair> = self.pairs.keys().copied().collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
+    /// Works on the pair that an index of ours belongs to, if it is one of `peer`.
+    fn with_indexed(
+        &mut self,
+        index: u32,
+        peer: PeerId,
+        work: impl FnOnce(&mut PairState, &mut Shared),
+    ) -> bool {
+        let pair = self.shared.indices.get(&index).copied();
+        let Some(pair) = pair.filter(|pair| pair.peer == peer) else {
+            return false;
+        };
+        self.with_known(pair, work);
+        true
+    }
+
+    fn with_known(&mut self, pair: Pair, work: impl FnOnce(&mut PairState, &mut Shared)) {
+        if self.pairs.contains_key(&pair) {
+            self.with_pair(pair, work);
+        }
+    }
+
+    /// Works on a pair, and sets its timer anew.
+    fn with_pair(&mut self, pair: Pair, work: impl FnOnce(&mut PairState, &mut Shared)) {
+        let newest = self.shared.channel(pair.channel).and_then(ChannelState::newest);
+        let state = self
+            .pairs
+            .entry(pair)
+            .or_insert_with(|| PairState::new(pair, newest));
+        work(state, &mut self.shared);
+        let due = state.deadline(&self.shared);
+        let before = match due {
+            Some(due) => self.due.insert(pair, due),
+            None => self.due.remove(&pair),
+        };
+        if let Some(before) = before {
+            self.timers.remove(&(before, pair));
+        }
+        if let Some(due) = due {
+            self.timers.insert((due, pair));
+        }
+    }
+}
+
+/// What an engine holds.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Pairs of peer and channel that ever had something to say.
+    pub pairs: usize,
+    /// Attempts and sessions.
+    pub states: usize,
+    /// Indices in use.
+    pub indices: usize,
+    /// SPI blocks in use.
+    pub blocks: usize,
+    /// Timers.
+    pub timers: usize,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! What the engine asks for, and what it says happened.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::keys::derive::TrafficKey;
+use crate::keys::store::Generation;
+use crate::path::batch::WorkerId;
+use crate::sa::spi::Spi;
+
+use super::message::Datagram;
+
+/// A peer: its place in the list that the engine was given.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u16);
+
+/// A channel: its place in the list that the engine was given.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelId(pub u16);
+
+/// What sessions are between: one peer, one channel.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pair {
+    /// The peer.
+    pub peer: PeerId,
+    /// The channel.
+    pub channel: ChannelId,
+}
+
+/// A session of this process: never the same number twice, later ones greater.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId {
+    /// Between whom, and for what.
+    pub pair: Pair,
+    /// The number.
+    pub number: u64,
+}
+
+/// An SA that opens.
+#[derive(Debug)]
+pub struct InboundSaOrder {
+    /// What packets carry.
+    pub spi: Spi,
+    /// The worker that owns it.
+    pub owner: WorkerId,
+    /// Its key.
+    pub key: TrafficKey,
+}
+
+/// An SA that seals.
+#[derive(Debug)]
+pub struct OutboundSaOrder {
+    /// What packets carry.
+    pub spi: Spi,
+    /// The worker that seals with it.
+    pub worker: WorkerId,
+    /// Its key.
+    pub key: TrafficKey,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a datagram.
+    Send {
+        /// To whom.
+        to: SocketAddr,
+        /// What.
+        datagram: Datagram,
+    },
+    /// Install SAs that open, then tell the engine `installed`: until then the peer hears nothing that lets it use them.
+    InstallInbound {
+        /// The session.
+        session: SessionId,
+        /// An SA for each worker of the peer.
+        sas: Vec<InboundSaOrder>,
+    },
+    /// From now on seal with these, instead of any before of the same pair.
+    UseOutbound {
+        /// The session.
+        session: SessionId,
+        /// An SA for each worker of this host.
+        sas: Vec<OutboundSaOrder>,
+        /// Packets that one SA may seal, no more.
+        packets: u64,
+    },
+    /// Open no more with these SAs.
+    RetireInbound {
+        /// The session.
+        session: SessionId,
+        /// Their SPIs.
+        spis: Vec<Spi>,
+    },
+    /// Seal no more with the SAs of this session: there are none to take their place.
+    RetireOutbound {
+        /// The session.
+        session: SessionId,
+    },
+    /// Something happened that an operator may want to know.
+    Event(Event),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A session may be sealed with.
+    Established {
+        /// The session.
+        session: SessionId,
+        /// The generation of its key.
+        generation: Generation,
+    },
+    /// A session is over.
+    Ended {
+        /// The session.
+        session: SessionId,
+        /// The generation of its key.
+        generation: Generation,
+        /// Why.
+        reason: EndReason,
+    },
+    /// Nobody answers, and nobody asks any more.
+    GaveUp {
+        /// Between whom, and for what.
+        pair: Pair,
+    },
+    /// The peer does not answer inside a session.
+    Silent {
+        /// The session.
+        session: SessionId,
+    },
+    /// The peer does not know this generation.
+    Refused {
+        /// Between whom, and for what.
+        pair: Pair,
+        /// The generation.
+        generation: Generation,
+    },
+    /// A session is wanted, and there is no key for it.
+    NoKey {
+        /// Between whom, and for what.
+        pair: Pair,
+    },
+}
+
+/// Why a session is over.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndReason {
+    /// A newer one took its place.
+    Superseded,
+    /// Its time is over.
+    Expired,
+    /// Its key is not held any more.
+    Revoked,
+    /// The peer ended it.
+    ByPeer,
+    /// It was never confirmed.
+    Unconfirmed,
+}
+
+/// What the workers did under a session, since it began.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Packets sealed, of all workers.
+    pub sent_packets: u64,
+    /// Bytes sealed, of all workers.
+    pub sent_bytes: u64,
+    /// Packets sealed by the worker that sealed most.
+    pub most_packets: u64,
+    /// Bytes sealed by the worker that sealed most.
+    pub most_bytes: u64,
+    /// Packets opened.
+    pub received_packets: u64,
+    /// Bytes opened.
+    pub received_bytes: u64,
+}
+
+/// A session, as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// The session.
+    pub session: SessionId,
+    /// The generation of its key.
+    pub generation: Generation,
+    /// Whether this host seals with it.
+    pub current: bool,
+    /// How old it is.
+    pub age: Duration,
+    /// Until it is replaced, if it is used till then.
+    pub next_rekey: Option<Duration>,
+    /// Since the peer was last heard in it.
+    pub heard: Option<Duration>,
+    /// What was done under it.
+    pub usage: Usage,
+}
+
+/// What came of datagrams, for the exporter.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Handshakes that this host finished as the initiator.
+    pub initiated: u64,
+    /// Handshakes that this host answered.
+    pub answered: u64,
+    /// No message, or from an address of no peer.
+    pub stray: u64,
+    /// A wrong mac1.
+    pub bad_mac: u64,
+    /// Cookies sent.
+    pub cookies: u64,
+    /// Initiations refused under load.
+    pub overload: u64,
+    /// Initiations under a key or generation that is not known here.
+    pub unknown_key: u64,
+    /// Handshake messages that do not open.
+    pub bad_handshake: u64,
+    /// Initiations with an old time stamp.
+    pub replayed: u64,
+    /// Messages inside a session that do not open, are replayed, or belong to none.
+    pub bad_inside: u64,
+    /// Sessions that ended because their key is not held any more, on this host or on the peer.
+    pub revoked: u64,
+}

@@ -1,0 +1,148 @@
+//! What all pairs of peer and channel share: who this host is, its peers, its keys, and where answers go.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::keys::derive::Channel;
+use crate::keys::identity::{Identity, PublicKey};
+use crate::keys::store::{Generation, RuleKey};
+
+use super::bucket::Bucket;
+use super::mac::{COOKIE_LIFE, ReceiverKeys};
+use super::message::Datagram;
+use super::output::{ChannelId, Counters, Event, Output, Pair, PeerId};
+use super::random::Random;
+use super::settings::Settings;
+use super::spis::Dealer;
+use super::stamp::Stamp;
+
+/// The two clocks, read by who calls.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Never goes back: since some moment, always the same one.
+    pub monotonic: Duration,
+    /// The wall clock, since 1970.
+    pub wall: Duration,
+}
+
+/// A peer, as the policy says.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it listens and sends from.
+    pub address: SocketAddr,
+    /// Its public keys: one, or two while it changes from one to the other.
+    pub public_keys: Vec<PublicKey>,
+}
+
+pub(super) struct PeerState {
+    pub(super) address: SocketAddr,
+    pub(super) publics: Vec<(PublicKey, ReceiverKeys)>,
+    /// The one that it was last heard with.
+    pub(super) preferred: usize,
+    cookie: Option<([u8; 16], Duration)>,
+    /// Initiations that are answered under load.
+    pub(super) load: Bucket,
+    /// Answers to what cannot be authenticated.
+    pub(super) hints: Bucket,
+}
+
+impl PeerState {
+    pub(super) fn new(peer: &Peer, settings: &Settings) -> Self {
+        let keys = |public: &PublicKey| (*public, ReceiverKeys::new(*public));
+        Self {
+            address: peer.address,
+            publics: peer.public_keys.iter().map(keys).collect(),
+            preferred: 0,
+            cookie: None,
+            load: Bucket::new(settings.load_of_peer, 2 * settings.load_of_peer),
+            hints: Bucket::new(5, 10),
+        }
+    }
+
+    pub(super) fn keep_cookie(&mut self, cookie: [u8; 16], now: Duration) {
+        self.cookie = Some((cookie, now));
+    }
+
+    pub(super) fn cookie(&self, now: Duration) -> Option<&[u8; 16]> {
+        let (cookie, at) = self.cookie.as_ref()?;
+        (now < *at + COOKIE_LIFE).then_some(cookie)
+    }
+}
+
+/// A generation that is accepted.
+pub(super) struct Held {
+    pub(super) key: Arc<RuleKey>,
+    /// Until when, if a newer one came.
+    pub(super) until: Option<Duration>,
+}
+
+pub(super) struct ChannelState {
+    pub(super) channel: Channel,
+    /// The newest first.
+    pub(super) keys: Vec<Held>,
+}
+
+impl ChannelState {
+    pub(super) fn key(&self, generation: Generation) -> Option<&Arc<RuleKey>> {
+        let held = self.keys.iter().find(|held| held.key.generation == generation);
+        held.map(|held| &held.key)
+    }
+
+    pub(super) fn newest(&self) -> Option<Generation> {
+        self.keys.first().map(|held| held.key.generation)
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) own: Identity,
+    pub(super) own_keys: ReceiverKeys,
+    pub(super) workers: u8,
+    pub(super) peers: Vec<PeerState>,
+    pub(super) channels: Vec<ChannelState>,
+    pub(super) random: Box<dyn Random>,
+    pub(super) outputs: VecDeque<Output>,
+    /// Whose the indices in messages are.
+    pub(super) indices: HashMap<u32, Pair>,
+    pub(super) dealer: Dealer,
+    pub(super) sessions: u64,
+    pub(super) stamp: Stamp,
+    pub(super) counters: Counters,
+}
+
+impl Shared {
+    pub(super) fn peer(&self, peer: PeerId) -> Option<&PeerState> {
+        self.peers.get(usize::from(peer.0))
+    }
+
+    pub(super) fn peer_mut(&mut self, peer: PeerId) -> Option<&mut PeerState> {
+        self.peers.get_mut(usize::from(peer.0))
+    }
+
+    pub(super) fn channel(&self, channel: ChannelId) -> Option<&ChannelState> {
+        self.channels.get(usize::from(channel.0))
+    }
+
+    /// An index that no other attempt or session has.
+    pub(super) fn take_index(&mut self, pair: Pair) -> u32 {
+        loop {
+            let index = self.random.number();
+            if let std::collections::hash_map::Entry::Vacant(place) = self.indices.entry(index) {
+                place.insert(pair);
+                return index;
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, peer: PeerId, datagram: Datagram) {
+        if let Some(to) = self.peer(peer).map(|peer| peer.address) {
+            self.outputs.push_back(Output::Send { to, datagram });
+        }
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+}
