@@ -7,6 +7,8 @@ mod explain;
 mod man;
 mod run;
 mod sa;
+mod schema;
+mod status;
 
 use std::process::ExitCode;
 
@@ -39,8 +41,12 @@ enum Command {
     Check(check::Check),
     /// Says which rule a packet meets, why, and why not the ones before it.
     Explain(explain::Explain),
+    /// What a running guestseal says of itself: packets, rules that do not seal, containers, guests.
+    Status(status::Status),
     /// Manual security associations.
     Sa(sa::Sa),
+    /// Prints the JSON Schema of policy files, for editors.
+    Schema(schema::Schema),
     /// Writes the man pages into a directory.
     Man(man::Man),
 }
@@ -55,7 +61,9 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Status(status) => status.run(),
         Command::Sa(sa) => sa.run(),
+        Command::Schema(schema) => schema.run(),
         Command::Man(man) => man.run(&Cli::command()),
     };
     match done {
