@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,16 +12,21 @@ use serde_json::Value;
 
 use crate::actor;
 use crate::capture::{Capture, count_kinds, kinds_with};
-use crate::deployment::{Deployment, imbalance, number};
+use crate::deployment::{Deployment, Host, imbalance, number};
 use crate::namespaces::{Topology, remove_leftovers};
 use crate::process::{PerfError, Running, cpus, run, wait_for};
 
 /// The policy that the demo shows.
 pub const POLICY: &str = include_str!("../../rules/examples/demo/policy.yaml");
 
+/// The hosts' file of events, in the demo's directory.
+const EVENTS: &str = "events.jsonl";
 const PATIENCE: Duration = Duration::from_secs(60);
 const DOWNLOAD: usize = 8 << 20;
-const IPERF_SECONDS: u32 = 2;
+const IPERF_BYTES: &str = "16M";
+/// What the quarantine interrupts, and how fast it goes: slow enough to be met on its way.
+const LONG_DOWNLOAD: usize = 24 << 20;
+const LONG_RATE: &str = "6M";
 
 /// One thing that was compared.
 #[derive(Clone, Debug, Serialize)]
@@ -118,8 +123,10 @@ impl Demo {
         let cpus = cpus()?;
         for host in 0..2 {
             let cpu = cpus[host % cpus.len()];
-            self.deployment
-                .write_host(host, &format!("workers: [{{queue: 0, cpu: {cpu}}}]"))?;
+            self.deployment.write_host(
+                host,
+                &format!("workers: [{{queue: 0, cpu: {cpu}}}]\nevents: {EVENTS}"),
+            )?;
             hosts.push(self.deployment.start(host, &self.topology.hosts[host], &[])?);
         }
         let secret = crate::deployment::random_hex(8)?;
@@ -133,6 +140,7 @@ impl Demo {
         self.mail(&markers)?;
         self.log(&markers)?;
         self.forbidden()?;
+        self.quarantine(&hosts)?;
 
         self.say("stopping");
         self.servers.clear();
@@ -254,28 +262,24 @@ impl Demo {
         })?;
         self.servers.push(server);
         for (way, flag) in [("to", ""), ("from", " -R")] {
-            self.say(&format!("{from} sends TCP {way} {to} for {IPERF_SECONDS} s"));
+            self.say(&format!("{from} sends {IPERF_BYTES}B by TCP {way} {to}"));
             let guest = &self.topology.guest(from).namespace;
-            let seen = guest.run(&format!("iperf3 -c {address} -t {IPERF_SECONDS} -J{flag}"));
-            let rate = seen.as_ref().ok().and_then(|text| {
-                serde_json::from_str::<Value>(text)
-                    .ok()?
-                    .pointer("/end/sum_received/bits_per_second")?
-                    .as_f64()
+            let seen = guest.run(&format!("iperf3 -c {address} -n {IPERF_BYTES} -J{flag}"));
+            let moved = seen.as_ref().ok().and_then(|text| {
+                let end = serde_json::from_str::<Value>(text).ok()?;
+                let bytes = |side: &str| end.pointer(&format!("/end/{side}/bytes")).and_then(Value::as_u64);
+                let rate = end.pointer("/end/sum_received/bits_per_second")?.as_f64()?;
+                Some((bytes("sum_sent")?, bytes("sum_received")?, rate))
             });
-            let text = match (rate, seen) {
-                (Some(rate), _) => format!("{:.0} Mbit/s", rate / 1e6),
+            let text = match (moved, seen) {
+                (Some((_, arrived, rate)), _) => format!("{} MiB, {:.0} Mbit/s", arrived >> 20, rate / 1e6),
                 (None, Ok(_)) => "no result".into(),
                 (None, Err(error)) => error.to_string(),
             };
             let what = format!("iperf3 TCP {way} {to} at {from}");
-            self.check(
-                "guest",
-                &what,
-                "data flow",
-                text,
-                rate.is_some_and(|rate| rate > 1e6),
-            );
+            // iperf3 ends when all was sent: what is on its way then is not counted as received.
+            let ok = moved.is_some_and(|(sent, arrived, _)| sent >= 16 << 20 && arrived >= 1 << 20);
+            self.check("guest", &what, "16 MiB are sent and arrive", text, ok);
         }
         Ok(())
     }
@@ -352,6 +356,85 @@ impl Demo {
             seen == "refused",
         );
         Ok(())
+    }
+
+    /// A guest is found to be infected while it downloads; then it is clean again.
+    fn quarantine(&mut self, hosts: &[Host]) -> Result<(), PerfError> {
+        self.say("blue-1 is found to be infected while it downloads");
+        let directory = self.deployment.directory().to_owned();
+        let (file, got) = (directory.join("www/long"), directory.join("got-long"));
+        std::fs::write(&file, vec![b'x'; LONG_DOWNLOAD]).map_err(PerfError::io("www/long"))?;
+        self.serve("blue-2", &["listen", "8530"])?;
+        let guest = &self.topology.guest("blue-1").namespace;
+        let mut command = guest.command("curl");
+        command.args(["-sSf", "--limit-rate", LONG_RATE, "-o"]).arg(&got);
+        let mut download = Running::start("curl", &directory, command.arg("http://10.1.0.2:8080/long"))?;
+        let size = || std::fs::metadata(&got).map_or(0, |metadata| metadata.len());
+        wait_for("the download to begin", PATIENCE, || {
+            download.check_runs()?;
+            Ok((size() > 0).then_some(()))
+        })?;
+        self.tell(
+            r#"{"guest": "blue-1", "tag": {"service": "av", "name": "malware.eicar", "severity": 90}}"#,
+        )?;
+        moved(hosts, "guest blue-1 moved from container default to quarantine")?;
+        let interrupted = size();
+        for (port, what, expected) in [
+            ("8080", "the web server", "refused"),
+            ("8530", "the remediation server", "connected"),
+        ] {
+            let seen = self.actor("blue-1", &["connect", "10.1.0.2", port])?;
+            let ok = seen == expected;
+            self.check(
+                "guest",
+                &format!("blue-1 in quarantine connects to {what}"),
+                expected,
+                seen,
+                ok,
+            );
+        }
+        let (later, whole) = (size(), LONG_DOWNLOAD as u64);
+        // What was in the socket's buffers may still be written out.
+        let stands = later < whole && download.check_runs().is_ok();
+        let seen = format!("{interrupted}, then {later} of {whole} bytes");
+        self.check(
+            "guest",
+            "blue-1's download in quarantine",
+            "stands still",
+            seen,
+            stands,
+        );
+
+        self.say("blue-1 is clean again");
+        self.tell(r#"{"guest": "blue-1", "clear": {"service": "av", "name": "*"}}"#)?;
+        moved(hosts, "guest blue-1 moved from container quarantine to default")?;
+        let ended = download.finish(PATIENCE);
+        let seen = match ended {
+            Ok(_) => format!("{} bytes", size()),
+            Err(error) => error.to_string(),
+        };
+        let expected = format!("{whole} bytes");
+        let ok = seen == expected;
+        self.check(
+            "guest",
+            "blue-1's download after its release",
+            &expected,
+            seen,
+            ok,
+        );
+        Ok(())
+    }
+
+    /// Writes a line into the hosts' file of events.
+    fn tell(&self, event: &str) -> Result<(), PerfError> {
+        let path = self.deployment.directory().join(EVENTS);
+        let mut options = std::fs::OpenOptions::new();
+        options
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| writeln!(file, "{event}"))
+            .map_err(PerfError::io(path.display().to_string()))
     }
 
     fn wire(&mut self, frames: &[Vec<u8>], markers: &Markers) {
@@ -450,6 +533,16 @@ impl Demo {
             odd.is_empty(),
         );
     }
+}
+
+/// Waits until every host has said it.
+fn moved(hosts: &[Host], what: &str) -> Result<(), PerfError> {
+    wait_for(what, PATIENCE, || {
+        Ok(hosts
+            .iter()
+            .all(|host| host.process.errors().contains(what))
+            .then_some(()))
+    })
 }
 
 /// Strings that are looked for on the wire; new ones each run.

@@ -6,6 +6,8 @@
 
 pub mod actor;
 pub mod capture;
+pub mod classbench;
+pub mod classify;
 pub mod demo;
 pub mod deployment;
 pub mod handshake;

@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{demo, handshake, machine, pipeline};
+use guestseal_perf::{classify, demo, handshake, machine, pipeline};
 
 #[derive(Debug, Parser)]
 #[command(
     name = "guestseal-perf",
     version,
     about = "Shows and measures Guestseal",
-    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf handshake --json"
+    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf classify --json\n  guestseal-perf handshake --json"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -34,6 +34,8 @@ enum Command {
     Vm(machine::Options),
     /// Measures session set-up on one core beside boringtun
     Handshake(handshake::Options),
+    /// Measures the classifier: cycles a packet out of the flow cache, past it, and rule by rule
+    Classify(classify::Options),
     /// A part that a guest of the demo plays
     #[command(hide = true, subcommand)]
     Actor(Actor),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),
         Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
         Command::Handshake(options) => handshake::run(&options).map(|()| true),
+        Command::Classify(options) => classify::run(&options).map(|()| true),
         Command::Actor(actor) => actor.play().map(|()| true).map_err(PerfError::io("actor")),
     };
     match done {

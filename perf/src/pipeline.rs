@@ -5,6 +5,7 @@
 //! without the making of its jobs) seals or opens as many bytes at the same places of as many frames, so that both see the
 //! same machine. A figure is the median over bursts.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -13,6 +14,8 @@ use guestseal::aead::choice::{Choice, ENGINES, choose};
 use guestseal::aead::engine::{Buffers, Engine, ExpandedKey, OpenJob, SealJob, TAG};
 use guestseal::control::supervise::chain;
 use guestseal::path::batch::WorkerId;
+use guestseal::path::classify::Decisions;
+use guestseal::path::endpoints::Endpoints;
 use guestseal::path::outcome::{Outcome, SentAs};
 use guestseal::path::tables::{Parts, Tables};
 use guestseal::port::frame::Frame;
@@ -30,12 +33,16 @@ use guestseal::sa::spi::Spi;
 use guestseal::sa::table::{OutboundKey, Owned, Place, SaTable};
 use guestseal::telemetry::counters::Counters;
 use guestseal::telemetry::latency::exchange;
+use guestseal::telemetry::rules::RuleCounters;
+use guestseal::telemetry::samples::samples;
 use guestseal::wire::ethernet::{self, MacAddress};
 use guestseal::wire::{esp, ip4, transport};
 use guestseal::worker::handoff::{Handoff, Waker};
 use guestseal::worker::run::{Ports, Stop, Worker, monotonic};
 use guestseal_rules::classify::Protection;
-use guestseal_rules::compile::compile;
+use guestseal_rules::compile::Ruleset;
+use guestseal_rules::containers::Containers;
+use guestseal_rules::event::Moment;
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::{HostIndex, Policy, PortIndex, Suite};
 use serde::Serialize;
@@ -178,15 +185,28 @@ impl Bench {
         let (uplink_port, uplink) = MemoryPort::new(Arc::clone(&umem), BATCH, BATCH);
         let (sas, owned) = security_associations(policy, number, &**engine);
         let owners = vec![(PortIndex(number as u32), vec![WorkerId(0)])];
+        let containers = Containers::new(Arc::new(policy.clone()), Moment::default());
+        let rules = Ruleset::compile(
+            policy,
+            containers.memberships(),
+            containers.flows(),
+            NonZeroU32::MIN,
+        )
+        .map_err(|error| PerfError::Malformed {
+            what: "policy".into(),
+            why: error.to_string(),
+        })?;
         let parts = Parts {
+            rules,
+            endpoints: Arc::new(Endpoints::new(policy)),
             host: HostIndex(number as u16),
             uplink_mac: MacAddress([2, 0, 0, 0, 0xff, number as u8]),
             uplink_mtu: 1500,
             owners,
             next_hops: vec![None; 2],
-            sas,
+            sas: Arc::new(sas),
         };
-        let tables = Tables::new(policy, Box::new(compile(policy)), parts);
+        let tables = Tables::new(policy, parts);
         let waker = Waker::new().map_err(PerfError::io("eventfd"))?;
         let Some(handoff) = Handoff::mesh(std::slice::from_ref(&waker)).pop() else {
             unreachable!("one for each worker")
@@ -198,6 +218,7 @@ impl Bench {
                 tables: Arc::new(ArcSwap::from_pointee(tables)),
                 pool: FramePool::new(umem, frames),
                 sas: owned,
+                decisions: Decisions::new(Arc::new(RuleCounters::new(policy)), samples().0),
                 engine: Arc::clone(engine),
                 ports: Ports {
                     uplink: Some(Box::new(uplink_port)),

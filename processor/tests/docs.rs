@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use guestseal::path::outcome::{DropReason, Severity};
+use guestseal_rules::containers::Refusal;
+use guestseal_rules::event::Event;
 
 fn page() -> String {
     let mut page = String::from(
@@ -43,6 +45,23 @@ fn the_page_of_outcomes_is_the_list() {
     );
 }
 
+/// What the page of events shows are events, and its reasons are all there are.
+#[test]
+fn the_page_of_events_says_what_is_so() {
+    let page = include_str!("../../docs/events.md");
+    let block = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let mut kinds = std::collections::HashSet::new();
+    for line in block.lines().filter(|line| !line.is_empty()) {
+        let event: Event = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        kinds.insert(std::mem::discriminant(&event.what));
+    }
+    assert_eq!(kinds.len(), 11, "{kinds:?}");
+    for refusal in Refusal::ALL {
+        let row = format!("| {} |", refusal.name());
+        assert!(page.contains(&row), "{row}");
+    }
+}
+
 /// A link to a file that is not there is a promise that nothing keeps.
 #[test]
 fn links_lead_somewhere() {
@@ -60,7 +79,7 @@ fn links_lead_somewhere() {
         let text = std::fs::read_to_string(&page).unwrap();
         for (_, rest) in text.match_indices("](").map(|(at, _)| text.split_at(at + 2)) {
             let target = rest.split(')').next().unwrap();
-            if !target.starts_with("http") {
+            if !target.starts_with("http") && !target.starts_with('#') {
                 assert!(
                     page.parent().unwrap().join(target).exists(),
                     "{}: {target}",

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{GuestIndex, NetworkIndex};
+use crate::model::{GuestIndex, NetworkIndex, Policy};
 
 /// One packet, as the rules see it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,42 @@ pub struct Facts {
     pub source: Party,
     /// Who receives.
     pub destination: Party,
+}
+
+impl Facts {
+    /// The packet in words: network, addresses or guests, protocol, ports.
+    #[must_use]
+    pub fn describe(&self, policy: &Policy) -> String {
+        let network = policy
+            .networks
+            .get(self.network.index())
+            .map_or("?", |network| &network.name);
+        let party = |party: &Party| {
+            let guest = party.guest.and_then(|guest| policy.guests.get(guest.index()));
+            match (guest, party.address) {
+                (Some(guest), Some(address)) => format!("{} ({address})", guest.id),
+                (Some(guest), None) => guest.id.clone(),
+                (None, Some(address)) => address.to_string(),
+                (None, None) => "somebody".to_owned(),
+            }
+        };
+        let kind = match (self.protocol, self.ports, self.icmp) {
+            (None, ..) => format!("EtherType {:#06x}", self.ethertype),
+            (Some(protocol), Ports::Pair { source, destination }, _) => {
+                format!("protocol {protocol}, port {source} to {destination}")
+            }
+            (Some(protocol), _, Some((kind, code))) => {
+                format!("protocol {protocol}, type {kind} code {code}")
+            }
+            (Some(protocol), Ports::Unreadable, _) => format!("protocol {protocol}, a later fragment"),
+            (Some(protocol), ..) => format!("protocol {protocol}"),
+        };
+        format!(
+            "network {network}: {} to {}, {kind}",
+            party(&self.source),
+            party(&self.destination)
+        )
+    }
 }
 
 /// One side of a packet.

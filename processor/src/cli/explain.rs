@@ -2,15 +2,18 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
-use guestseal_rules::compile::compile;
+use guestseal_rules::containers::{Changes, Containers};
 use guestseal_rules::explain::explain;
 use guestseal_rules::facts::{Facts, Party, Ports};
 use guestseal_rules::load::load_policy;
 use guestseal_rules::model::{GuestIndex, GuestPort, NetworkIndex, Policy};
 
-use crate::control::config::{ConfigError, read};
+use crate::control::config::{ConfigError, HostConfig, Overrides, read};
+use crate::control::guests::{now, replay};
+use crate::control::journal::Journal;
 use crate::wire::{ethernet, icmp, transport};
 
 use super::Failure;
@@ -18,12 +21,16 @@ use super::Failure;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  guestseal explain --policy policy.yaml --from web --to db --protocol tcp --to-port 5432 --syn\n  \
-                        guestseal explain --policy policy.yaml --network blue --from 10.1.0.1 --to 10.1.0.2 --protocol udp --to-port 53 --json"
+                        guestseal explain --policy policy.yaml --network blue --from 10.1.0.1 --to 10.1.0.2 --protocol udp --to-port 53 --json\n  \
+                        guestseal explain --config host.yaml --from web --to db --protocol tcp --to-port 22"
 )]
 pub(super) struct Explain {
-    /// Policy files, in order
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    /// Policy files, in order: as if nothing had happened to any guest
+    #[arg(long, required_unless_present = "config", num_args = 1.., value_name = "FILE")]
     policy: Vec<PathBuf>,
+    /// The host's configuration: with what has happened to its guests until now
+    #[arg(long, conflicts_with = "policy", value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The logical network, if the guests are in several
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
@@ -45,6 +52,15 @@ pub(super) struct Explain {
     /// ICMP type
     #[arg(long, default_value_t = 8, value_name = "N")]
     icmp_type: u8,
+    /// ICMP code
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    icmp_code: u8,
+    /// Differentiated services code point
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..64), value_name = "N")]
+    dscp: u8,
+    /// VLAN of the frame; untagged without it
+    #[arg(long, value_parser = clap::value_parser!(u16).range(..4095), value_name = "N")]
+    vlan: Option<u16>,
     /// The TCP segment opens a connection (SYN without ACK)
     #[arg(long)]
     syn: bool,
@@ -58,14 +74,28 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let sources = self
-            .policy
-            .iter()
-            .map(|path| read(path))
-            .collect::<Result<Vec<_>, _>>()?;
-        let policy = load_policy(&sources).map_err(ConfigError::from)?;
-        let facts = self.facts(&policy)?;
-        let explanation = explain(&policy, &compile(&policy), &facts);
+        let containers = match &self.config {
+            Some(path) => {
+                let overrides = Overrides {
+                    uplink: Some("any".into()),
+                    ..Overrides::default()
+                };
+                let config = HostConfig::load(path, &overrides)?;
+                let mut containers = replay(&config.policy, &Journal::read(&config.state_directory)?);
+                containers.advance(now(), &mut Changes::default());
+                containers
+            }
+            None => {
+                let sources = self
+                    .policy
+                    .iter()
+                    .map(|path| read(path))
+                    .collect::<Result<Vec<_>, _>>()?;
+                Containers::new(Arc::new(load_policy(&sources).map_err(ConfigError::from)?), now())
+            }
+        };
+        let facts = self.facts(containers.policy())?;
+        let explanation = explain(&containers.world(), &facts, &containers);
         if self.json {
             println!("{}", serde_json::to_string_pretty(&explanation)?);
         } else {
@@ -114,7 +144,7 @@ impl Explain {
                 (false, true) => ethernet::IPV4,
                 (false, false) => ethernet::IPV6,
             },
-            vlan: None,
+            vlan: self.vlan,
             protocol,
             ports: match (self.fragment, has_ports) {
                 (true, _) => Ports::Unreadable,
@@ -124,8 +154,9 @@ impl Explain {
                 },
                 (false, false) => Ports::None,
             },
-            icmp: matches!(protocol, Some(icmp::ICMP | icmp::ICMPV6)).then_some((self.icmp_type, 0)),
-            dscp: 0,
+            icmp: matches!(protocol, Some(icmp::ICMP | icmp::ICMPV6))
+                .then_some((self.icmp_type, self.icmp_code)),
+            dscp: self.dscp,
             opening: self.syn && protocol == Some(transport::TCP),
             source: if is_arp {
                 Party {

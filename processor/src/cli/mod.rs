@@ -8,6 +8,8 @@ mod key;
 mod man;
 mod run;
 mod sa;
+mod schema;
+mod status;
 
 use std::process::ExitCode;
 
@@ -42,8 +44,12 @@ enum Command {
     Explain(explain::Explain),
     /// This host's identity: the static key that proves who it is to its peers.
     Key(key::Key),
+    /// What a running guestseal says of itself: packets, rules that do not seal, containers, guests.
+    Status(status::Status),
     /// Manual security associations.
     Sa(sa::Sa),
+    /// Prints the JSON Schema of policy files, for editors.
+    Schema(schema::Schema),
     /// Writes the man pages into a directory.
     Man(man::Man),
 }
@@ -59,7 +65,9 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
         Command::Key(key) => key.run(),
+        Command::Status(status) => status.run(),
         Command::Sa(sa) => sa.run(),
+        Command::Schema(schema) => schema.run(),
         Command::Man(man) => man.run(&Cli::command()),
     };
     match done {

@@ -54,6 +54,9 @@ pub(super) struct Run {
     /// Write latency histograms to an HdrHistogram interval log
     #[arg(long, value_name = "FILE")]
     histogram_log: Option<PathBuf>,
+    /// Follow a file of events, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
     /// Made when traffic flows
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -110,6 +113,7 @@ impl Run {
             busy_poll: self.busy_poll,
             aead: self.aead,
             histogram_log: self.histogram_log.clone(),
+            events: self.events.clone(),
             pin_directory: self.pin_directory.clone(),
         };
         let config = HostConfig::load(&self.config, &overrides)?;

@@ -9,15 +9,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use guestseal_rules::compile::compile;
+use guestseal_rules::compile::Ruleset;
 use guestseal_rules::model::PortIndex;
 use guestseal_xdp::{
     Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program, UplinkConfig,
     UplinkProgram, XdpError,
 };
+use rtrb::Consumer;
 
 use crate::aead::engine::Engine;
 use crate::path::batch::WorkerId;
+use crate::path::classify::Decisions;
+use crate::path::endpoints::Endpoints;
 use crate::path::tables::{Parts, Tables};
 use crate::port::Port;
 use crate::port::pool::FramePool;
@@ -26,6 +29,8 @@ use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
 use crate::sa::table::{Owned, SaTable};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::latency::{Collector, Latencies, Recorder, exchange};
+use crate::telemetry::rules::RuleCounters;
+use crate::telemetry::samples::{Sample, samples};
 use crate::telemetry::totals::Frames;
 use crate::wire::ethernet::MacAddress;
 use crate::worker::handoff::{Handoff, Item, Waker};
@@ -74,6 +79,26 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
+/// What a data plane is made of.
+pub struct Blueprint<'a> {
+    /// The host's configuration.
+    pub config: &'a HostConfig,
+    /// The AEAD engine.
+    pub engine: Arc<dyn Engine>,
+    /// Where SAs are.
+    pub sas: Arc<SaTable>,
+    /// The rules.
+    pub rules: Ruleset,
+    /// Where guest ports are.
+    pub endpoints: Arc<Endpoints>,
+    /// For each host the MAC that leads to it.
+    pub next_hops: Vec<Option<MacAddress>>,
+    /// The counters of each worker.
+    pub counters: Vec<Arc<Counters>>,
+    /// The rules' counters of each worker.
+    pub rule_counters: Vec<Arc<RuleCounters>>,
+}
+
 /// A guest port of this host that the data plane serves, or would if its interface were there.
 #[derive(Debug)]
 struct ServedPort {
@@ -108,6 +133,7 @@ pub struct DataPlane {
     commands: Vec<Commands>,
     wakers: Vec<Waker>,
     collectors: Vec<Collector>,
+    logged: Vec<Consumer<Sample>>,
     stop: Arc<Stop>,
     /// The uplink's queues that have sockets.
     queues: Vec<u32>,
@@ -181,13 +207,8 @@ impl DataPlane {
     ///
     /// # Errors
     /// See [`StartError`]; what was attached stays closed, or goes with the error.
-    pub fn start(
-        config: &HostConfig,
-        engine: &Arc<dyn Engine>,
-        sas: &SaTable,
-        owned: Vec<Owned>,
-        counters: &[Arc<Counters>],
-    ) -> Result<Self, (StartError, Vec<Owned>)> {
+    pub fn start(plan: &Blueprint<'_>, owned: Vec<Owned>) -> Result<Self, (StartError, Vec<Owned>)> {
+        let config = plan.config;
         let mut owned = Some(owned);
         // Without an uplink the start fails, and says so.
         let sound = link::describe(&config.uplink).map_or(true, |uplink| uplink.zero_copy_is_sound());
@@ -208,22 +229,20 @@ impl DataPlane {
                 }
             );
         }
-        let mut started = Self::try_start(config, engine, sas, &mut owned, counters, wanted);
+        let mut started = Self::try_start(plan, &mut owned, wanted);
         if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
             tracing::info!("no zero-copy: {}", super::supervise::chain(error));
-            started = Self::try_start(config, engine, sas, &mut owned, counters, false);
+            started = Self::try_start(plan, &mut owned, false);
         }
         started.map_err(|error| (error, owned.unwrap_or_default()))
     }
 
     fn try_start(
-        config: &HostConfig,
-        engine: &Arc<dyn Engine>,
-        sas: &SaTable,
+        plan: &Blueprint<'_>,
         owned: &mut Option<Vec<Owned>>,
-        counters: &[Arc<Counters>],
         zero_copy: bool,
     ) -> Result<Self, StartError> {
+        let config = plan.config;
         let uplink = link::describe(&config.uplink)?;
         check_workers(config, &uplink)?;
         let count = config.workers.len();
@@ -294,33 +313,31 @@ impl DataPlane {
         }
         let filtered = open_filter(&uplink, &uplink_config(config).guest_macs);
 
-        let tables = Arc::new(ArcSwap::from_pointee(make_tables(
-            config,
-            &uplink,
-            &ports,
-            sas,
-            &[],
-        )));
+        let tables = Arc::new(ArcSwap::from_pointee(make_tables(plan, &uplink, &ports)));
         let wakers = (0..count).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let stop = Stop::new(count);
         let (mut threads, mut commands, mut collectors) = (Vec::new(), Vec::new(), Vec::new());
+        let mut logged = Vec::new();
         let mut handoffs = Handoff::mesh(&wakers).into_iter();
         let mut all_owned = owned.take().unwrap_or_default().into_iter();
         for (number, (pool, ports)) in pools.into_iter().zip(worker_ports).enumerate() {
             let (recorder, collector) = exchange();
+            let (sampler, sampled) = samples();
+            logged.push(sampled);
             let (sender, receiver) = rtrb::RingBuffer::new(256);
             let worker = Worker {
                 id: WorkerId(number as u16),
                 tables: Arc::clone(&tables),
                 pool,
                 sas: all_owned.next().unwrap_or_default(),
-                engine: Arc::clone(engine),
+                decisions: Decisions::new(Arc::clone(&plan.rule_counters[number]), sampler),
+                engine: Arc::clone(&plan.engine),
                 ports,
                 handoff: handoffs
                     .next()
                     .unwrap_or_else(|| unreachable!("one for each worker")),
                 waker: wakers[number].clone(),
-                counters: Arc::clone(&counters[number]),
+                counters: Arc::clone(&plan.counters[number]),
                 recorder,
                 commands: receiver,
                 closed_drops: crate::port::KernelDrops::default(),
@@ -350,6 +367,7 @@ impl DataPlane {
             commands,
             wakers,
             collectors,
+            logged,
             stop,
             queues: config.workers.iter().map(|worker| worker.queue).collect(),
             filtered,
@@ -392,12 +410,7 @@ impl DataPlane {
     }
 
     /// Closes guest ports whose interface is gone and opens those whose interface has come. Gives what happened.
-    pub fn follow_guest_ports(
-        &mut self,
-        config: &HostConfig,
-        sas: &SaTable,
-        next_hops: &[Option<MacAddress>],
-    ) -> Vec<String> {
+    pub fn follow_guest_ports(&mut self, plan: &Blueprint<'_>) -> Vec<String> {
         let mut news = Vec::new();
         for number in 0..self.ports.len() {
             let interface = self.ports[number].interface.clone();
@@ -411,7 +424,7 @@ impl DataPlane {
                 self.close_guest(number);
             }
             if now.is_some() {
-                match self.open_guest(number, config) {
+                match self.open_guest(number, plan.config) {
                     Ok(()) => news.push(format!("guest port {interface} is open")),
                     Err(error) => news.push(format!(
                         "guest port {interface} stays closed: {}",
@@ -421,20 +434,21 @@ impl DataPlane {
             }
         }
         if !news.is_empty() {
-            self.publish(config, sas, next_hops);
+            self.publish(plan);
         }
         news
     }
 
     /// Replaces what workers read.
-    pub fn publish(&self, config: &HostConfig, sas: &SaTable, next_hops: &[Option<MacAddress>]) {
-        self.tables.store(Arc::new(make_tables(
-            config,
-            &self.uplink,
-            &self.ports,
-            sas,
-            next_hops,
-        )));
+    pub fn publish(&self, plan: &Blueprint<'_>) {
+        self.tables
+            .store(Arc::new(make_tables(plan, &self.uplink, &self.ports)));
+    }
+
+    /// Replaces the rules that workers read, and nothing else.
+    pub fn publish_rules(&self, rules: &Ruleset) {
+        let tables = self.tables.load().with_rules(rules.clone());
+        self.tables.store(Arc::new(tables));
     }
 
     fn close_guest(&mut self, number: usize) {
@@ -493,6 +507,13 @@ impl DataPlane {
             }
         }
         self.wakers[worker.index()].wake();
+    }
+
+    /// The packets of rules that are logged, since the last look.
+    pub fn logged(&mut self) -> impl Iterator<Item = Sample> + '_ {
+        self.logged
+            .iter_mut()
+            .flat_map(|ring| std::iter::from_fn(|| ring.pop().ok()))
     }
 
     /// The exchanges of latencies, one a worker.
@@ -718,13 +739,7 @@ fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize
         .collect()
 }
 
-fn make_tables(
-    config: &HostConfig,
-    uplink: &Link,
-    ports: &[ServedPort],
-    sas: &SaTable,
-    next_hops: &[Option<MacAddress>],
-) -> Tables {
+fn make_tables(plan: &Blueprint<'_>, uplink: &Link, ports: &[ServedPort]) -> Tables {
     let owners = ports
         .iter()
         .map(|port| {
@@ -737,12 +752,14 @@ fn make_tables(
         })
         .collect();
     let parts = Parts {
-        host: config.host,
+        rules: plan.rules.clone(),
+        endpoints: Arc::clone(&plan.endpoints),
+        host: plan.config.host,
         uplink_mac: uplink.mac,
         uplink_mtu: uplink.mtu,
         owners,
-        next_hops: next_hops.to_vec(),
-        sas: sas.clone(),
+        next_hops: plan.next_hops.clone(),
+        sas: Arc::clone(&plan.sas),
     };
-    Tables::new(&config.policy, Box::new(compile(&config.policy)), parts)
+    Tables::new(&plan.config.policy, parts)
 }

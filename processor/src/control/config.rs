@@ -2,10 +2,11 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use guestseal_rules::classify::Protection;
 use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range, protocol_number};
-use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
+use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, NetworkKind, Policy, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -112,7 +113,7 @@ pub struct SaConfig {
 #[derive(Clone, Debug)]
 pub struct HostConfig {
     /// The policy.
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     /// This host.
     pub host: HostIndex,
     /// The uplink's interface.
@@ -135,6 +136,8 @@ pub struct HostConfig {
     pub pin_directory: PathBuf,
     /// Where latency histograms are logged.
     pub histogram_log: Option<PathBuf>,
+    /// The file of events that is followed.
+    pub events: Option<PathBuf>,
     /// Manual SAs.
     pub sas: Vec<SaConfig>,
 }
@@ -156,6 +159,8 @@ pub struct Overrides {
     pub aead: Option<Choice>,
     /// Histogram log.
     pub histogram_log: Option<PathBuf>,
+    /// File of events.
+    pub events: Option<PathBuf>,
     /// Pin directory.
     pub pin_directory: Option<PathBuf>,
 }
@@ -185,6 +190,8 @@ struct RawHost {
     pin_directory: Option<PathBuf>,
     #[serde(default)]
     histogram_log: Option<PathBuf>,
+    #[serde(default)]
+    events: Option<PathBuf>,
     #[serde(default)]
     security_associations: Vec<RawSa>,
 }
@@ -331,6 +338,17 @@ impl HostConfig {
             errors.push(source.error(&raw.host.referenced, message));
             HostIndex(0)
         });
+        for network in policy
+            .networks
+            .iter()
+            .filter(|network| network.kind != NetworkKind::Flat)
+        {
+            let message = format!(
+                "network \"{}\" of the policy is an overlay: this version carries flat networks only",
+                network.name
+            );
+            errors.push(source.error(&raw.host.referenced, message));
+        }
         let host_name = raw.host.value.clone();
         let umem = Shape {
             frame_size: raw.umem.frame_size,
@@ -385,7 +403,7 @@ impl HostConfig {
             return Err(FileErrors(errors).into());
         }
         Ok(Self {
-            policy,
+            policy: Arc::new(policy),
             host,
             uplink,
             workers,
@@ -408,6 +426,10 @@ impl HostConfig {
                 .histogram_log
                 .clone()
                 .or(raw.histogram_log.map(|path| base.join(path))),
+            events: overrides
+                .events
+                .clone()
+                .or(raw.events.map(|path| base.join(path))),
             sas,
         })
     }

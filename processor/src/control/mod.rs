@@ -2,6 +2,10 @@
 
 pub mod assemble;
 pub mod config;
+pub mod guests;
+pub mod journal;
 pub mod link;
 pub mod manual_sa;
+pub mod sources;
+pub mod status;
 pub mod supervise;

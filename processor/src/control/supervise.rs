@@ -9,21 +9,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use guestseal_rules::event::Moment;
 use hdrhistogram::serialization::V2DeflateSerializer;
 
 use crate::aead::choice::{EngineError, choose};
-use crate::aead::engine::Engine;
+use crate::path::endpoints::Endpoints;
 use crate::port::KernelDrops;
-use crate::sa::table::{Owned, SaTable};
-use crate::telemetry::counters::Counters;
+use crate::sa::table::Owned;
 use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
+use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::totals::{Frames, Totals};
-use crate::wire::ethernet::MacAddress;
 
-use super::assemble::{DataPlane, Remains, StartError};
+use super::assemble::{Blueprint, DataPlane, Remains, StartError};
 use super::config::{HostConfig, SaMode};
+use super::guests::{Guests, GuestsError, now};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
+use super::status::{self, Status};
 
 /// One turn of the control loop. A block of sequence numbers lasts longer at any rate that a worker reaches.
 const TURN: Duration = Duration::from_millis(20);
@@ -31,6 +33,8 @@ const TURN: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(100);
 /// How often neighbours are asked for.
 const ASK: Duration = Duration::from_secs(1);
+/// Packets of logged rules that one turn writes into the log at most.
+const SAMPLES: usize = 20;
 /// How long one interval of the latency log is.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -46,6 +50,9 @@ pub enum RunError {
     /// The SAs.
     #[error(transparent)]
     Sa(#[from] ManualSaError),
+    /// The guests and their rules.
+    #[error(transparent)]
+    Guests(#[from] GuestsError),
     /// A file that was asked for.
     #[error("{}: cannot be written", path.display())]
     File {
@@ -79,15 +86,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 struct Control<'a> {
     config: &'a HostConfig,
-    engine: Arc<dyn Engine>,
-    sas: SaTable,
+    plan: Blueprint<'a>,
+    guests: Guests,
+    since: Moment,
     marks: Vec<Mark>,
-    counters: Vec<Arc<Counters>>,
     all: Latencies,
     interval: Latencies,
     kernel: Vec<KernelDrops>,
     xdp: Vec<(String, guestseal_xdp::Counters)>,
-    next_hops: Vec<Option<MacAddress>>,
 }
 
 /// Runs until `stop` is set. Gives the totals.
@@ -104,17 +110,29 @@ pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Resu
     }
     let engine = chosen.engine;
     let manual = manual_sa::prepare(config, &*engine)?;
+    let guests = Guests::open(&config.policy, &config.state_directory, config.events.as_deref())?;
+    let each_worker = || config.workers.iter();
     let mut control = Control {
         config,
-        engine,
-        sas: manual.table,
+        plan: Blueprint {
+            config,
+            engine,
+            sas: Arc::new(manual.table),
+            rules: guests.ruleset().clone(),
+            endpoints: Arc::new(Endpoints::new(&config.policy)),
+            next_hops: vec![None; config.policy.hosts.len()],
+            counters: each_worker().map(|_| Arc::default()).collect(),
+            rule_counters: each_worker()
+                .map(|_| Arc::new(RuleCounters::new(&config.policy)))
+                .collect(),
+        },
+        guests,
+        since: now(),
         marks: manual.marks,
-        counters: config.workers.iter().map(|_| Arc::default()).collect(),
         all: Latencies::default(),
         interval: Latencies::default(),
         kernel: Vec::new(),
         xdp: Vec::new(),
-        next_hops: vec![None; config.policy.hosts.len()],
     };
     let file = |path: &PathBuf, source| RunError::File {
         path: path.clone(),
@@ -134,7 +152,7 @@ pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Resu
         _ => None,
     };
     let frames = control.serve(manual.owned, options, stop, log)?;
-    Ok(control.totals(frames))
+    Ok(control.totals(Some(frames)))
 }
 
 impl Control<'_> {
@@ -146,20 +164,11 @@ impl Control<'_> {
         mut log: Option<Log<'_, BufWriter<File>>>,
     ) -> Result<Frames, RunError> {
         let begin = Instant::now();
-        let start = |control: &Self, owned| {
-            DataPlane::start(
-                control.config,
-                &control.engine,
-                &control.sas,
-                owned,
-                &control.counters,
-            )
-        };
-        let mut plane = start(self, owned).map_err(|(error, _)| error)?;
+        let mut plane = DataPlane::start(&self.plan, owned).map_err(|(error, _)| error)?;
         for line in plane.describe() {
             tracing::info!("{line}");
         }
-        tracing::info!("AEAD engine: {}", self.engine.describe());
+        tracing::info!("AEAD engine: {}", self.plan.engine.describe());
         if let Some(path) = &options.ready_file {
             std::fs::write(path, "ready\n").map_err(|source| RunError::File {
                 path: path.clone(),
@@ -175,7 +184,9 @@ impl Control<'_> {
         while !stop.load(Ordering::Acquire) {
             std::thread::sleep(TURN);
             self.tend_marks();
+            self.follow_events(&plane);
             self.collect(&mut plane);
+            self.log_samples(&mut plane);
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 if !plane.has_uplink() {
@@ -189,7 +200,7 @@ impl Control<'_> {
                     }
                     tracing::info!("uplink {} is back", self.config.uplink);
                 }
-                for news in plane.follow_guest_ports(self.config, &self.sas, &self.next_hops) {
+                for news in plane.follow_guest_ports(&self.plan) {
                     tracing::warn!("{news}");
                 }
             }
@@ -200,6 +211,7 @@ impl Control<'_> {
             if logged.elapsed() >= INTERVAL {
                 self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
                 logged = Instant::now();
+                self.write_status();
             }
         }
         let frames = self.take_apart(plane, true).0;
@@ -215,6 +227,61 @@ impl Control<'_> {
                     chain(&error)
                 );
             }
+        }
+    }
+
+    /// Takes the events that have come; whether the rules are others.
+    fn take_events(&mut self) -> bool {
+        let others = self.guests.turn(now());
+        if others {
+            self.plan.rules = self.guests.ruleset().clone();
+        }
+        others
+    }
+
+    fn follow_events(&mut self, plane: &DataPlane) {
+        if self.take_events() {
+            plane.publish_rules(&self.plan.rules);
+        }
+    }
+
+    /// Writes packets of rules that are logged into the log, a bounded number of them.
+    fn log_samples(&mut self, plane: &mut DataPlane) {
+        let policy = &self.config.policy;
+        let mut more = 0u64;
+        for (number, sample) in plane.logged().enumerate() {
+            if number >= SAMPLES {
+                more += 1;
+                continue;
+            }
+            let rule = &policy.rules[sample.rule.index()];
+            tracing::info!(
+                rule = rule.name,
+                action = rule.action.verb(),
+                enforced = sample.enforced,
+                direction = sample.direction.name(),
+                "{}",
+                sample.facts.describe(policy)
+            );
+        }
+        if more > 0 {
+            tracing::info!("{more} more packets of logged rules in this moment");
+        }
+    }
+
+    fn write_status(&mut self) {
+        let status = Status {
+            host: self.config.policy.hosts[self.config.host.index()].name.clone(),
+            pid: std::process::id(),
+            at: now(),
+            since: self.since,
+            totals: self.totals(None),
+            events: self.guests.totals().clone(),
+            containers: status::containers(self.guests.containers()),
+            guests: status::guests(self.guests.containers()),
+        };
+        if let Err(error) = status::write(&self.config.state_directory, &status) {
+            tracing::error!("{}: no status: {error}", self.config.state_directory.display());
         }
     }
 
@@ -265,16 +332,16 @@ impl Control<'_> {
             Ok(known) => known,
             Err(error) => return tracing::error!("the kernel's neighbours cannot be read: {error}"),
         };
-        let mut next_hops = self.next_hops.clone();
+        let mut next_hops = self.plan.next_hops.clone();
         for (host, address) in peers {
             match known.iter().find(|(neighbour, _)| *neighbour == address) {
                 Some((_, mac)) => next_hops[host] = Some(*mac),
                 None => link::solicit(address),
             }
         }
-        if next_hops != self.next_hops {
-            self.next_hops = next_hops;
-            plane.publish(self.config, &self.sas, &self.next_hops);
+        if next_hops != self.plan.next_hops {
+            self.plan.next_hops = next_hops;
+            plane.publish(&self.plan);
         }
     }
 
@@ -292,11 +359,9 @@ impl Control<'_> {
             if link::index_of(&self.config.uplink).is_none() {
                 continue;
             }
-            match DataPlane::start(self.config, &self.engine, &self.sas, owned, &self.counters) {
-                Ok(plane) => {
-                    plane.publish(self.config, &self.sas, &self.next_hops);
-                    return Ok(plane);
-                }
+            self.take_events();
+            match DataPlane::start(&self.plan, owned) {
+                Ok(plane) => return Ok(plane),
                 Err((error, back)) => {
                     owned = back;
                     let text = chain(&error);
@@ -332,12 +397,16 @@ impl Control<'_> {
         (frames, owned)
     }
 
-    fn totals(&self, frames: Frames) -> Totals {
+    fn totals(&self, frames: Option<Frames>) -> Totals {
         let mut totals = Totals {
             frames,
             ..Totals::default()
         };
-        self.counters.iter().for_each(|counters| totals.add(counters));
+        totals.set_rules(&self.config.policy, &self.plan.rule_counters);
+        self.plan
+            .counters
+            .iter()
+            .for_each(|counters| totals.add(counters));
         self.kernel.iter().for_each(|drops| totals.add_kernel(*drops));
         for (interface, counters) in &self.xdp {
             totals.add_xdp(interface.clone(), *counters);

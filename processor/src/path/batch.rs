@@ -9,8 +9,8 @@ use crate::port::frame::Frame;
 use crate::sa::table::Place;
 use crate::wire::packet::Packet;
 
+use super::endpoints::Endpoint;
 use super::outcome::{Direction, DropReason, Outcome, SentAs};
-use super::tables::Endpoint;
 
 /// A worker of this process, by its number from 0.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

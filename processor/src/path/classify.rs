@@ -2,10 +2,17 @@
 //!
 //! Reads the descriptor's network, source and destination; writes the egress and the key, or a drop reason.
 //! Inbound packets are held to the same rules: what was opened must have been opened by the key its rule names.
+//! What was decided on a flow is kept until the rules are others.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use guestseal_rules::classify::{Action, Protection, Verdict};
 use guestseal_rules::facts::{Facts, Party, Ports};
+use guestseal_rules::flow_cache::FlowCache;
 
+use crate::telemetry::rules::RuleCounters;
+use crate::telemetry::samples::{Sample, Sampler};
 use crate::wire::packet::{Fragment, L3, Packet};
 
 use super::batch::{Batch, Descriptor, Egress, live};
@@ -16,10 +23,82 @@ const TCP: u8 = 6;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
+/// Flows of which a worker keeps the decision: 64 bytes each, 512 KiB in all.
+const FLOWS: usize = 8192;
+
+/// One worker's decisions on flows, and what it says of them.
+#[derive(Debug)]
+pub struct Decisions {
+    cache: FlowCache,
+    counters: Arc<RuleCounters>,
+    samples: Sampler,
+}
+
+impl Decisions {
+    /// With no flow known. Which place a flow takes is a secret of the worker's.
+    #[must_use]
+    pub fn new(counters: Arc<RuleCounters>, samples: Sampler) -> Self {
+        let secret = [RandomState::new().hash_one(0), RandomState::new().hash_one(1)];
+        Self {
+            cache: FlowCache::new(FLOWS, secret),
+            counters,
+            samples,
+        }
+    }
+
+    /// What the rules say of one packet; a rule that drops is an error already.
+    #[inline]
+    fn decide(&mut self, descriptor: &Descriptor, tables: &Tables) -> Result<Action, DropReason> {
+        let facts = facts(descriptor);
+        let misses = self.cache.misses;
+        let decision = self.cache.classify(&tables.rules, &facts);
+        let is_new = self.cache.misses != misses;
+        let mut sample = |rule, enforced| {
+            if is_new && self.counters.is_logged(rule) {
+                self.samples.push(Sample {
+                    rule,
+                    enforced,
+                    direction: descriptor.direction,
+                    facts,
+                });
+            }
+        };
+        if let Some(rule) = decision.watched {
+            self.counters.would_meet(rule);
+            sample(rule, false);
+        }
+        match decision.verdict {
+            Verdict::Matched { rule, action } => {
+                self.counters.met(rule);
+                sample(rule, true);
+                match action {
+                    Action::Drop => Err(DropReason::RuleDrops),
+                    action => Ok(action),
+                }
+            }
+            Verdict::NoRule => Err(DropReason::NoRule),
+            Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),
+        }
+    }
+
+    /// Look-ups that the cache has answered, and those that it has not.
+    #[must_use]
+    pub fn cached(&self) -> (u64, u64) {
+        (self.cache.hits, self.cache.misses)
+    }
+
+    /// Samples that found no room on their way to the log.
+    #[must_use]
+    pub fn lost_samples(&self) -> u64 {
+        self.samples.lost()
+    }
+}
+
 /// Classifies what guests sent: to another guest of this host, or to the uplink, sealed or not.
-pub fn classify_guest(batch: &mut Batch, tables: &Tables) {
+pub fn classify_guest(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
     for descriptor in live(batch) {
-        match decide(descriptor, tables).and_then(|action| route(descriptor, action, tables)) {
+        let action = decisions.decide(descriptor, tables);
+        match action.and_then(|action| route(descriptor, action, tables)) {
             Ok(egress) => descriptor.egress = Some(egress),
             Err(reason) => descriptor.drop_for(reason),
         }
@@ -53,9 +132,10 @@ fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result
 }
 
 /// Classifies what came from the uplink, opened or in plaintext, and checks that it came as its rule says.
-pub fn classify_uplink(batch: &mut Batch, tables: &Tables) {
+pub fn classify_uplink(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
     for descriptor in live(batch) {
-        let checked = decide(descriptor, tables).and_then(|action| match (action, descriptor.seal) {
+        let action = decisions.decide(descriptor, tables);
+        let checked = action.and_then(|action| match (action, descriptor.seal) {
             (Action::Plaintext, None) => Ok(()),
             (Action::Seal { .. }, None) => Err(DropReason::RuleWantsSealed),
             (Action::Seal { key, protection }, Some(opened)) if opened == (key, protection) => Ok(()),
@@ -74,18 +154,6 @@ pub fn classify_uplink(batch: &mut Batch, tables: &Tables) {
                 None => descriptor.drop_for(DropReason::PortGone),
             },
         }
-    }
-}
-
-/// What the rules say of one packet; a rule that drops is an error already.
-fn decide(descriptor: &Descriptor, tables: &Tables) -> Result<Action, DropReason> {
-    match tables.rules.classify(&facts(descriptor)) {
-        Verdict::Matched {
-            action: Action::Drop, ..
-        } => Err(DropReason::RuleDrops),
-        Verdict::Matched { action, .. } => Ok(action),
-        Verdict::NoRule => Err(DropReason::NoRule),
-        Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::port::pool::FramePool;
 use crate::sa::table::Owned;
 
 use super::batch::WorkerId;
+use super::classify::Decisions;
 use super::tables::Tables;
 
 /// A worker's own things and what it reads, for one batch.
@@ -17,6 +18,8 @@ pub struct Context<'a> {
     pub pool: &'a mut FramePool,
     /// The SAs it owns.
     pub sas: &'a mut Owned,
+    /// What it has found out about flows, and what it says of rules.
+    pub decisions: &'a mut Decisions,
     /// The AEAD engine.
     pub engine: &'a dyn Engine,
 }

@@ -86,7 +86,7 @@ pub fn replicate(
         .filter(|descriptor| descriptor.is_live() && descriptor.packet.is_group())
     {
         let mut last = None;
-        for (number, port) in (0u16..).zip(&tables.ports) {
+        for (number, port) in (0u16..).zip(&*tables.ports) {
             if port.endpoint.network == descriptor.network
                 && descriptor.ingress != Some(number)
                 && let Some(receiver) = last.replace(number)

@@ -10,8 +10,9 @@ use guestseal_rules::model::NetworkIndex;
 use crate::wire::packet::{L3, Packet};
 
 use super::batch::{Batch, Descriptor, live};
+use super::endpoints::Endpoint;
 use super::outcome::DropReason;
-use super::tables::{Endpoint, Tables};
+use super::tables::Tables;
 
 const UDP: u8 = 17;
 const DHCP_SERVER: u16 = 67;
@@ -53,7 +54,7 @@ pub fn guard_plaintext(batch: &mut Batch, tables: &Tables) {
 
 fn admit_plaintext(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), DropReason> {
     let packet = descriptor.packet;
-    let sender = tables.by_flat_mac(packet.source_mac).copied();
+    let sender = tables.endpoints.by_flat_mac(packet.source_mac).copied();
     let network = match sender {
         Some(sender) => sender.network,
         None => network_of_destination(&packet, tables).ok_or(DropReason::NoEndpoint)?,
@@ -66,7 +67,7 @@ fn admit_plaintext(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), D
         Some(sender) => claims(&packet, &sender, tables)?,
         // A machine that nobody declared may not speak with a declared endpoint's address.
         None => {
-            if claimed(&packet).any(|address| tables.by_address(network, address).is_some()) {
+            if claimed(&packet).any(|address| tables.endpoints.by_address(network, address).is_some()) {
                 return Err(DropReason::SpoofedSource);
             }
         }
@@ -89,12 +90,19 @@ pub fn guard_opened(batch: &mut Batch, tables: &Tables) {
         let (source, destination) = (descriptor.packet.source, descriptor.packet.destination);
         let network = descriptor.network;
         // An address that is no endpoint's own can only be behind a router, which the frame's MAC then names.
-        let behind = |mac| tables.by_mac(network, mac).filter(|endpoint| endpoint.router);
+        let behind = |mac| {
+            tables
+                .endpoints
+                .by_mac(network, mac)
+                .filter(|endpoint| endpoint.router)
+        };
         let sender = tables
+            .endpoints
             .by_address(network, source)
             .or_else(|| behind(descriptor.packet.source_mac))
             .copied();
         let receiver = tables
+            .endpoints
             .by_address(network, destination)
             .or_else(|| behind(descriptor.packet.destination_mac))
             .copied();
@@ -141,20 +149,20 @@ fn claims(packet: &Packet, sender: &Endpoint, tables: &Tables) -> Result<(), Dro
         } => {
             // 0.0.0.0 asks before it has an address (RFC 5227).
             if sender_mac != sender.mac
-                || !(sender_ip.is_unspecified() || tables.belongs(sender, IpAddr::V4(sender_ip)))
+                || !(sender_ip.is_unspecified() || tables.endpoints.belongs(sender, IpAddr::V4(sender_ip)))
             {
                 return Err(DropReason::SpoofedNeighbour);
             }
         }
         L3::Ip => {
-            if !tables.belongs(sender, packet.source) && !asks_for_address(packet) {
+            if !tables.endpoints.belongs(sender, packet.source) && !asks_for_address(packet) {
                 return Err(DropReason::SpoofedSource);
             }
             let advertises = packet
                 .icmp
                 .is_some_and(|(kind, _)| kind == NEIGHBOUR_ADVERTISEMENT);
             if let Some(target) = packet.nd_target.filter(|_| advertises)
-                && !tables.belongs(sender, IpAddr::V6(target))
+                && !tables.endpoints.belongs(sender, IpAddr::V6(target))
             {
                 return Err(DropReason::SpoofedNeighbour);
             }
@@ -189,15 +197,17 @@ fn find_destination(
     if packet.is_group() {
         return Ok(());
     }
-    descriptor.destination = tables.by_mac(network, packet.destination_mac).copied();
+    descriptor.destination = tables.endpoints.by_mac(network, packet.destination_mac).copied();
     match (&descriptor.destination, packet.l3) {
-        (Some(endpoint), L3::Ip) if !tables.belongs(endpoint, packet.destination) => {
+        (Some(endpoint), L3::Ip) if !tables.endpoints.belongs(endpoint, packet.destination) => {
             Err(DropReason::DestinationMismatch)
         }
         // A MAC that belongs to another network's guest on the same wire is out of reach.
-        (None, _) if tables.by_flat_mac(packet.destination_mac).is_some() => Err(DropReason::NoEndpoint),
+        (None, _) if tables.endpoints.by_flat_mac(packet.destination_mac).is_some() => {
+            Err(DropReason::NoEndpoint)
+        }
         // An endpoint's address behind a MAC that is not its own would be classified as somebody else.
-        (None, L3::Ip) if tables.by_address(network, packet.destination).is_some() => {
+        (None, L3::Ip) if tables.endpoints.by_address(network, packet.destination).is_some() => {
             Err(DropReason::DestinationMismatch)
         }
         _ => Ok(()),
@@ -208,6 +218,7 @@ fn find_destination(
 fn network_of_destination(packet: &Packet, tables: &Tables) -> Option<NetworkIndex> {
     if !packet.is_group() {
         return tables
+            .endpoints
             .by_flat_mac(packet.destination_mac)
             .map(|endpoint| endpoint.network);
     }
@@ -217,6 +228,7 @@ fn network_of_destination(packet: &Packet, tables: &Tables) -> Option<NetworkInd
         L3::Other => None,
     };
     tables
+        .endpoints
         .only_flat_network()
-        .or_else(|| tables.flat_network_of(asked?))
+        .or_else(|| tables.endpoints.flat_network_of(asked?))
 }

@@ -34,7 +34,7 @@ pub fn open_and_deliver(
     open::open(batch, &mut context.sas.inbound, context.pool, context.engine);
     guard::guard_opened(batch, context.tables);
     guard::guard_plaintext(batch, context.tables);
-    classify::classify_uplink(batch, context.tables);
+    classify::classify_uplink(batch, context.tables, context.decisions);
     open::readdress(batch, context.pool.umem());
     replicate(batch, context.worker, context.tables, context.pool, exits, ledger);
     transmit(batch, context.worker, context.tables, context.pool, exits, ledger);

@@ -7,6 +7,7 @@ pub mod batch;
 pub mod classify;
 pub mod context;
 pub mod deliver;
+pub mod endpoints;
 pub mod guard;
 pub mod inbound;
 pub mod local;

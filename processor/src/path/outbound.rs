@@ -24,7 +24,7 @@ pub fn outbound(
         Some(port),
     );
     guard::guard_guest(&mut batch, context.tables);
-    classify::classify_guest(&mut batch, context.tables);
+    classify::classify_guest(&mut batch, context.tables, context.decisions);
     local::turn(&mut batch);
     replicate(
         &mut batch,

@@ -18,6 +18,12 @@ impl Counter {
         );
     }
 
+    /// Becomes a number that is counted elsewhere; only its one writer may.
+    #[inline]
+    pub fn become_count(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+
     /// The value.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -37,6 +43,12 @@ pub struct Counters {
     pub taken_over: Counter,
     /// Batches that went through the stages.
     pub batches: Counter,
+    /// Packets whose flow's decision was known.
+    pub flow_hits: Counter,
+    /// Packets whose rule was looked up.
+    pub flow_misses: Counter,
+    /// Samples of logged rules that found no room on their way to the log.
+    pub lost_samples: Counter,
     outcomes: [Counter; Outcome::COUNT],
 }
 
@@ -47,6 +59,9 @@ impl Default for Counters {
             copied: Counter::default(),
             taken_over: Counter::default(),
             batches: Counter::default(),
+            flow_hits: Counter::default(),
+            flow_misses: Counter::default(),
+            lost_samples: Counter::default(),
             outcomes: std::array::from_fn(|_| Counter::default()),
         }
     }

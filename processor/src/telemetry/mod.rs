@@ -2,4 +2,6 @@
 
 pub mod counters;
 pub mod latency;
+pub mod rules;
+pub mod samples;
 pub mod totals;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
+use guestseal_rules::model::{Policy, RuleIndex};
 use serde::Serialize;
 
 use crate::path::outcome::Outcome;
@@ -10,6 +12,7 @@ use crate::port::KernelDrops;
 
 use super::counters::Counters;
 use super::latency::Latencies;
+use super::rules::RuleCounters;
 
 /// Where the frames of the UMEM are.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -79,14 +82,44 @@ pub struct Totals {
     pub handed_over: u64,
     /// How they ended.
     pub outcomes: Outcomes,
-    /// Where the frames are.
-    pub frames: Frames,
+    /// Packets whose flow's decision was known, and those whose rule was looked up.
+    pub flows: FlowCacheTotals,
+    /// Packets by rule, in the rules' order.
+    pub rules: Vec<RulePackets>,
+    /// Samples of logged rules that found no room on their way to the log.
+    pub lost_samples: u64,
+    /// Where the frames are; known at the end.
+    pub frames: Option<Frames>,
     /// What the kernel dropped before it was received.
     pub kernel: Kernel,
     /// What the XDP programs decided, by interface.
     pub xdp: BTreeMap<String, Xdp>,
     /// Latency, by direction and class of outcome.
     pub latency_ns: BTreeMap<String, Percentiles>,
+}
+
+/// How often flow caches knew the decision.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FlowCacheTotals {
+    /// It was known.
+    pub hits: u64,
+    /// It was looked up.
+    pub misses: u64,
+}
+
+/// Packets that met one rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RulePackets {
+    /// Its name.
+    pub rule: String,
+    /// Its section's name.
+    pub section: String,
+    /// What it does.
+    pub action: &'static str,
+    /// Whether its section is only watched: packets would have met it.
+    pub monitor: bool,
+    /// Packets.
+    pub packets: u64,
 }
 
 /// What the kernel dropped before it was received.
@@ -119,6 +152,9 @@ impl Totals {
         self.received += counters.received.get();
         self.copies += counters.copied.get();
         self.handed_over += counters.taken_over.get();
+        self.flows.hits += counters.flow_hits.get();
+        self.flows.misses += counters.flow_misses.get();
+        self.lost_samples += counters.lost_samples.get();
         for outcome in (0..Outcome::COUNT).filter_map(Outcome::from_index) {
             let count = counters.outcome(outcome).get();
             self.ended += count;
@@ -137,6 +173,23 @@ impl Totals {
             }
         }
         self.in_flight = (self.received + self.copies) as i64 - self.ended as i64;
+    }
+
+    /// Sets the packets by rule: the sums over all workers.
+    pub fn set_rules(&mut self, policy: &Policy, counters: &[Arc<RuleCounters>]) {
+        self.rules = (0u32..)
+            .zip(&policy.rules)
+            .map(|(number, rule)| {
+                let section = &policy.sections[rule.section.index()];
+                RulePackets {
+                    rule: rule.name.clone(),
+                    section: section.name.clone(),
+                    action: rule.action.verb(),
+                    monitor: section.monitor,
+                    packets: counters.iter().map(|one| one.packets(RuleIndex(number))).sum(),
+                }
+            })
+            .collect();
     }
 
     /// Adds what the kernel dropped at one port.
@@ -196,12 +249,16 @@ impl fmt::Display for Totals {
         line(f, "dropped by XDP: no socket", xdp(|one| one.no_socket))?;
         line(f, "dropped by XDP: no stamp", xdp(|one| one.no_stamp))?;
         line(f, "passed to the kernel", xdp(|one| one.passed))?;
-        let frames = &self.frames;
-        writeln!(
-            f,
-            "frames\n  {} = {} free + {} receiving + {} transmitting + {} between workers",
-            frames.total, frames.free, frames.receive, frames.transmit, frames.handoff
-        )?;
+        line(f, "flows known, packets", self.flows.hits)?;
+        line(f, "flows looked up, packets", self.flows.misses)?;
+        if let Some(frames) = &self.frames {
+            writeln!(
+                f,
+                "frames\n  {} = {} free + {} receiving + {} transmitting + {} between workers",
+                frames.total, frames.free, frames.receive, frames.transmit, frames.handoff
+            )?;
+        }
+        self.write_rules(f)?;
         if !self.latency_ns.is_empty() {
             writeln!(
                 f,
@@ -220,6 +277,26 @@ impl fmt::Display for Totals {
                 us(one.p999),
                 us(one.max)
             )?;
+        }
+        Ok(())
+    }
+}
+
+impl Totals {
+    /// What leaves in plaintext, what is excluded, and what only is watched: always shown, with its packets.
+    fn write_rules(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = self
+            .rules
+            .iter()
+            .filter(|rule| rule.monitor || matches!(rule.action, "plaintext" | "drop"))
+            .peekable();
+        if shown.peek().is_some() {
+            writeln!(f, "rules that do not seal, or only watch")?;
+        }
+        for rule in shown {
+            let mode = if rule.monitor { "would be " } else { "" };
+            let what = format!("{mode}{}: {}", rule.action, rule.rule);
+            writeln!(f, "  {what:<28} {:>14}", rule.packets)?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::aead::engine::Engine;
 use crate::path::batch::{Batch, Descriptor, NextStep, WorkerId};
+use crate::path::classify::Decisions;
 use crate::path::context::Context;
 use crate::path::deliver::{Exits, Ledger, transmit};
 use crate::path::outcome::{Direction, DropReason, Outcome};
@@ -98,6 +99,8 @@ pub struct Worker {
     pub pool: FramePool,
     /// The SAs it owns.
     pub sas: Owned,
+    /// What it has found out about flows, and what it says of rules.
+    pub decisions: Decisions,
     /// The AEAD engine.
     pub engine: Arc<dyn Engine>,
     /// Its queues.
@@ -387,6 +390,7 @@ impl Worker {
             tables: &tables,
             pool: &mut self.pool,
             sas: &mut self.sas,
+            decisions: &mut self.decisions,
             engine: &*self.engine,
         };
         let mut exits = WorkerExits {
@@ -399,6 +403,12 @@ impl Worker {
             now: None,
         };
         run(&mut context, &mut exits, &mut ledger);
+        let (hits, misses) = self.decisions.cached();
+        self.counters.flow_hits.become_count(hits);
+        self.counters.flow_misses.become_count(misses);
+        self.counters
+            .lost_samples
+            .become_count(self.decisions.lost_samples());
     }
 
     fn kick(&mut self) -> bool {

@@ -1,12 +1,15 @@
 //! Hosts on memory ports: the real workers, path, tables and SAs, without a kernel.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use guestseal::aead::aes_gcm::AesGcm;
 use guestseal::aead::engine::Engine;
 use guestseal::path::batch::WorkerId;
+use guestseal::path::classify::Decisions;
+use guestseal::path::endpoints::Endpoints;
 use guestseal::path::outcome::{DropReason, Outcome, SentAs};
 use guestseal::path::tables::{Parts, Tables};
 use guestseal::port::KernelDrops;
@@ -23,13 +26,18 @@ use guestseal::sa::spi::Spi;
 use guestseal::sa::table::{OutboundKey, Owned, Place, SaTable};
 use guestseal::telemetry::counters::Counters;
 use guestseal::telemetry::latency::exchange;
+use guestseal::telemetry::rules::RuleCounters;
+use guestseal::telemetry::samples::{Sample, samples};
 use guestseal::wire::ethernet::MacAddress;
 use guestseal::worker::handoff::{Handoff, Waker};
 use guestseal::worker::run::{Ports, Stop, Worker, monotonic};
 use guestseal_rules::classify::{Action, Protection};
-use guestseal_rules::compile::compile;
+use guestseal_rules::compile::{Ruleset, next_generation};
+use guestseal_rules::containers::{Changes, Containers};
+use guestseal_rules::event::{Event, Moment};
 use guestseal_rules::load::{Source, load_policy};
-use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex};
+use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex, RuleIndex};
+use rtrb::Consumer;
 
 use crate::frames::Guest;
 
@@ -137,6 +145,11 @@ pub(crate) fn keymat(spi: u32, length: usize) -> (Vec<u8>, Salt) {
 }
 
 pub(crate) struct Host {
+    tables: Arc<ArcSwap<Tables>>,
+    containers: Containers,
+    ruleset: Ruleset,
+    rules: Arc<RuleCounters>,
+    logged: Vec<Consumer<Sample>>,
     pub(crate) workers: Vec<Worker>,
     pub(crate) uplinks: Vec<Device>,
     pub(crate) guests: HashMap<String, Device>,
@@ -189,16 +202,27 @@ impl Host {
             guests.insert(guest.id.clone(), device);
             owners.push((PortIndex(index as u32), vec![WorkerId(owner)]));
         }
+        let rules = Arc::new(RuleCounters::new(policy));
+        let mut logged = Vec::new();
+        let containers = Containers::new(Arc::new(policy.clone()), Moment::default());
+        let ruleset = Ruleset::compile(
+            policy,
+            containers.memberships(),
+            containers.flows(),
+            NonZeroU32::MIN,
+        )
+        .unwrap();
         let tables = Arc::new(ArcSwap::from_pointee(Tables::new(
             policy,
-            Box::new(compile(policy)),
             Parts {
+                rules: ruleset.clone(),
+                endpoints: Arc::new(Endpoints::new(policy)),
                 host: HostIndex(number as u16),
                 uplink_mac: host_mac(number),
                 uplink_mtu: 1500,
                 owners,
                 next_hops: (0..policy.hosts.len()).map(|host| Some(host_mac(host))).collect(),
-                sas: table,
+                sas: Arc::new(table),
             },
         )));
         let wakers: Vec<Waker> = (0..count).map(|_| Waker::new().unwrap()).collect();
@@ -213,11 +237,14 @@ impl Host {
                 } else {
                     share
                 };
+                let (sampler, sampled) = samples();
+                logged.push(sampled);
                 Worker {
                     id: WorkerId(index as u16),
                     tables: Arc::clone(&tables),
                     pool: FramePool::new(Arc::clone(&umem), frames.drain(..take).collect()),
                     sas: owned.remove(0),
+                    decisions: Decisions::new(Arc::clone(&rules), sampler),
                     engine: Arc::new(AesGcm),
                     ports,
                     handoff: handoffs.next().unwrap(),
@@ -232,6 +259,11 @@ impl Host {
             })
             .collect();
         let mut host = Self {
+            tables,
+            containers,
+            ruleset,
+            rules,
+            logged,
             workers,
             uplinks,
             guests,
@@ -242,6 +274,46 @@ impl Host {
         };
         host.settle();
         host
+    }
+
+    /// Something happens to a guest: the rules that follow are what every worker reads next.
+    pub(crate) fn hears(&mut self, event: &str) {
+        let event: Event = serde_json::from_str(event).unwrap();
+        let mut changes = Changes::default();
+        let now = Moment::from_millis(self.containers.now().millis() + 1);
+        self.containers.apply(now, &event, &mut changes).unwrap();
+        let memberships = self.containers.memberships();
+        let changed = changes
+            .guests
+            .iter()
+            .map(|guest| (*guest, &memberships[guest.index()]));
+        let generation = next_generation(self.ruleset.generation());
+        let next = self.ruleset.update(changed, generation);
+        self.ruleset = next.update_flows(&changes.flows, self.containers.flows(), generation);
+        let tables = self.tables.load().with_rules(self.ruleset.clone());
+        self.tables.store(Arc::new(tables));
+    }
+
+    /// Packets that met a rule, or would have.
+    pub(crate) fn met(&self, rule: &str) -> u64 {
+        let rules = &self.containers.policy().rules;
+        let number = rules
+            .iter()
+            .position(|one| one.name == rule)
+            .expect("a rule of the policy");
+        self.rules.packets(RuleIndex(number as u32))
+    }
+
+    /// Packets of logged rules since the last look, with the rules' names.
+    pub(crate) fn logged(&mut self) -> Vec<(String, Sample)> {
+        let policy = Arc::clone(self.containers.policy());
+        let mut all = Vec::new();
+        for ring in &mut self.logged {
+            while let Ok(sample) = ring.pop() {
+                all.push((policy.rules[sample.rule.index()].name.clone(), sample));
+            }
+        }
+        all
     }
 
     /// Turns every worker until none has anything to do.

@@ -128,6 +128,13 @@ fn replays_and_what_is_left_of_the_window() {
             drops(&mut host, &wire[500], "one of the window again"),
             ReplaySeen
         );
+        // RFC 4303 3.4.3: the window is looked at before the tag, so that a replay costs no cipher.
+        let mut forged = wire[500].clone();
+        *forged.last_mut().unwrap() ^= 1;
+        assert_eq!(
+            drops(&mut host, &forged, "one of the window with another tag"),
+            ReplaySeen
+        );
         // RFC 4303 A2.2: with ESN, what is left of the window reads as a number of the next 2^32.
         let expected = if esn { BadTag } else { ReplayTooOld };
         assert_eq!(

@@ -9,5 +9,6 @@ mod hostile_wire;
 mod key_of_rule;
 mod no_nonce_twice;
 mod no_plaintext_leaks;
+mod quarantine;
 mod seals_and_opens;
 mod two_workers;

@@ -52,6 +52,23 @@ impl Cidr {
         self.address.is_ipv4() == address.is_ipv4() && (bits(address) ^ self.bits) & self.mask == 0
     }
 
+    /// Whether it is of IPv4.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.address.is_ipv4()
+    }
+
+    /// Its first and last address, as numbers.
+    #[must_use]
+    pub fn ends(&self) -> (u128, u128) {
+        let width = if self.is_ipv4() {
+            u128::from(u32::MAX)
+        } else {
+            u128::MAX
+        };
+        (self.bits, self.bits | (width & !self.mask))
+    }
+
     /// Whether every address of `other` lies in it.
     #[must_use]
     pub fn covers(&self, other: &Cidr) -> bool {

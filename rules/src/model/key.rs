@@ -8,6 +8,7 @@ use super::Place;
 
 /// A cipher and its key length.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Suite {
     /// AES-256-GCM; AES-256-GMAC where a rule only authenticates.

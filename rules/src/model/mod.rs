@@ -1,15 +1,25 @@
 //! The policy: what all hosts agree on. Names are resolved to numbers; places in the files are kept.
 
 pub mod cidr;
+pub mod container;
+pub mod criteria;
+pub mod glob;
 pub mod key;
 pub mod rule;
+pub mod service;
+pub mod template;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 pub use cidr::Cidr;
+pub use container::{Container, Damping, Release, SecurityService, Transfer};
+pub use criteria::{Criteria, LoginTest, TagTest};
+pub use glob::Glob;
 pub use key::{Key, Suite};
-pub use rule::{Place, Rule, Selector, Term};
+pub use rule::{FlowTest, LabelTest, Owner, Place, Rule, Selector, Term, Traffic, VlanTest};
+pub use service::{ProtocolPorts, Service};
+pub use template::Template;
 
 macro_rules! index {
     ($($(#[$doc:meta])* $name:ident($number:ty);)*) => {
@@ -43,7 +53,22 @@ index! {
     KeyIndex(u16);
     /// A rule, by its place in [`Policy::rules`].
     RuleIndex(u32);
+    /// A group, by its place in [`Policy::groups`].
+    GroupIndex(u16);
+    /// A security container, by its place in [`Policy::containers`].
+    ContainerIndex(u16);
+    /// A question about guests, by its place in [`Policy::criteria`].
+    CriteriaIndex(u16);
+    /// A section, by its place in [`Policy::sections`].
+    SectionIndex(u16);
+    /// A template, by its place in [`Policy::templates`].
+    TemplateIndex(u16);
+    /// A question about flows, by its place in [`Policy::flow_tests`].
+    FlowTestIndex(u16);
 }
+
+/// Guests that a policy may have.
+pub const MAX_GUESTS: usize = (1 << 24) - 1;
 
 /// Everything that the policy files say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,8 +83,48 @@ pub struct Policy {
     pub ports: Vec<GuestPort>,
     /// Keys, by id: never their bytes.
     pub keys: Vec<Key>,
+    /// Groups.
+    pub groups: Vec<Group>,
+    /// Services: the declared ones, and the built-in ones whose names they leave.
+    pub services: Vec<Service>,
+    /// The security services whose tags count, in the order of their precedence.
+    pub security_services: Vec<SecurityService>,
+    /// Security containers: at least one; the first is where guests are that nothing has moved.
+    pub containers: Vec<Container>,
+    /// What counts as flapping between containers.
+    pub damping: Damping,
+    /// What rules and groups ask of guests.
+    pub criteria: Vec<Criteria>,
+    /// What rules ask of flows.
+    pub flow_tests: Vec<FlowTest>,
+    /// What makes rules when something happens.
+    pub templates: Vec<Template>,
+    /// Sections, in order; the first holds the containers' rules, the second the templates'.
+    pub sections: Vec<Section>,
     /// Rules, in order: the first that matches decides.
     pub rules: Vec<Rule>,
+}
+
+/// A named set of addresses and guests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Who is in it.
+    pub members: Selector,
+    /// Where it is declared.
+    pub place: Place,
+}
+
+/// A part of the rules that one owner keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its name.
+    pub name: String,
+    /// Whether its decisions are only counted and shown.
+    pub monitor: bool,
+    /// Where it is declared; at its default if it is in no file.
+    pub place: Place,
 }
 
 /// A hypervisor host.
@@ -72,11 +137,37 @@ pub struct Host {
 }
 
 /// What carries a logical network.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NetworkKind {
     /// The wire itself.
     #[default]
     Flat,
+    /// VXLAN (RFC 7348).
+    Vxlan(Vni),
+    /// Geneve (RFC 8926).
+    Geneve(Vni),
+}
+
+/// A virtual network identifier: 24 bits, never 0.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The largest.
+    pub const MAX: u32 = (1 << 24) - 1;
+
+    /// The identifier, if the number is one.
+    #[must_use]
+    pub fn new(number: u32) -> Option<Self> {
+        (1..=Self::MAX).contains(&number).then_some(Self(number))
+    }
+
+    /// The number.
+    #[must_use]
+    #[inline]
+    pub fn get(self) -> u32 {
+        self.0
+    }
 }
 
 /// A logical network.
@@ -86,6 +177,10 @@ pub struct Network {
     pub name: String,
     /// What carries it.
     pub kind: NetworkKind,
+    /// The key of rules that seal within it and name none.
+    pub default_key: Option<KeyIndex>,
+    /// Where it is declared.
+    pub place: Place,
 }
 
 /// A guest virtual machine.
@@ -95,6 +190,8 @@ pub struct Guest {
     pub id: String,
     /// The host it runs on.
     pub host: HostIndex,
+    /// What stays the same when it moves or is registered anew: tags and containers are kept by it. Its id if none is said.
+    pub uuid: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its ports.
@@ -146,6 +243,46 @@ impl Policy {
             .iter()
             .position(|guest| guest.id == id)
             .map(|number| GuestIndex(number as u32))
+    }
+
+    /// Whether a logical network is the wire itself.
+    #[must_use]
+    pub fn is_flat(&self, network: NetworkIndex) -> bool {
+        self.networks[network.index()].kind == NetworkKind::Flat
+    }
+
+    /// The template of a name.
+    #[must_use]
+    pub fn template(&self, name: &str) -> Option<TemplateIndex> {
+        self.templates
+            .iter()
+            .position(|template| template.name == name)
+            .map(|number| TemplateIndex(number as u16))
+    }
+
+    /// The container of a name.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Option<ContainerIndex> {
+        self.containers
+            .iter()
+            .position(|container| container.name == name)
+            .map(|number| ContainerIndex(number as u16))
+    }
+
+    /// The group of a name.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<GroupIndex> {
+        self.groups
+            .iter()
+            .position(|group| group.name == name)
+            .map(|number| GroupIndex(number as u16))
+    }
+
+    /// A container and those it is nested in, from the inside.
+    pub fn chain(&self, container: ContainerIndex) -> impl Iterator<Item = ContainerIndex> + '_ {
+        std::iter::successors(Some(container), |inner| {
+            self.containers.get(inner.index())?.parent
+        })
     }
 
     /// The key of an id.

@@ -1,0 +1,127 @@
+//! `guestseal status`: what a running guestseal says of itself.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use rustix::process::{Pid, test_kill_process};
+use serde_json::Value;
+
+use crate::control::config::{HostConfig, Overrides};
+use crate::control::status;
+
+use super::Failure;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  guestseal status --config host.yaml\n  guestseal status --config host.yaml --json\n\n\
+                        Exits with 1 if guestseal does not run with this configuration."
+)]
+pub(super) struct Status {
+    /// The host's configuration
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let overrides = Overrides {
+            uplink: Some("any".into()),
+            ..Overrides::default()
+        };
+        let config = HostConfig::load(&self.config, &overrides)?;
+        let path = status::path(&config.state_directory);
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            format!(
+                "{}: no status: {error}; guestseal has not run here",
+                path.display()
+            )
+        })?;
+        let value: Value = serde_json::from_str(&text)?;
+        let pid = value["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32));
+        if pid.is_none_or(|pid| test_kill_process(pid).is_err()) {
+            let at = value["at"].as_str().unwrap_or("an unknown time");
+            return Err(format!(
+                "guestseal does not run here; its last status is of {at}: {}",
+                path.display()
+            )
+            .into());
+        }
+        if self.json {
+            println!("{text}");
+        } else {
+            print!("{}", render(&value));
+        }
+        Ok(())
+    }
+}
+
+fn render(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut out = format!(
+        "host {}, process {}, since {}\n",
+        text(&status["host"]),
+        status["pid"],
+        text(&status["since"])
+    );
+    let totals = &status["totals"];
+    out += "packets\n";
+    let mut line =
+        |name: &str, count: &Value| out += &format!("  {name:<28} {:>14}\n", count.as_u64().unwrap_or(0));
+    line("received", &totals["received"]);
+    for (name, count) in totals["outcomes"].as_object().into_iter().flatten() {
+        match count.as_object() {
+            Some(reasons) => reasons
+                .iter()
+                .for_each(|(reason, count)| line(&format!("dropped: {reason}"), count)),
+            None => line(&name.replace('_', " "), count),
+        }
+    }
+    out += "rules that do not seal, or only watch\n";
+    for rule in totals["rules"].as_array().into_iter().flatten() {
+        let monitor = rule["monitor"].as_bool().unwrap_or(false);
+        let action = text(&rule["action"]);
+        if monitor || matches!(action.as_str(), "plaintext" | "drop") {
+            let mode = if monitor { "would be " } else { "" };
+            let what = format!("{mode}{action}: {}", text(&rule["rule"]));
+            out += &format!("  {what:<28} {:>14}\n", rule["packets"].as_u64().unwrap_or(0));
+        }
+    }
+    out += "containers, guests\n";
+    for (name, count) in status["containers"].as_object().into_iter().flatten() {
+        out += &format!("  {name:<28} {count:>14}\n");
+    }
+    for guest in status["guests"].as_array().into_iter().flatten() {
+        let pinned = if guest["pinned"].as_bool().unwrap_or(false) {
+            ", pinned"
+        } else {
+            ""
+        };
+        out += &format!(
+            "guest {} in {}{pinned}",
+            text(&guest["guest"]),
+            text(&guest["container"])
+        );
+        if let Some(because) = guest["because"].as_str() {
+            out += &format!(": {because}, {}", text(&guest["since"]));
+        }
+        out.push('\n');
+        for (tag, severity) in guest["tags"].as_object().into_iter().flatten() {
+            out += &format!("  tag {tag}, severity {severity}\n");
+        }
+        for (template, because) in guest["templates"].as_object().into_iter().flatten() {
+            out += &format!("  rules of template {template}: {}\n", text(because));
+        }
+    }
+    let events = &status["events"];
+    out += &format!(
+        "events: {} accepted, {} malformed, {} transfers\n",
+        events["accepted"], events["malformed"], events["transfers"]
+    );
+    for (reason, count) in events["refused"].as_object().into_iter().flatten() {
+        out += &format!("  refused: {reason:<19} {count:>14}\n");
+    }
+    out
+}

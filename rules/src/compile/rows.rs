@@ -1,0 +1,354 @@
+//! Rows of bits, a bit an entry: a table of blocks of 512 bits, a cache line each, and which blocks a row is made of.
+//!
+//! Equal blocks are kept once: most of a row is like its neighbours. In front of a row's blocks stands a bit for each that is
+//! not empty, and beside the number of each a bit for each of its words that is not, so that an intersection reads the lines
+//! of those words only that are there in every row.
+
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+
+/// Entries of one block.
+pub(crate) const BLOCK: usize = 512;
+
+/// Where a row begins in its store.
+pub(crate) type RowId = u32;
+
+/// Entries of one word of a block.
+pub(crate) const WORD: usize = 64;
+
+/// Blocks that a store can number. What would be one more is kept as the empty one: no entry matches, and the packet is dropped.
+const MOST_BLOCKS: usize = 1 << 24;
+
+/// The bits of 512 entries.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(align(64))]
+pub(crate) struct Block(pub(crate) [u64; 8]);
+
+impl Block {
+    const EMPTY: Block = Block([0; 8]);
+
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        self.0
+            .iter_mut()
+            .zip(&other.0)
+            .for_each(|(one, other)| *one &= other);
+        self
+    }
+
+    /// A bit for each word that is not empty.
+    fn words(&self) -> u32 {
+        (0..8).map(|word| u32::from(self.0[word] != 0) << word).sum()
+    }
+}
+
+/// Bits being put together.
+#[derive(Clone, Debug)]
+pub(crate) struct Bits(pub(crate) Vec<Block>);
+
+impl Bits {
+    pub(crate) fn none(blocks: usize) -> Self {
+        Self(vec![Block::EMPTY; blocks])
+    }
+
+    pub(crate) fn of(blocks: usize, positions: impl IntoIterator<Item = usize>) -> Self {
+        let mut bits = Self::none(blocks);
+        positions.into_iter().for_each(|position| bits.flip(position));
+        bits
+    }
+
+    pub(crate) fn set(&mut self, position: usize) {
+        self.0[position / BLOCK].0[position % BLOCK / 64] |= 1 << (position % 64);
+    }
+
+    pub(crate) fn flip(&mut self, position: usize) {
+        self.0[position / BLOCK].0[position % BLOCK / 64] ^= 1 << (position % 64);
+    }
+}
+
+/// Bits that change little from one row to the next.
+pub(crate) struct Sweep {
+    bits: Bits,
+    row: Vec<u32>,
+    changed: Vec<usize>,
+}
+
+impl Sweep {
+    pub(crate) fn new(bits: Bits) -> Self {
+        Self {
+            row: Vec::new(),
+            changed: Vec::new(),
+            bits,
+        }
+    }
+
+    pub(crate) fn flip(&mut self, position: usize) {
+        self.bits.flip(position);
+        self.changed.push(position / BLOCK);
+    }
+}
+
+/// Rows of one length.
+#[derive(Clone, Debug)]
+pub(crate) struct RowStore {
+    blocks_per_row: usize,
+    /// Words of 32 bits in front of a row: two for each 64 blocks.
+    front: usize,
+    /// One row after the other: its front, and of each block its number and, in the highest byte, which of its words are not empty.
+    rows: Vec<u32>,
+    /// The first is the empty one.
+    blocks: Vec<Block>,
+    /// Blocks after the last time that those were left out which no row has.
+    compact: usize,
+}
+
+/// What is kept once; only while a store is put together.
+#[derive(Debug)]
+pub(crate) struct Known {
+    blocks: HashMap<Block, u32, FixedState>,
+    rows: HashMap<Box<[u32]>, RowId, FixedState>,
+}
+
+impl Known {
+    pub(crate) fn nothing() -> Self {
+        Self {
+            blocks: [(Block::EMPTY, 0)].into_iter().collect(),
+            rows: HashMap::default(),
+        }
+    }
+}
+
+/// Bytes of a row, and of each block.
+pub(crate) fn row_bytes(blocks: usize) -> usize {
+    (blocks + 2 * blocks.div_ceil(64)) * 4
+}
+
+impl RowStore {
+    pub(crate) fn new(blocks_per_row: usize) -> Self {
+        Self {
+            blocks_per_row,
+            front: 2 * blocks_per_row.div_ceil(64),
+            rows: Vec::new(),
+            blocks: vec![Block::EMPTY],
+            compact: 1,
+        }
+    }
+
+    pub(crate) fn blocks_per_row(&self) -> usize {
+        self.blocks_per_row
+    }
+
+    /// The row of these bits.
+    pub(crate) fn intern(&mut self, known: &mut Known, bits: &Bits) -> RowId {
+        let blocks: Vec<u32> = bits.0.iter().map(|block| self.block(known, block)).collect();
+        self.row(known, &blocks)
+    }
+
+    /// The row of these bits as they are now.
+    pub(crate) fn intern_sweep(&mut self, known: &mut Known, sweep: &mut Sweep) -> RowId {
+        if sweep.row.is_empty() {
+            sweep.row = sweep
+                .bits
+                .0
+                .iter()
+                .map(|block| self.block(known, block))
+                .collect();
+        }
+        for changed in sweep.changed.drain(..) {
+            sweep.row[changed] = self.block(known, &sweep.bits.0[changed]);
+        }
+        self.row(known, &sweep.row)
+    }
+
+    fn block(&mut self, known: &mut Known, block: &Block) -> u32 {
+        *known.blocks.entry(*block).or_insert_with(|| self.push(block))
+    }
+
+    fn push(&mut self, block: &Block) -> u32 {
+        if self.blocks.len() >= MOST_BLOCKS {
+            return 0;
+        }
+        self.blocks.push(*block);
+        (self.blocks.len() as u32 - 1) | (block.words() << 24)
+    }
+
+    fn row(&mut self, known: &mut Known, blocks: &[u32]) -> RowId {
+        if let Some(id) = known.rows.get(blocks) {
+            return *id;
+        }
+        let id = self.rows.len() as RowId;
+        self.rows.resize(self.rows.len() + self.stride(), 0);
+        self.write(id, blocks);
+        known.rows.insert(blocks.into(), id);
+        id
+    }
+
+    fn write(&mut self, id: RowId, blocks: &[u32]) {
+        let row = &mut self.rows[id as usize..][..self.front + self.blocks_per_row];
+        let (front, row) = row.split_at_mut(self.front);
+        front.fill(0);
+        row.copy_from_slice(blocks);
+        for (number, _) in blocks.iter().enumerate().filter(|(_, block)| **block != 0) {
+            front[number / 32] |= 1 << (number % 32);
+        }
+    }
+
+    fn stride(&self) -> usize {
+        self.front + self.blocks_per_row
+    }
+
+    /// A row of the caller's own, empty so far: `overwrite` fills it.
+    pub(crate) fn reserve(&mut self) -> RowId {
+        let id = self.rows.len() as RowId;
+        self.rows.resize(self.rows.len() + self.stride(), 0);
+        id
+    }
+
+    /// What a row of the caller's own becomes. Without `known`, a block is kept anew unless the row has it already, or one that
+    /// it is likely to be like.
+    pub(crate) fn overwrite(&mut self, mut known: Option<&mut Known>, id: RowId, like: RowId, bits: &Bits) {
+        let mut row = Vec::with_capacity(self.blocks_per_row);
+        for (number, block) in bits.0.iter().enumerate() {
+            let place = self.front + number;
+            let mut there = [
+                self.rows[id as usize + place],
+                self.rows[like as usize + place],
+                0,
+            ]
+            .into_iter();
+            row.push(match &mut known {
+                Some(known) => self.block(known, block),
+                None => there
+                    .find(|there| self.blocks[number_of(*there)] == *block)
+                    .unwrap_or_else(|| self.push(block)),
+            });
+        }
+        self.write(id, &row);
+    }
+
+    /// Leaves out the blocks that no row has, once they may be more than the others.
+    pub(crate) fn tidy(&mut self) {
+        if self.blocks.len() <= 2 * self.compact + 1024 {
+            return;
+        }
+        let old = std::mem::replace(&mut self.blocks, vec![Block::EMPTY]);
+        let mut known = Known::nothing();
+        for first in (0..self.rows.len()).step_by(self.stride().max(1)) {
+            for place in first + self.front..first + self.stride() {
+                self.rows[place] = self.block(&mut known, &old[number_of(self.rows[place])]);
+            }
+        }
+        self.finish();
+    }
+
+    /// Nothing will be added for now.
+    pub(crate) fn finish(&mut self) {
+        self.compact = self.blocks.len();
+        self.blocks.shrink_to_fit();
+        self.rows.shrink_to_fit();
+    }
+
+    /// The bits of a row.
+    pub(crate) fn bits(&self, id: RowId) -> Bits {
+        let row = self.get(id);
+        Bits(
+            (0..self.blocks_per_row)
+                .map(|block| self.blocks[number_of(row.place(block))])
+                .collect(),
+        )
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, id: RowId) -> Row<'_> {
+        Row {
+            row: &self.rows[id as usize..],
+            front: self.front,
+            blocks: &self.blocks,
+        }
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows.capacity() * 4 + self.blocks.capacity() * size_of::<Block>()
+    }
+}
+
+/// One row.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Row<'a> {
+    row: &'a [u32],
+    front: usize,
+    blocks: &'a [Block],
+}
+
+impl<'a> Row<'a> {
+    /// A bit for each of 64 blocks that is not empty.
+    #[inline]
+    pub(crate) fn front(&self, part: usize) -> u64 {
+        u64::from(self.row[2 * part]) | u64::from(self.row[2 * part + 1]) << 32
+    }
+
+    /// Where a block is, with its words that are not empty in the highest byte.
+    #[inline]
+    pub(crate) fn place(&self, block: usize) -> u32 {
+        self.row[self.front + block]
+    }
+
+    /// A word of the block at a place.
+    #[inline]
+    pub(crate) fn word(&self, place: u32, word: usize) -> u64 {
+        self.blocks[number_of(place)].0[word % 8]
+    }
+}
+
+#[inline]
+fn number_of(place: u32) -> usize {
+    place as usize & (MOST_BLOCKS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever is written over whatever, a row has the bits that were written last, and memory stays in bounds.
+        #[test]
+        fn rows_keep_what_was_written(writes in prop::collection::vec((0usize..4, prop::collection::vec(0usize..1500, 0..6)), 1..300)) {
+            let mut store = RowStore::new(3);
+            let mut known = Known::nothing();
+            let rows: Vec<RowId> = (0..4).map(|_| store.reserve()).collect();
+            let mut expected = vec![Bits::none(3); 4];
+            for row in &rows {
+                store.overwrite(Some(&mut known), *row, *row, &Bits::none(3));
+            }
+            store.finish();
+            for (row, positions) in writes {
+                let mut bits = Bits::none(3);
+                positions.iter().for_each(|position| bits.set(*position));
+                store.overwrite(None, rows[row], rows[0], &bits);
+                store.tidy();
+                expected[row] = bits;
+                for (row, expected) in rows.iter().zip(&expected) {
+                    prop_assert_eq!(&store.bits(*row).0, &expected.0);
+                    for (number, block) in expected.0.iter().enumerate() {
+                        prop_assert_eq!(store.get(*row).front(0) >> number & 1 == 1, *block != Block::EMPTY);
+                        prop_assert_eq!(store.get(*row).place(number) >> 24, block.words());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_row_has_is_left_out() {
+        let mut store = RowStore::new(1);
+        let row = store.reserve();
+        for number in 0..100_000usize {
+            store.overwrite(None, row, row, &Bits::of(1, [number % 512, number / 512]));
+            store.tidy();
+        }
+        assert!(store.bytes() < 1 << 18, "{} bytes", store.bytes());
+    }
+}
