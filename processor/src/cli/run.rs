@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use guestseal_xdp::{ModeChoice, XdpMode};
-use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -119,7 +118,7 @@ impl Run {
         let config = HostConfig::load(&self.config, &overrides)?;
         check_possible()?;
         keep_secrets()?;
-        // The kernel counts the UMEM as locked memory, and all other memory is locked too.
+        // The kernel counts the UMEM as locked memory.
         let unlimited = Rlimit {
             current: None,
             maximum: None,
@@ -127,13 +126,6 @@ impl Run {
         if setrlimit(Resource::Memlock, unlimited).is_err() {
             // Where it matters the kernel refuses the UMEM, and says so.
             tracing::debug!("the limit of locked memory cannot be raised (CAP_SYS_RESOURCE)");
-        }
-        // No key ever reaches a swap device, and no page fault a worker.
-        let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
-        if let Err(error) = mlockall(all) {
-            tracing::warn!(
-                "memory cannot be locked ({error}): turn swap off or encrypt it, else keys may reach the disk"
-            );
         }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {

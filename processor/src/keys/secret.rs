@@ -1,8 +1,8 @@
 //! Secrets in memory: wiped when dropped, printed as nothing; and the files they come from.
 //!
 //! A file with a secret must be readable by its owner alone, and the owner must be who runs Guestseal or root. The
-//! questions are asked of the open file, so that it cannot be another one a moment later. That memory is locked and in
-//! no core file is the process's doing (`guestseal run` locks all of it).
+//! questions are asked of the open file, so that it cannot be another one a moment later. That memory is in no core file
+//! is the process's doing; it is not locked.
 
 use std::fmt;
 use std::fs::File;

@@ -5,7 +5,7 @@
 //! proofs and vectors hold for this handshake; the traffic is AES-GCM all the same.
 //!
 //! snow does not wipe its state: it lives from an initiation to its answer, at most one retry interval, in memory that is
-//! locked and in no core file. What is taken out here is wiped.
+//! in no core file. What is taken out here is wiped.
 
 use std::sync::LazyLock;
 
