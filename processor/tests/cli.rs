@@ -419,11 +419,6 @@ fn explain_of_a_host_knows_what_has_happened_to_its_guests() {
     let files = Files::new();
     let state = files.path().join("state");
     std::fs::create_dir_all(&state).unwrap();
-    files.replace(
-        "h1.yaml",
-        "/var/lib/guestseal\n",
-        &format!("{}\n", state.display()),
-    );
     let line = [
         "explain",
         "--config",
