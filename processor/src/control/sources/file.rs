@@ -72,7 +72,7 @@ impl FollowedFile {
     /// Reads on, a bounded amount: the lines that became whole; `None` if there is nothing more at present.
     ///
     /// # Errors
-    /// If the file cannot be read; that it is not there is none.
+    /// If the file cannot be read, or everybody may write it; that it is not there is none.
     pub fn read(&mut self) -> io::Result<Option<Vec<Line>>> {
         let Some(open) = &mut self.open else {
             return match self.open()? {
@@ -116,6 +116,10 @@ impl FollowedFile {
             Err(error) => return Err(error),
         };
         let metadata = file.metadata()?;
+        if metadata.mode() & 0o002 != 0 {
+            let why = "anyone may write it, and could free a guest from quarantine: run chmod o-w on it";
+            return Err(io::Error::other(why));
+        }
         let same =
             |position: &Position| position.inode == metadata.ino() && position.offset <= metadata.len();
         let offset = self
@@ -176,6 +180,7 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -228,6 +233,19 @@ mod tests {
         assert_eq!(followed.lines(), ["two", ""]);
         followed.append("\n");
         assert_eq!(followed.lines(), ["three"]);
+    }
+
+    #[test]
+    fn a_file_that_everybody_may_write_is_not_believed() {
+        let mut followed = Followed::new();
+        followed.append("one\n");
+        let mode =
+            |mode| std::fs::set_permissions(followed.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o666);
+        let error = followed.file.read().unwrap_err();
+        assert!(error.to_string().contains("chmod o-w"), "{error}");
+        mode(0o664);
+        assert_eq!(followed.lines(), ["one"]);
     }
 
     #[test]
