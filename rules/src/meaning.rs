@@ -1,7 +1,7 @@
 //! What the words of a rule mean, one packet against one rule, without short cuts.
 //!
 //! A rule `from A to B port P` also means the reply, from B port P to A; what opens a TCP connection is no reply.
-//! [`first_match`] is the definition that the fast look-up of [`crate::classify`] is held to; [`crate::explain`] tells it.
+//! [`World::first_match`] is the definition that the fast look-up of [`crate::classify`] is held to; [`crate::explain`] tells it.
 
 use crate::classify::Verdict;
 use crate::facts::{Facts, Party, Ports};
