@@ -239,8 +239,8 @@ mod tests {
     fn a_file_that_everybody_may_write_is_not_believed() {
         let mut followed = Followed::new();
         followed.append("one\n");
-        let mode =
-            |mode| std::fs::set_permissions(followed.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let path = followed.path();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         mode(0o666);
         let error = followed.file.read().unwrap_err();
         assert!(error.to_string().contains("chmod o-w"), "{error}");

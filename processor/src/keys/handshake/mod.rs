@@ -1,8 +1,8 @@
 //! Sessions between hosts: the handshake that makes them, and their life (docs/sessions.md).
 //!
 //! Sans-IO: bytes, time and random numbers are arguments, what is to be done is the result. [`engine::Engine`] is what
-//! control drives; below it [`pair`] is the state of one peer and channel, [`session`] one session, [`noise`] the
-//! handshake, [`message`] and [`mac`] the bytes.
+//! control drives; below it `pair` is the state of one peer and channel, `session` one session, `noise` the
+//! handshake, [`message`] and `mac` the bytes.
 
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
