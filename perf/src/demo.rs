@@ -279,7 +279,7 @@ impl Demo {
             let what = format!("iperf3 TCP {way} {to} at {from}");
             // iperf3 ends when all was sent: what is on its way then is not counted as received.
             let ok = moved.is_some_and(|(sent, arrived, _)| sent >= 16 << 20 && arrived >= 1 << 20);
-            self.check("guest", &what, "16 MiB are sent and arrive", text, ok);
+            self.check("guest", &what, "16 MiB sent, and data arrives", text, ok);
         }
         Ok(())
     }

@@ -228,7 +228,7 @@ pub(crate) fn demo() -> Result<()> {
 
 pub(crate) fn interrupted_demo() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    for (signal, begun) in [(Signal::INT, "pings"), (Signal::TERM, "sends TCP")] {
+    for (signal, begun) in [(Signal::INT, "pings"), (Signal::TERM, "by TCP")] {
         let mut command = Command::new(program());
         command
             .arg("demo")
