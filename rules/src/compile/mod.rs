@@ -9,10 +9,11 @@
 //! (`flows`); all else is shared by the old and the new ruleset. Memory is bounded: what would need more is refused, by name
 //! where one rule is to blame.
 //!
-//! Measured on one Zen 4 core that other work shared, TSC cycles a look-up past the flow cache, 1,000 guests, seeds acl, fw and
-//! ipc of `guestseal-perf classify`, one run: at 1,000 rules 269, 258, 271 here, 1,330, 1,400, 1,471 by tuple-space search
-//! (tuples in the order of their best rule, 70 to 79 of them, each asked in both directions), about 30,000 by the plain list; at
-//! 10,000 rules 893, 959, 979 here, 2,323, 2,313, 2,301 by tuple-space search. A first form of the bit vectors, whose rows were
+//! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache, 1,000 guests, seeds acl, fw and ipc of `guestseal-perf
+//! classify`: 155, 141, 142 at 10 rules, 254, 251, 259 at 1,000, 474, 514, 516 at 10,000; the plain list takes 240,210 to 299,000
+//! there. Beside tuple-space search (tuples in the order of their best rule, 70 to 79 of them, each asked in both directions), in
+//! one run while other work shared the core: at 1,000 rules 269, 258, 271 here and 1,330, 1,400, 1,471 there; at 10,000 rules 893,
+//! 959, 979 here and 2,323, 2,313, 2,301 there. A first form of the bit vectors, whose rows were
 //! summaries and single words found by counting bits, and which looked for a guest's address among all, took 3 times as long
 //! as this one (2,179, 2,449, 2,256 in another run): the cost is lines of memory, so a guest's own addresses have rows of
 //! their own, and which words of a block are there stands beside its number. Tuple-space search also pays for every label name
