@@ -89,3 +89,86 @@ pub enum Ports {
     /// A later fragment: they are in another packet.
     Unreadable,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::{Source, load_policy};
+
+    #[test]
+    fn a_packet_in_words() {
+        let text = "\
+hosts: [{name: h1, address: 192.0.2.1}]
+networks: [{name: blue}]
+guests:
+  - {id: web, host: h1, ports: [{interface: a, network: blue, mac: '02:00:00:00:00:01', addresses: [10.0.0.1]}]}
+";
+        let (name, text) = ("policy.yaml".into(), text.into());
+        let policy = load_policy(&[Source { name, text }]).unwrap();
+        let tcp = Facts {
+            network: NetworkIndex(0),
+            ethertype: 0x0800,
+            vlan: None,
+            protocol: Some(6),
+            ports: Ports::Pair {
+                source: 4000,
+                destination: 80,
+            },
+            icmp: None,
+            dscp: 0,
+            opening: true,
+            source: Party {
+                guest: Some(GuestIndex(0)),
+                address: Some(IpAddr::from([10, 0, 0, 1])),
+            },
+            destination: Party {
+                guest: None,
+                address: Some(IpAddr::from([10, 0, 0, 2])),
+            },
+        };
+        let nobody = Party {
+            guest: None,
+            address: None,
+        };
+        let cases = [
+            (
+                tcp,
+                "network blue: web (10.0.0.1) to 10.0.0.2, protocol 6, port 4000 to 80",
+            ),
+            (
+                Facts {
+                    ports: Ports::Unreadable,
+                    ..tcp
+                },
+                "network blue: web (10.0.0.1) to 10.0.0.2, protocol 6, a later fragment",
+            ),
+            (
+                Facts {
+                    protocol: Some(1),
+                    ports: Ports::None,
+                    icmp: Some((8, 0)),
+                    ..tcp
+                },
+                "network blue: web (10.0.0.1) to 10.0.0.2, protocol 1, type 8 code 0",
+            ),
+            (
+                Facts {
+                    network: NetworkIndex(7),
+                    ethertype: 0x0806,
+                    protocol: None,
+                    ports: Ports::None,
+                    source: Party {
+                        address: None,
+                        ..tcp.source
+                    },
+                    destination: nobody,
+                    ..tcp
+                },
+                "network ?: web to somebody, EtherType 0x0806",
+            ),
+        ];
+        for (facts, words) in cases {
+            assert_eq!(facts.describe(&policy), words);
+        }
+    }
+}

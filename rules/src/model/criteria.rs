@@ -52,28 +52,3 @@ pub struct LoginTest {
     /// A group of the user.
     pub group: Option<Glob>,
 }
-
-impl Criteria {
-    /// Whether the answer may change only because time passes.
-    #[must_use]
-    pub fn ages(&self) -> bool {
-        self.any_leaf(&|leaf| {
-            matches!(leaf, Criteria::Tag(test) if test.older_than.is_some() || test.younger_than.is_some())
-        })
-    }
-
-    /// Whether it asks of other guests.
-    #[must_use]
-    pub fn looks_around(&self) -> bool {
-        self.any_leaf(&|leaf| matches!(leaf, Criteria::Neighbour(_)))
-    }
-
-    fn any_leaf(&self, of: &impl Fn(&Criteria) -> bool) -> bool {
-        of(self)
-            || match self {
-                Criteria::All(list) | Criteria::Any(list) => list.iter().any(|one| one.any_leaf(of)),
-                Criteria::Not(one) | Criteria::Neighbour(one) => one.any_leaf(of),
-                _ => false,
-            }
-    }
-}

@@ -269,15 +269,6 @@ impl Policy {
             .map(|number| ContainerIndex(number as u16))
     }
 
-    /// The group of a name.
-    #[must_use]
-    pub fn group(&self, name: &str) -> Option<GroupIndex> {
-        self.groups
-            .iter()
-            .position(|group| group.name == name)
-            .map(|number| GroupIndex(number as u16))
-    }
-
     /// A container and those it is nested in, from the inside.
     pub fn chain(&self, container: ContainerIndex) -> impl Iterator<Item = ContainerIndex> + '_ {
         std::iter::successors(Some(container), |inner| {
