@@ -292,6 +292,16 @@ impl Bench {
             deployment.set_mark(0, &format!("blue-{}-h1-h2", cell.number), u64::from(BEFORE_WRAP))?;
         }
         let host = deployment.start(0, &topology.hosts[0], &[])?;
+        if cells.iter().any(|cell| matches!(cell.mode, Mode::Tunnel { .. })) {
+            // What is sent before that is dropped, and no cell sends anything twice.
+            wait_for("the way to the machine", PATIENCE, || {
+                Ok(host
+                    .process
+                    .errors()
+                    .contains("host h2 is reached by")
+                    .then_some(()))
+            })?;
+        }
         let near = actor::serve(
             &program,
             &topology.guests[0].namespace,

@@ -340,6 +340,20 @@ impl Control<'_> {
             }
         }
         if next_hops != self.plan.next_hops {
+            let hosts = self
+                .config
+                .policy
+                .hosts
+                .iter()
+                .zip(&next_hops)
+                .zip(&self.plan.next_hops);
+            for ((host, now), before) in hosts {
+                if let Some(mac) = now
+                    && now != before
+                {
+                    tracing::info!("host {} is reached by {mac}", host.name);
+                }
+            }
             self.plan.next_hops = next_hops;
             plane.publish(&self.plan);
         }
