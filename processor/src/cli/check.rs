@@ -7,7 +7,7 @@ use guestseal_rules::check::warnings;
 use guestseal_rules::load::load_policy;
 use guestseal_rules::model::Policy;
 
-use crate::control::config::{ConfigError, HostConfig, Overrides, is_host_file, read};
+use crate::control::config::{ConfigError, HostConfig, is_host_file, read};
 
 use super::Failure;
 
@@ -33,12 +33,7 @@ impl Check {
         for path in &self.files {
             let source = read(path)?;
             if is_host_file(&source) {
-                // Only the command line can name the uplink of a file that has none.
-                let overrides = Overrides {
-                    uplink: Some("any".into()),
-                    ..Overrides::default()
-                };
-                let config = HostConfig::load(path, &overrides)?;
+                let config = HostConfig::load_offline(path)?;
                 let sas = config.sas.len();
                 println!(
                     "{}: ok, {sas} security associations, {}",

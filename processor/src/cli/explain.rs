@@ -11,7 +11,7 @@ use guestseal_rules::facts::{Facts, Party, Ports};
 use guestseal_rules::load::load_policy;
 use guestseal_rules::model::{GuestIndex, GuestPort, NetworkIndex, Policy};
 
-use crate::control::config::{ConfigError, HostConfig, Overrides, read};
+use crate::control::config::{ConfigError, HostConfig, read};
 use crate::control::guests::{now, replay};
 use crate::control::journal::Journal;
 use crate::wire::{ethernet, icmp, transport};
@@ -76,11 +76,7 @@ impl Explain {
     pub(super) fn run(self) -> Result<(), Failure> {
         let containers = match &self.config {
             Some(path) => {
-                let overrides = Overrides {
-                    uplink: Some("any".into()),
-                    ..Overrides::default()
-                };
-                let config = HostConfig::load(path, &overrides)?;
+                let config = HostConfig::load_offline(path)?;
                 let mut containers = replay(&config.policy, &Journal::read(&config.state_directory)?);
                 containers.advance(now(), &mut Changes::default());
                 containers

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::control::config::{HostConfig, Overrides};
+use crate::control::config::HostConfig;
 use crate::control::manual_sa::init_marks;
 
 use super::Failure;
@@ -31,11 +31,7 @@ enum SaCommand {
 impl Sa {
     pub(super) fn run(self) -> Result<(), Failure> {
         let SaCommand::Init { config } = self.command;
-        let overrides = Overrides {
-            uplink: Some("any".into()),
-            ..Overrides::default()
-        };
-        let config = HostConfig::load(&config, &overrides)?;
+        let config = HostConfig::load_offline(&config)?;
         let made = init_marks(&config)?;
         made.iter()
             .for_each(|name| println!("{name}: begins at sequence number 1"));

@@ -6,7 +6,7 @@ use clap::Args;
 use rustix::process::{Pid, test_kill_process};
 use serde_json::Value;
 
-use crate::control::config::{HostConfig, Overrides};
+use crate::control::config::HostConfig;
 use crate::control::status;
 
 use super::Failure;
@@ -27,11 +27,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let overrides = Overrides {
-            uplink: Some("any".into()),
-            ..Overrides::default()
-        };
-        let config = HostConfig::load(&self.config, &overrides)?;
+        let config = HostConfig::load_offline(&self.config)?;
         let path = status::path(&config.state_directory);
         let text = std::fs::read_to_string(&path).map_err(|error| {
             format!(

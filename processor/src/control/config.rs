@@ -310,6 +310,18 @@ pub fn is_host_file(source: &Source) -> bool {
 }
 
 impl HostConfig {
+    /// Reads host.yaml for what needs no uplink: only the command line can name that of a file that has none.
+    ///
+    /// # Errors
+    /// See [`Self::load`].
+    pub fn load_offline(path: &Path) -> Result<Self, ConfigError> {
+        let overrides = Overrides {
+            uplink: Some("any".into()),
+            ..Overrides::default()
+        };
+        Self::load(path, &overrides)
+    }
+
     /// Reads host.yaml and the policy files that it names; what the command line says comes first.
     ///
     /// # Errors

@@ -40,7 +40,6 @@ pub struct Guests {
     policy: Arc<Policy>,
     containers: Containers,
     ruleset: Ruleset,
-    generation: NonZeroU32,
     journal: Option<Journal>,
     source: Option<FollowedFile>,
     /// What the source could not be read for, said once.
@@ -104,13 +103,16 @@ impl Guests {
         let mut containers = replay(policy, &entries);
         containers.advance(now(), &mut Changes::default());
         let resume = entries.iter().rev().find_map(|entry| entry.read);
-        let generation = NonZeroU32::MIN;
         Ok(Self {
-            ruleset: Ruleset::compile(policy, containers.memberships(), containers.flows(), generation)?,
+            ruleset: Ruleset::compile(
+                policy,
+                containers.memberships(),
+                containers.flows(),
+                NonZeroU32::MIN,
+            )?,
             source: events.map(|path| FollowedFile::new(path, resume)),
             policy: Arc::clone(policy),
             containers,
-            generation,
             journal,
             source_error: String::new(),
             totals: EventTotals::default(),
@@ -234,15 +236,15 @@ impl Guests {
         if changes.guests.is_empty() && changes.flows.is_empty() {
             return false;
         }
-        self.generation = next_generation(self.generation);
+        let generation = next_generation(self.ruleset.generation());
         let memberships = self.containers.memberships();
         let changed = changes
             .guests
             .iter()
             .map(|guest| (*guest, &memberships[guest.index()]));
-        let mut next = self.ruleset.update(changed, self.generation);
+        let mut next = self.ruleset.update(changed, generation);
         if !changes.flows.is_empty() {
-            next = next.update_flows(&changes.flows, self.containers.flows(), self.generation);
+            next = next.update_flows(&changes.flows, self.containers.flows(), generation);
         }
         self.ruleset = next;
         true
