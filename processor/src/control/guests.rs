@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,6 +18,7 @@ use serde::Serialize;
 use super::journal::{Entry, Journal, JournalError};
 use super::sources::file::FollowedFile;
 use super::supervise::chain;
+use super::wake::Watched;
 
 /// Lines that one turn takes at most.
 const LINES: usize = 1024;
@@ -42,6 +44,10 @@ pub struct Guests {
     ruleset: Ruleset,
     journal: Option<Journal>,
     source: Option<FollowedFile>,
+    /// Tells when the source has more; without it the source is looked at now and then.
+    watched: Option<Watched>,
+    /// Whether more has come than one turn takes.
+    behind: bool,
     /// What the source could not be read for, said once.
     source_error: String,
     totals: EventTotals,
@@ -102,6 +108,16 @@ impl Guests {
         };
         let mut containers = replay(policy, &entries);
         containers.advance(now(), &mut Changes::default());
+        let watched = events.and_then(|path| {
+            Watched::new([path.to_owned()])
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        "{}: events are met some milliseconds later: {error}",
+                        path.display()
+                    );
+                })
+                .ok()
+        });
         let resume = entries.iter().rev().find_map(|entry| entry.read);
         Ok(Self {
             ruleset: Ruleset::compile(
@@ -110,6 +126,8 @@ impl Guests {
                 containers.flows(),
                 NonZeroU32::MIN,
             )?,
+            watched,
+            behind: false,
             source: events.map(|path| FollowedFile::new(path, resume)),
             policy: Arc::clone(policy),
             containers,
@@ -137,6 +155,18 @@ impl Guests {
         &self.totals
     }
 
+    /// What can be read when something has come.
+    #[must_use]
+    pub fn wait_on(&self) -> Option<BorrowedFd<'_>> {
+        self.watched.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether there is more to take, and so nothing to wait for.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// Takes what has come, and does what is due. Whether the rules are others than before.
     pub fn turn(&mut self, now: Moment) -> bool {
         let mut changes = Changes::default();
@@ -156,6 +186,9 @@ impl Guests {
     fn take(&mut self, now: Moment, changes: &mut Changes) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut taken = 0;
+        if let Some(watched) = &self.watched {
+            watched.take();
+        }
         while let Some(source) = self.source.as_mut().filter(|_| taken < LINES) {
             let lines = match source.read() {
                 Ok(Some(lines)) => lines,
@@ -190,6 +223,7 @@ impl Guests {
                 }
             }
         }
+        self.behind = taken >= LINES;
         entries
     }
 

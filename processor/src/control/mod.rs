@@ -9,3 +9,4 @@ pub mod manual_sa;
 pub mod sources;
 pub mod status;
 pub mod supervise;
+pub mod wake;

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +27,9 @@ use super::guests::{Guests, GuestsError, now};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
 use super::status::{self, Status};
+use super::wake::wait;
 
-/// One turn of the control loop. A block of sequence numbers lasts longer at any rate that a worker reaches.
+/// How often the control loop turns at least, whether something wakes it or not. A block of sequence numbers lasts longer at any rate that a worker reaches.
 const TURN: Duration = Duration::from_millis(20);
 /// How often interfaces are looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -181,10 +183,16 @@ impl Control<'_> {
             self.config.workers.len()
         );
         let (mut looked, mut asked, mut logged) = (begin, begin - ASK, begin);
+        let mut turn = begin;
         while !stop.load(Ordering::Acquire) {
-            std::thread::sleep(TURN);
-            self.tend_marks();
+            self.wait(turn);
+            // What wakes the loop is met at once; everything else has its time.
             self.follow_events(&plane);
+            if Instant::now() < turn {
+                continue;
+            }
+            turn = Instant::now() + TURN;
+            self.tend_marks();
             self.collect(&mut plane);
             self.log_samples(&mut plane);
             if looked.elapsed() >= LOOK {
@@ -217,6 +225,15 @@ impl Control<'_> {
         let frames = self.take_apart(plane, true).0;
         self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
         Ok(frames)
+    }
+
+    /// Waits until something comes, or until the next turn.
+    fn wait(&self, turn: Instant) {
+        if self.guests.is_behind() {
+            return;
+        }
+        let descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
+        wait(&descriptors, turn);
     }
 
     fn tend_marks(&mut self) {
@@ -368,12 +385,12 @@ impl Control<'_> {
             if stop.load(Ordering::Acquire) {
                 return Err(frames);
             }
-            std::thread::sleep(LOOK);
+            self.wait(Instant::now() + LOOK);
             self.tend_marks();
+            self.take_events();
             if link::index_of(&self.config.uplink).is_none() {
                 continue;
             }
-            self.take_events();
             match DataPlane::start(&self.plan, owned) {
                 Ok(plane) => return Ok(plane),
                 Err((error, back)) => {
