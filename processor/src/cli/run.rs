@@ -115,7 +115,7 @@ impl Run {
             events: self.events.clone(),
             pin_directory: self.pin_directory.clone(),
         };
-        let config = HostConfig::load(&self.config, &overrides)?;
+        let config = Arc::new(HostConfig::load(&self.config, &overrides)?);
         check_possible()?;
         keep_secrets()?;
         // The kernel counts the UMEM as locked memory.
@@ -136,7 +136,7 @@ impl Run {
         let options = RunOptions {
             ready_file: self.ready_file.clone(),
         };
-        let totals = run(&config, &options, &stop)?;
+        let totals = run(config, &options, &stop)?;
         print!("{totals}");
         if let Some(path) = &self.totals_json {
             let mut file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;

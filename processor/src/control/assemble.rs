@@ -80,9 +80,9 @@ pub enum StartError {
 }
 
 /// What a data plane is made of.
-pub struct Blueprint<'a> {
+pub struct Blueprint {
     /// The host's configuration.
-    pub config: &'a HostConfig,
+    pub config: Arc<HostConfig>,
     /// The AEAD engine.
     pub engine: Arc<dyn Engine>,
     /// Where SAs are.
@@ -207,8 +207,8 @@ impl DataPlane {
     ///
     /// # Errors
     /// See [`StartError`]; what was attached stays closed, or goes with the error.
-    pub fn start(plan: &Blueprint<'_>, owned: Vec<Owned>) -> Result<Self, (StartError, Vec<Owned>)> {
-        let config = plan.config;
+    pub fn start(plan: &Blueprint, owned: Vec<Owned>) -> Result<Self, (StartError, Vec<Owned>)> {
+        let config = &*plan.config;
         let mut owned = Some(owned);
         // Without an uplink the start fails, and says so.
         let sound = link::describe(&config.uplink).map_or(true, |uplink| uplink.zero_copy_is_sound());
@@ -238,11 +238,11 @@ impl DataPlane {
     }
 
     fn try_start(
-        plan: &Blueprint<'_>,
+        plan: &Blueprint,
         owned: &mut Option<Vec<Owned>>,
         zero_copy: bool,
     ) -> Result<Self, StartError> {
-        let config = plan.config;
+        let config = &*plan.config;
         let uplink = link::describe(&config.uplink)?;
         check_workers(config, &uplink)?;
         let count = config.workers.len();
@@ -410,7 +410,7 @@ impl DataPlane {
     }
 
     /// Closes guest ports whose interface is gone and opens those whose interface has come. Gives what happened.
-    pub fn follow_guest_ports(&mut self, plan: &Blueprint<'_>) -> Vec<String> {
+    pub fn follow_guest_ports(&mut self, plan: &Blueprint) -> Vec<String> {
         let mut news = Vec::new();
         for number in 0..self.ports.len() {
             let interface = self.ports[number].interface.clone();
@@ -424,7 +424,7 @@ impl DataPlane {
                 self.close_guest(number);
             }
             if now.is_some() {
-                match self.open_guest(number, plan.config) {
+                match self.open_guest(number, &plan.config) {
                     Ok(()) => news.push(format!("guest port {interface} is open")),
                     Err(error) => news.push(format!(
                         "guest port {interface} stays closed: {}",
@@ -440,7 +440,7 @@ impl DataPlane {
     }
 
     /// Replaces what workers read.
-    pub fn publish(&self, plan: &Blueprint<'_>) {
+    pub fn publish(&self, plan: &Blueprint) {
         self.tables
             .store(Arc::new(make_tables(plan, &self.uplink, &self.ports)));
     }
@@ -739,7 +739,7 @@ fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize
         .collect()
 }
 
-fn make_tables(plan: &Blueprint<'_>, uplink: &Link, ports: &[ServedPort]) -> Tables {
+fn make_tables(plan: &Blueprint, uplink: &Link, ports: &[ServedPort]) -> Tables {
     let owners = ports
         .iter()
         .map(|port| {

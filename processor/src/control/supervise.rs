@@ -86,9 +86,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-struct Control<'a> {
-    config: &'a HostConfig,
-    plan: Blueprint<'a>,
+struct Control {
+    plan: Blueprint,
     guests: Guests,
     since: Moment,
     marks: Vec<Mark>,
@@ -102,7 +101,7 @@ struct Control<'a> {
 ///
 /// # Errors
 /// See [`RunError`].
-pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Result<Totals, RunError> {
+pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> Result<Totals, RunError> {
     let chosen = choose(config.aead)?;
     for error in &chosen.passed_over {
         match error {
@@ -111,13 +110,12 @@ pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Resu
         }
     }
     let engine = chosen.engine;
-    let manual = manual_sa::prepare(config, &*engine)?;
+    let manual = manual_sa::prepare(&config, &*engine)?;
     let guests = Guests::open(&config.policy, &config.state_directory, config.events.as_deref())?;
     let each_worker = || config.workers.iter();
     let mut control = Control {
-        config,
         plan: Blueprint {
-            config,
+            config: Arc::clone(&config),
             engine,
             sas: Arc::new(manual.table),
             rules: guests.ruleset().clone(),
@@ -157,7 +155,7 @@ pub fn run(config: &HostConfig, options: &RunOptions, stop: &AtomicBool) -> Resu
     Ok(control.totals(Some(frames)))
 }
 
-impl Control<'_> {
+impl Control {
     fn serve(
         &mut self,
         owned: Vec<Owned>,
@@ -179,8 +177,8 @@ impl Control<'_> {
         }
         tracing::info!(
             "ready: host {}, {} workers",
-            self.config.policy.hosts[self.config.host.index()].name,
-            self.config.workers.len()
+            self.plan.config.policy.hosts[self.plan.config.host.index()].name,
+            self.plan.config.workers.len()
         );
         let (mut looked, mut asked, mut logged) = (begin, begin - ASK, begin);
         let mut turn = begin;
@@ -200,13 +198,13 @@ impl Control<'_> {
                 if !plane.has_uplink() {
                     tracing::error!(
                         "uplink {} is gone: waiting for it, guest ports stay closed",
-                        self.config.uplink
+                        self.plan.config.uplink
                     );
                     match self.rebuild(plane, stop) {
                         Ok(again) => plane = again,
                         Err(frames) => return Ok(frames),
                     }
-                    tracing::info!("uplink {} is back", self.config.uplink);
+                    tracing::info!("uplink {} is back", self.plan.config.uplink);
                 }
                 for news in plane.follow_guest_ports(&self.plan) {
                     tracing::warn!("{news}");
@@ -264,7 +262,7 @@ impl Control<'_> {
 
     /// Writes packets of rules that are logged into the log, a bounded number of them.
     fn log_samples(&mut self, plane: &mut DataPlane) {
-        let policy = &self.config.policy;
+        let policy = &self.plan.config.policy;
         let mut more = 0u64;
         for (number, sample) in plane.logged().enumerate() {
             if number >= SAMPLES {
@@ -288,7 +286,9 @@ impl Control<'_> {
 
     fn write_status(&mut self) {
         let status = Status {
-            host: self.config.policy.hosts[self.config.host.index()].name.clone(),
+            host: self.plan.config.policy.hosts[self.plan.config.host.index()]
+                .name
+                .clone(),
             pid: std::process::id(),
             at: now(),
             since: self.since,
@@ -297,8 +297,11 @@ impl Control<'_> {
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
         };
-        if let Err(error) = status::write(&self.config.state_directory, &status) {
-            tracing::error!("{}: no status: {error}", self.config.state_directory.display());
+        if let Err(error) = status::write(&self.plan.config.state_directory, &status) {
+            tracing::error!(
+                "{}: no status: {error}",
+                self.plan.config.state_directory.display()
+            );
         }
     }
 
@@ -330,12 +333,13 @@ impl Control<'_> {
     /// Finds the MACs of the peers that tunnel-mode SAs go to.
     fn follow_neighbours(&mut self, plane: &DataPlane) {
         let peers: Vec<(usize, IpAddr)> = self
+            .plan
             .config
             .sas
             .iter()
             .filter(|sa| sa.mode == SaMode::Tunnel)
             .filter_map(|sa| {
-                let addresses = &self.config.policy.hosts[sa.peer.index()].addresses;
+                let addresses = &self.plan.config.policy.hosts[sa.peer.index()].addresses;
                 let address = addresses
                     .iter()
                     .find(|address| address.is_ipv6() == sa.over_ip6)?;
@@ -358,6 +362,7 @@ impl Control<'_> {
         }
         if next_hops != self.plan.next_hops {
             let hosts = self
+                .plan
                 .config
                 .policy
                 .hosts
@@ -388,7 +393,7 @@ impl Control<'_> {
             self.wait(Instant::now() + LOOK);
             self.tend_marks();
             self.take_events();
-            if link::index_of(&self.config.uplink).is_none() {
+            if link::index_of(&self.plan.config.uplink).is_none() {
                 continue;
             }
             match DataPlane::start(&self.plan, owned) {
@@ -433,7 +438,7 @@ impl Control<'_> {
             frames,
             ..Totals::default()
         };
-        totals.set_rules(&self.config.policy, &self.plan.rule_counters);
+        totals.set_rules(&self.plan.config.policy, &self.plan.rule_counters);
         self.plan
             .counters
             .iter()
