@@ -16,8 +16,10 @@ use guestseal::control::supervise::chain;
 use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
+use guestseal::path::notices::notices;
 use guestseal::path::outcome::{Outcome, SentAs};
 use guestseal::path::tables::{Parts, Tables};
+use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::frame::Frame;
 use guestseal::port::memory::{Device, MemoryPort};
 use guestseal::port::pool::FramePool;
@@ -25,12 +27,13 @@ use guestseal::port::umem::{HugePages, Shape, Umem};
 use guestseal::port::{BATCH, KernelDrops};
 use guestseal::sa::inbound::InboundSa;
 use guestseal::sa::nonce::Salt;
-use guestseal::sa::outbound::{Mode, OutboundSa};
+use guestseal::sa::outbound::{Mode, OutboundSa, Tally};
 use guestseal::sa::replay::ReplayWindow;
 use guestseal::sa::selector::Selector;
 use guestseal::sa::sequence::Sequence;
+use guestseal::sa::slots::Owned;
 use guestseal::sa::spi::Spi;
-use guestseal::sa::table::{OutboundKey, Owned, Place, SaTable};
+use guestseal::sa::table::{OutboundKey, SaTable};
 use guestseal::telemetry::counters::Counters;
 use guestseal::telemetry::latency::exchange;
 use guestseal::telemetry::rules::RuleCounters;
@@ -212,6 +215,7 @@ impl Bench {
             unreachable!("one for each worker")
         };
         let counters: Arc<Counters> = Arc::default();
+        let teller = notices(waker.clone()).0;
         let mut bench = Self {
             worker: Worker {
                 id: WorkerId(0),
@@ -229,6 +233,9 @@ impl Bench {
                 counters: Arc::clone(&counters),
                 recorder: exchange().0,
                 commands: rtrb::RingBuffer::new(1).1,
+                obeyed: Arc::default(),
+                notices: teller,
+                waiting: WaitingRoom::new(0),
                 closed_drops: KernelDrops::default(),
                 stop: Stop::new(1),
                 busy_poll: true,
@@ -244,10 +251,6 @@ impl Bench {
 
 fn security_associations(policy: &Policy, number: usize, engine: &dyn Engine) -> (SaTable, Owned) {
     let (mut table, mut owned) = (SaTable::default(), Owned::default());
-    let place = Place {
-        owner: WorkerId(0),
-        slot: 0,
-    };
     let (Some(rule_key), Some(network), Ok(spi)) =
         (policy.key("bench"), policy.network("bench"), Spi::new(SPI))
     else {
@@ -256,14 +259,16 @@ fn security_associations(policy: &Policy, number: usize, engine: &dyn Engine) ->
     let protection = Protection::Encrypt;
     let key = expand(engine);
     if number == 0 {
-        owned.outbound.push(OutboundSa {
+        let outbound = OutboundSa {
             spi,
             protection,
             mode: Mode::Transport,
             esn: true,
             key,
             sequence: Sequence::fresh(true, SALT),
-        });
+            tally: Tally::default(),
+        };
+        let place = owned.outbound.add(WorkerId(0), outbound);
         let wanted = OutboundKey {
             key: rule_key,
             protection,
@@ -272,7 +277,7 @@ fn security_associations(policy: &Policy, number: usize, engine: &dyn Engine) ->
         };
         table.add_outbound(wanted, Selector::default(), place);
     } else {
-        owned.inbound.push(InboundSa {
+        let inbound = InboundSa {
             spi,
             protection,
             mode: Mode::Transport,
@@ -284,7 +289,9 @@ fn security_associations(policy: &Policy, number: usize, engine: &dyn Engine) ->
             rule_key,
             network,
             peer: HostIndex(0),
-        });
+            tally: Tally::default(),
+        };
+        let place = owned.inbound.add(WorkerId(0), inbound);
         let added = table.add_inbound(spi, place);
         debug_assert!(added, "the only SPI");
     }

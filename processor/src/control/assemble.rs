@@ -4,6 +4,7 @@
 //! when its fill ring has frames. The uplink's first socket is also the one that registered the UMEM, which lives as long
 //! as the data plane: when the uplink goes, the whole plane is taken apart and put together anew.
 
+use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,13 +22,16 @@ use crate::aead::engine::Engine;
 use crate::path::batch::WorkerId;
 use crate::path::classify::Decisions;
 use crate::path::endpoints::Endpoints;
+use crate::path::notices::{Notice, notices};
 use crate::path::tables::{Parts, Tables};
+use crate::path::waiting::WaitingRoom;
 use crate::port::Port;
 use crate::port::pool::FramePool;
 use crate::port::umem::{Shape, Umem, UmemError};
 use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
-use crate::sa::table::{Owned, SaTable};
-use crate::telemetry::counters::Counters;
+use crate::sa::slots::Owned;
+use crate::sa::table::SaTable;
+use crate::telemetry::counters::{Counter, Counters};
 use crate::telemetry::latency::{Collector, Latencies, Recorder, exchange};
 use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::samples::{Sample, samples};
@@ -97,6 +101,8 @@ pub struct Blueprint {
     pub counters: Vec<Arc<Counters>>,
     /// The rules' counters of each worker.
     pub rule_counters: Vec<Arc<RuleCounters>>,
+    /// What wakes the control loop.
+    pub control: Waker,
 }
 
 /// A guest port of this host that the data plane serves, or would if its interface were there.
@@ -131,6 +137,12 @@ pub struct DataPlane {
     ports: Vec<ServedPort>,
     threads: Vec<JoinHandle<Worker>>,
     commands: Vec<Commands>,
+    /// Commands that each worker was given, and those that it has obeyed.
+    commanded: Vec<u64>,
+    obeyed: Vec<Arc<Counter>>,
+    notices: Vec<Consumer<Notice>>,
+    /// What was taken from a ring before it was asked for.
+    heard: VecDeque<(WorkerId, Notice)>,
     wakers: Vec<Waker>,
     collectors: Vec<Collector>,
     logged: Vec<Consumer<Sample>>,
@@ -146,6 +158,8 @@ pub struct DataPlane {
 
 /// What is left of a data plane.
 pub struct Remains {
+    /// What the workers told last.
+    pub notices: Vec<Notice>,
     /// The workers' SAs, in the order of the workers.
     pub owned: Vec<Owned>,
     /// The workers' latencies that were not collected.
@@ -318,6 +332,7 @@ impl DataPlane {
         let stop = Stop::new(count);
         let (mut threads, mut commands, mut collectors) = (Vec::new(), Vec::new(), Vec::new());
         let mut logged = Vec::new();
+        let (mut told, mut obeyed) = (Vec::new(), Vec::new());
         let mut handoffs = Handoff::mesh(&wakers).into_iter();
         let mut all_owned = owned.take().unwrap_or_default().into_iter();
         for (number, (pool, ports)) in pools.into_iter().zip(worker_ports).enumerate() {
@@ -325,9 +340,14 @@ impl DataPlane {
             let (sampler, sampled) = samples();
             logged.push(sampled);
             let (sender, receiver) = rtrb::RingBuffer::new(256);
+            let (teller, listener) = notices(plan.control.clone());
+            told.push(listener);
+            let obeys: Arc<Counter> = Arc::default();
+            obeyed.push(Arc::clone(&obeys));
             let worker = Worker {
                 id: WorkerId(number as u16),
                 tables: Arc::clone(&tables),
+                waiting: WaitingRoom::new(pool.available()),
                 pool,
                 sas: all_owned.next().unwrap_or_default(),
                 decisions: Decisions::new(Arc::clone(&plan.rule_counters[number]), sampler),
@@ -340,6 +360,8 @@ impl DataPlane {
                 counters: Arc::clone(&plan.counters[number]),
                 recorder,
                 commands: receiver,
+                obeyed: obeys,
+                notices: teller,
                 closed_drops: crate::port::KernelDrops::default(),
                 stop: Arc::clone(&stop),
                 busy_poll: config.busy_poll,
@@ -365,6 +387,10 @@ impl DataPlane {
             ports,
             threads,
             commands,
+            commanded: vec![0; count],
+            obeyed,
+            notices: told,
+            heard: VecDeque::new(),
             wakers,
             collectors,
             logged,
@@ -502,11 +528,53 @@ impl DataPlane {
                 Ok(()) => {}
                 Err(rtrb::PushError::Full(back)) => {
                     command = Some(back);
+                    // A worker that has no room to answer obeys no more.
+                    let told = &mut self.notices[worker.index()];
+                    self.heard
+                        .extend(std::iter::from_fn(|| Some((worker, told.pop().ok()?))));
                     std::thread::yield_now();
                 }
             }
         }
+        self.commanded[worker.index()] += 1;
         self.wakers[worker.index()].wake();
+    }
+
+    /// How many commands a worker was given. See [`Self::has_obeyed`].
+    #[must_use]
+    pub fn commanded(&self, worker: WorkerId) -> u64 {
+        self.commanded[worker.index()]
+    }
+
+    /// Whether a worker has obeyed so many commands.
+    #[must_use]
+    pub fn has_obeyed(&self, worker: WorkerId, commands: u64) -> bool {
+        self.obeyed[worker.index()].get() >= commands
+    }
+
+    /// Tells a worker something. What it says is to be taken by [`Self::notices`] now and then, or it does nothing more.
+    pub fn tell(&mut self, worker: WorkerId, command: Command) {
+        self.command(worker, command);
+    }
+
+    /// What workers have said since the last look, and which.
+    pub fn notices(&mut self) -> impl Iterator<Item = (WorkerId, Notice)> + '_ {
+        let rings = (0u16..).map(WorkerId).zip(&mut self.notices);
+        let rings =
+            rings.flat_map(|(worker, ring)| std::iter::from_fn(move || Some((worker, ring.pop().ok()?))));
+        self.heard.drain(..).chain(rings)
+    }
+
+    /// Whether a worker has said something.
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.heard.is_empty() || self.notices.iter().any(|ring| !ring.is_empty())
+    }
+
+    /// Replaces where security associations are, and nothing else.
+    pub fn publish_sas(&self, sas: &Arc<SaTable>) {
+        let tables = self.tables.load().with_sas(Arc::clone(sas));
+        self.tables.store(Arc::new(tables));
     }
 
     /// The packets of rules that are logged, since the last look.
@@ -546,6 +614,7 @@ impl DataPlane {
             }
         }
         let mut remains = Remains {
+            notices: self.heard.into_iter().map(|(_, notice)| notice).collect(),
             owned: Vec::new(),
             recorders: Vec::new(),
             exchanged: self
@@ -560,7 +629,11 @@ impl DataPlane {
             kernel: Vec::new(),
             xdp: self.closed_xdp,
         };
-        for mut worker in workers {
+        for (mut worker, mut told) in workers.into_iter().zip(self.notices) {
+            while worker.obeys_more() {
+                remains.notices.extend(std::iter::from_fn(|| told.pop().ok()));
+            }
+            remains.notices.extend(std::iter::from_fn(|| told.pop().ok()));
             let held = worker.ports.held();
             remains.frames.free += worker.pool.available();
             remains.frames.receive += held.receive;

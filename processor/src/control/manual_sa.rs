@@ -10,10 +10,11 @@ use crate::keys::high_water::{BLOCK, HighWater, HighWaterError};
 use crate::keys::keymat::{Keymat, KeymatError, SharedKey, distinct};
 use crate::path::batch::WorkerId;
 use crate::sa::inbound::InboundSa;
-use crate::sa::outbound::{Mode, OutboundSa};
+use crate::sa::outbound::{Mode, OutboundSa, Tally};
 use crate::sa::replay::ReplayWindow;
 use crate::sa::sequence::{Reservation, Sequence};
-use crate::sa::table::{OutboundKey, Owned, Place, SaTable};
+use crate::sa::slots::Owned;
+use crate::sa::table::{OutboundKey, SaTable};
 
 use super::config::{HostConfig, SaConfig, SaDirection, SaMode};
 
@@ -122,18 +123,16 @@ pub fn prepare(config: &HostConfig, engine: &dyn Engine) -> Result<ManualSas, Ma
                 let start = high_water.mark();
                 high_water.reserve(start.saturating_add(BLOCK))?;
                 let reservation = Reservation::new(start, high_water.mark());
-                let place = Place {
-                    owner,
-                    slot: owned.outbound.len() as u32,
-                };
-                owned.outbound.push(OutboundSa {
+                let outbound = OutboundSa {
                     spi: sa.spi,
                     protection: sa.protection,
                     mode,
                     esn: sa.esn,
                     key,
                     sequence: Sequence::reserved(sa.esn, keymat.salt(), Arc::clone(&reservation)),
-                });
+                    tally: Tally::default(),
+                };
+                let place = owned.outbound.add(owner, outbound);
                 let wanted = OutboundKey {
                     key: sa.key,
                     protection: sa.protection,
@@ -147,11 +146,7 @@ pub fn prepare(config: &HostConfig, engine: &dyn Engine) -> Result<ManualSas, Ma
                 });
             }
             SaDirection::In => {
-                let place = Place {
-                    owner,
-                    slot: owned.inbound.len() as u32,
-                };
-                owned.inbound.push(InboundSa {
+                let inbound = InboundSa {
                     spi: sa.spi,
                     protection: sa.protection,
                     mode,
@@ -163,7 +158,9 @@ pub fn prepare(config: &HostConfig, engine: &dyn Engine) -> Result<ManualSas, Ma
                     rule_key: sa.key,
                     network: sa.network,
                     peer: sa.peer,
-                });
+                    tally: Tally::default(),
+                };
+                let place = owned.inbound.add(owner, inbound);
                 if !ready.table.add_inbound(sa.spi, place) {
                     return Err(ManualSaError::SpiTaken {
                         name: sa.name.clone(),

@@ -16,10 +16,11 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use crate::aead::choice::{EngineError, choose};
 use crate::path::endpoints::Endpoints;
 use crate::port::KernelDrops;
-use crate::sa::table::Owned;
+use crate::sa::slots::Owned;
 use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
 use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::totals::{Frames, Totals};
+use crate::worker::handoff::Waker;
 
 use super::assemble::{Blueprint, DataPlane, Remains, StartError};
 use super::config::{HostConfig, SaMode};
@@ -55,6 +56,9 @@ pub enum RunError {
     /// The guests and their rules.
     #[error(transparent)]
     Guests(#[from] GuestsError),
+    /// A descriptor.
+    #[error("the system has no descriptor left")]
+    System(#[from] std::io::Error),
     /// A file that was asked for.
     #[error("{}: cannot be written", path.display())]
     File {
@@ -125,6 +129,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             rule_counters: each_worker()
                 .map(|_| Arc::new(RuleCounters::new(&config.policy)))
                 .collect(),
+            control: Waker::new()?,
         },
         guests,
         since: now(),
@@ -414,6 +419,7 @@ impl Control {
         self.collect(&mut plane);
         let Remains {
             owned,
+            notices: _,
             recorders,
             exchanged,
             frames,

@@ -6,7 +6,7 @@ use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex};
 
 use crate::port::BATCH;
 use crate::port::frame::Frame;
-use crate::sa::table::Place;
+use crate::sa::slots::Place;
 use crate::wire::packet::Packet;
 
 use super::endpoints::Endpoint;

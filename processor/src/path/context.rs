@@ -2,11 +2,13 @@
 
 use crate::aead::engine::Engine;
 use crate::port::pool::FramePool;
-use crate::sa::table::Owned;
+use crate::sa::slots::Owned;
 
 use super::batch::WorkerId;
 use super::classify::Decisions;
+use super::notices::Notices;
 use super::tables::Tables;
+use super::waiting::WaitingRoom;
 
 /// A worker's own things and what it reads, for one batch.
 pub struct Context<'a> {
@@ -20,6 +22,10 @@ pub struct Context<'a> {
     pub sas: &'a mut Owned,
     /// What it has found out about flows, and what it says of rules.
     pub decisions: &'a mut Decisions,
+    /// What it tells control.
+    pub notices: &'a mut Notices,
+    /// Its packets that wait for a session.
+    pub waiting: &'a mut WaitingRoom,
     /// The AEAD engine.
     pub engine: &'a dyn Engine,
 }

@@ -16,7 +16,7 @@ pub fn inbound(
 ) {
     let mut batch = Batch::new();
     parse::parse(burst, &mut batch, context.pool.umem(), Direction::Inbound, None);
-    open::find_sa(&mut batch, context.tables, context.pool.umem());
+    open::find_sa(&mut batch, context.tables, context.pool.umem(), context.notices);
     let own = context.worker;
     hand_over(&mut batch, NextStep::Open, own, exits, |descriptor| {
         descriptor.sa.map_or(own, |place| place.owner)

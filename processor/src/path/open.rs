@@ -19,11 +19,12 @@ use crate::sa::inbound::InboundSa;
 use crate::sa::nonce;
 use crate::sa::outbound::Mode;
 use crate::sa::replay::ReplayError;
-use crate::sa::table::Place;
+use crate::sa::slots::{Place, Slots};
 use crate::wire::packet::{Fragment, L3};
 use crate::wire::{esp, ethernet, ip4, ip6};
 
 use super::batch::{Batch, Descriptor, live};
+use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
 use super::seal::{additional, copy_headers, lay_out_gmac};
 use super::tables::Tables;
@@ -38,7 +39,7 @@ impl From<ReplayError> for DropReason {
 }
 
 /// Finds the SA of every ESP packet from the uplink.
-pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
+pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem, notices: &mut Notices) {
     // Packets of a burst mostly come the same way: it is looked up once for as many as follow one another.
     let mut last: Option<(u32, Option<Place>)> = None;
     for descriptor in live(batch) {
@@ -63,7 +64,11 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
                 last = Some((spi, place));
                 match place {
                     Some(place) => descriptor.sa = Some(place),
-                    None => descriptor.drop_for(DropReason::UnknownSpi),
+                    None => {
+                        let from = packet.source;
+                        notices.hint(Notice::UnknownSpi { from, spi });
+                        descriptor.drop_for(DropReason::UnknownSpi);
+                    }
                 }
             }
             _ => descriptor.drop_for(DropReason::BadEsp),
@@ -74,7 +79,7 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem) {
 /// A packet whose window allows it, waiting for the engine.
 struct Candidate {
     position: usize,
-    slot: usize,
+    place: Place,
     fresh: Frame,
     sequence: u64,
     iv: [u8; 8],
@@ -89,16 +94,15 @@ struct Candidate {
 }
 
 /// Opens every live packet that has an SA; all of them are among `sas`.
-pub fn open(batch: &mut Batch, sas: &mut [InboundSa], pool: &mut FramePool, engine: &dyn Engine) {
+pub fn open(batch: &mut Batch, sas: &mut Slots<InboundSa>, pool: &mut FramePool, engine: &dyn Engine) {
     let umem = Arc::clone(pool.umem());
     let mut candidates = ArrayVec::<Candidate, BATCH>::new();
     for (position, descriptor) in batch.iter_mut().enumerate() {
         let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
             continue;
         };
-        let slot = place.slot as usize;
-        let candidate = match sas.get(slot) {
-            Some(sa) => admit(descriptor, position, slot, sa, pool, &umem),
+        let candidate = match sas.get_mut(place) {
+            Some(sa) => admit(descriptor, position, place, sa, pool, &umem),
             None => Err(DropReason::UnknownSpi),
         };
         match candidate {
@@ -111,7 +115,7 @@ pub fn open(batch: &mut Batch, sas: &mut [InboundSa], pool: &mut FramePool, engi
     }
     let authentic = run_engine(batch, &mut candidates, sas, &umem, engine);
     for (candidate, authentic) in candidates.into_iter().zip(authentic) {
-        let (Some(descriptor), Some(sa)) = (batch.get_mut(candidate.position), sas.get_mut(candidate.slot))
+        let (Some(descriptor), Some(sa)) = (batch.get_mut(candidate.position), sas.get_mut(candidate.place))
         else {
             unreachable!("made from this descriptor and SA")
         };
@@ -128,8 +132,8 @@ pub fn open(batch: &mut Batch, sas: &mut [InboundSa], pool: &mut FramePool, engi
 fn admit(
     descriptor: &Descriptor,
     position: usize,
-    slot: usize,
-    sa: &InboundSa,
+    place: Place,
+    sa: &mut InboundSa,
     pool: &mut FramePool,
     umem: &Umem,
 ) -> Result<Candidate, DropReason> {
@@ -141,7 +145,10 @@ fn admit(
         .ok_or(DropReason::BadEsp)?;
     let (header, _) = esp::Header::read_from_prefix(bytes).map_err(|_| DropReason::BadEsp)?;
     let sequence = sa.window.infer(header.sequence.get());
-    sa.window.check(sequence)?;
+    if let Err(error) = sa.window.check(sequence) {
+        sa.tally.replayed += 1;
+        return Err(error.into());
+    }
     let to = match sa.mode {
         // An ESP packet of transport mode keeps its own headers; extension headers in front of ESP are not ours.
         Mode::Transport if packet.has_extensions => return Err(DropReason::BadExtensionHeader),
@@ -157,7 +164,7 @@ fn admit(
     let fresh = pool.take().ok_or(DropReason::NoFrame)?;
     Ok(Candidate {
         position,
-        slot,
+        place,
         fresh,
         sequence,
         iv: header.iv.to_bytes(),
@@ -179,14 +186,16 @@ fn high(sa: &InboundSa, sequence: u64) -> Option<[u8; 4]> {
 fn run_engine(
     batch: &mut Batch,
     candidates: &mut ArrayVec<Candidate, BATCH>,
-    sas: &[InboundSa],
+    sas: &Slots<InboundSa>,
     umem: &Umem,
     engine: &dyn Engine,
 ) -> ArrayVec<bool, BATCH> {
     // What AES-GMAC authenticates is laid out in the frame that came.
     let mut gmac_from = [0usize; BATCH];
     for (candidate, from) in candidates.iter_mut().zip(&mut gmac_from) {
-        let sa = &sas[candidate.slot];
+        let Some(sa) = sas.get(candidate.place) else {
+            unreachable!("admitted by this SA")
+        };
         if sa.protection == Protection::Authenticate {
             let high = high(sa, candidate.sequence);
             let frame = umem.room_mut(&mut batch[candidate.position].frame);
@@ -198,7 +207,9 @@ fn run_engine(
     }
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
     for (candidate, from) in candidates.iter_mut().zip(gmac_from) {
-        let sa = &sas[candidate.slot];
+        let Some(sa) = sas.get(candidate.place) else {
+            unreachable!("admitted by this SA")
+        };
         let frame = &umem.bytes(&batch[candidate.position].frame)[..candidate.end];
         let (front, tag) = frame
             .split_last_chunk()
@@ -229,10 +240,10 @@ fn run_engine(
     engine.open(&mut jobs);
     let authentic = jobs.iter().map(|job| job.authentic).collect();
     drop(jobs);
-    for candidate in candidates
-        .iter()
-        .filter(|candidate| sas[candidate.slot].protection == Protection::Authenticate)
-    {
+    for candidate in candidates.iter().filter(|candidate| {
+        sas.get(candidate.place)
+            .is_some_and(|sa| sa.protection == Protection::Authenticate)
+    }) {
         let frame = umem.room_mut(&mut batch[candidate.position].frame);
         frame[candidate.start - 4..candidate.start + 4].copy_from_slice(&candidate.saved);
     }
@@ -260,8 +271,11 @@ fn finish(
         return Err((fresh, DropReason::BadTag));
     }
     if let Err(error) = sa.window.accept(sequence) {
+        sa.tally.replayed += 1;
         return Err((fresh, error.into()));
     }
+    sa.tally.packets += 1;
+    sa.tally.bytes += (end - start) as u64;
     let opened = end - start - esp::HEADER - esp::TAG;
     let room = umem.room_mut(&mut fresh);
     let Some((payload, next_header)) = esp::read_trailer(&room[to..to + opened]) else {

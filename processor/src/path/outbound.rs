@@ -1,4 +1,4 @@
-//! Outbound: guest port -> parse -> guard -> classify -> select SA -> (hand over) -> seal -> uplink.
+//! Outbound: guest port -> parse -> guard -> classify -> select SA -> (wait, hand over) -> seal -> uplink.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
@@ -7,13 +7,15 @@ use super::outcome::Direction;
 use super::{classify, guard, local, parse, seal};
 use crate::port::Burst;
 
-/// Takes what a guest port received all the way, or as far as this worker goes.
+/// Takes what a guest port received all the way, or as far as this worker goes. `now` is asked for only if a packet has
+/// to wait: ns of `CLOCK_MONOTONIC`.
 pub fn outbound(
     context: &mut Context<'_>,
     burst: &mut Burst,
     port: u16,
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
+    now: impl FnOnce() -> u64,
 ) {
     let mut batch = Batch::new();
     parse::parse(
@@ -23,9 +25,7 @@ pub fn outbound(
         Direction::Outbound,
         Some(port),
     );
-    guard::guard_guest(&mut batch, context.tables);
-    classify::classify_guest(&mut batch, context.tables, context.decisions);
-    local::turn(&mut batch);
+    decide(context, &mut batch);
     replicate(
         &mut batch,
         context.worker,
@@ -34,12 +34,64 @@ pub fn outbound(
         exits,
         ledger,
     );
-    seal::select_sa(&mut batch, context.tables);
+    select_and_send(context, &mut batch, exits, ledger, now);
+}
+
+/// Carries on with packets that have waited, as far as they need not wait any more.
+pub fn resume(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut impl Ledger, now: u64) {
+    let mut batch = Batch::new();
+    if context
+        .waiting
+        .leave(&mut batch, context.tables, context.worker, now)
+    {
+        for descriptor in &mut batch {
+            (descriptor.seal, descriptor.egress) = (None, None);
+            descriptor.direction = Direction::Outbound;
+        }
+        decide(context, &mut batch);
+    }
+    select_and_send(context, &mut batch, exits, ledger, || now);
+}
+
+/// Ends the packets that wait: the worker stops.
+pub fn give_up(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut impl Ledger) {
+    let mut batch = Batch::new();
+    while !context.waiting.is_empty() {
+        context.waiting.give_up(&mut batch);
+        transmit(
+            &mut batch,
+            context.worker,
+            context.tables,
+            context.pool,
+            exits,
+            ledger,
+        );
+    }
+}
+
+fn decide(context: &mut Context<'_>, batch: &mut Batch) {
+    guard::guard_guest(batch, context.tables);
+    classify::classify_guest(batch, context.tables, context.decisions);
+    local::turn(batch);
+}
+
+fn select_and_send(
+    context: &mut Context<'_>,
+    batch: &mut Batch,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+    now: impl FnOnce() -> u64,
+) {
     let own = context.worker;
-    hand_over(&mut batch, NextStep::Seal, own, exits, |descriptor| {
+    if seal::select_sa(batch, context.tables, own) {
+        context
+            .waiting
+            .park(batch, context.tables, now(), context.notices);
+    }
+    hand_over(batch, NextStep::Seal, own, exits, |descriptor| {
         descriptor.sa.map_or(own, |place| place.owner)
     });
-    seal_and_send(context, &mut batch, exits, ledger);
+    seal_and_send(context, batch, exits, ledger);
 }
 
 /// The rest of the way, at the worker that owns the SAs.

@@ -120,6 +120,8 @@ drop_reasons! {
     RuleWantsSealed, "classify", Policy, "It arrived in plaintext, and its rule does not say plaintext.";
     KeyNotOfRule, "classify", Hostile, "It was opened by a key or protection that its rule does not name.";
     NoSecurityAssociation, "seal", Trouble, "The rule's key has no outbound SA that covers this packet.";
+    WaitingRoomFull, "seal", Trouble, "There is no session with the peer yet, and as many packets wait for one as may.";
+    NoSessionInTime, "seal", Trouble, "The packet waited for a session with the peer, and there was none in time.";
     NotSealable, "seal", Policy, "The rule seals, but this is not an IP packet to one guest (ARP, broadcast, multicast).";
     FragmentInTransportMode, "seal", Policy, "ESP transport mode carries whole datagrams only, and this is a fragment (RFC 4303 3.1.1).";
     ExtensionInTransportMode, "seal", Policy, "The SA is in transport mode, and the IPv6 packet has extension headers.";

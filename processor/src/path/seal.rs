@@ -18,19 +18,22 @@ use crate::port::umem::Umem;
 use crate::sa::nonce::Nonce;
 use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::sequence::SequenceError;
+use crate::sa::slots::Slots;
 use crate::sa::table::{Candidates, OutboundKey};
 use crate::wire::ethernet::MacAddress;
 use crate::wire::packet::{Fragment, Packet};
 use crate::wire::{esp, ethernet, ip4, ip6};
 
-use super::batch::{Batch, Descriptor, live};
+use super::batch::{Batch, Descriptor, WorkerId, live};
 use super::outcome::DropReason;
 use super::tables::{HostEntry, Tables};
 
-/// Chooses the SA of each packet that is to be sealed.
-pub fn select_sa(batch: &mut Batch, tables: &Tables) {
+/// Chooses the SA of each packet that is to be sealed. Says whether some have none yet and may wait for a session.
+#[must_use]
+pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
     // Packets of a burst mostly go the same way: it is looked up once for as many as follow one another.
     let mut last: Option<(OutboundKey, Candidates<'_>)> = None;
+    let mut some_wait = false;
     for descriptor in live(batch) {
         let Some((key, protection)) = descriptor.seal else {
             continue;
@@ -47,13 +50,20 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables) {
                 _ => tables.sas.outbound(&wanted),
             };
             last = Some((wanted, candidates));
-            candidates.covering(&descriptor.packet)
+            candidates.covering(&descriptor.packet, own)
         });
         match place {
             Some(place) => descriptor.sa = Some(place),
+            None if descriptor
+                .destination
+                .is_some_and(|to| tables.sas.may_have_session(to.host)) =>
+            {
+                some_wait = true;
+            }
             None => descriptor.drop_for(DropReason::NoSecurityAssociation),
         }
     }
+    some_wait
 }
 
 /// A packet whose headers stand in its fresh frame, waiting for the engine.
@@ -80,7 +90,7 @@ struct Prepared {
 /// Seals every live packet of the batch; all of them have SAs among `sas`.
 pub fn seal(
     batch: &mut Batch,
-    sas: &mut [OutboundSa],
+    sas: &mut Slots<OutboundSa>,
     tables: &Tables,
     pool: &mut FramePool,
     engine: &dyn Engine,
@@ -89,9 +99,13 @@ pub fn seal(
     let mut prepared = ArrayVec::<Prepared, BATCH>::new();
     for (position, descriptor) in batch.iter_mut().enumerate() {
         let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
+            // Whatever went wrong before: what is to be sealed never leaves as it is.
+            if descriptor.seal.is_some() && descriptor.is_live() {
+                descriptor.drop_for(DropReason::NoSecurityAssociation);
+            }
             continue;
         };
-        let Some(sa) = sas.get_mut(place.slot as usize) else {
+        let Some(sa) = sas.get_mut(place) else {
             descriptor.drop_for(DropReason::NoSecurityAssociation);
             continue;
         };
@@ -162,6 +176,8 @@ fn prepare(
             });
         }
     };
+    sa.tally.packets += 1;
+    sa.tally.bytes += outer as u64;
     umem.set_length(&mut fresh, start + outer);
     let (front, rest) = umem.room_mut(&mut fresh).split_at_mut(start);
     match tunnel {
@@ -297,14 +313,14 @@ impl Tunnel {
 fn run_engine(
     batch: &Batch,
     prepared: &mut ArrayVec<Prepared, BATCH>,
-    sas: &[OutboundSa],
+    sas: &Slots<OutboundSa>,
     umem: &Umem,
     engine: &dyn Engine,
 ) {
     let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
     for one in prepared.iter_mut() {
         let descriptor = &batch[one.position];
-        let Some(sa) = descriptor.sa.and_then(|place| sas.get(place.slot as usize)) else {
+        let Some(sa) = descriptor.sa.and_then(|place| sas.get(place)) else {
             unreachable!("prepared from this SA")
         };
         let source = &umem.bytes(&descriptor.frame)[one.from..one.from + one.length];
@@ -340,10 +356,7 @@ fn run_engine(
     engine.seal(&mut jobs);
     drop(jobs);
     for one in prepared.iter_mut() {
-        let Some(sa) = batch[one.position]
-            .sa
-            .and_then(|place| sas.get(place.slot as usize))
-        else {
+        let Some(sa) = batch[one.position].sa.and_then(|place| sas.get(place)) else {
             continue;
         };
         if sa.protection == Protection::Authenticate {

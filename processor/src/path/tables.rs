@@ -126,6 +126,12 @@ impl Tables {
         }
     }
 
+    /// The same with other security associations.
+    #[must_use]
+    pub fn with_sas(&self, sas: Arc<SaTable>) -> Self {
+        Self { sas, ..self.clone() }
+    }
+
     /// The local number of a port of this host.
     #[inline]
     #[must_use]

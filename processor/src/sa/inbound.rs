@@ -6,7 +6,7 @@ use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex};
 use crate::aead::engine::ExpandedKey;
 
 use super::nonce::Salt;
-use super::outbound::Mode;
+use super::outbound::{Mode, Tally};
 use super::replay::ReplayWindow;
 use super::selector::Selector;
 use super::spi::Spi;
@@ -36,4 +36,6 @@ pub struct InboundSa {
     pub network: NetworkIndex,
     /// The host that seals with it.
     pub peer: HostIndex,
+    /// What came under it.
+    pub tally: Tally,
 }

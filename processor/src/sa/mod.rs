@@ -25,5 +25,6 @@ pub mod outbound;
 pub mod replay;
 pub mod selector;
 pub mod sequence;
+pub mod slots;
 pub mod spi;
 pub mod table;

@@ -46,4 +46,17 @@ pub struct OutboundSa {
     pub key: ExpandedKey,
     /// The sequence space.
     pub sequence: Sequence,
+    /// What left under it.
+    pub tally: Tally,
+}
+
+/// What was done under an SA: it stands in it, so that counting touches no memory of its own.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Packets sealed, or opened and accepted.
+    pub packets: u64,
+    /// Their bytes, from the start of ESP.
+    pub bytes: u64,
+    /// Packets refused by the replay window.
+    pub replayed: u64,
 }

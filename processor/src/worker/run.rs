@@ -18,14 +18,18 @@ use crate::path::batch::{Batch, Descriptor, NextStep, WorkerId};
 use crate::path::classify::Decisions;
 use crate::path::context::Context;
 use crate::path::deliver::{Exits, Ledger, transmit};
+use crate::path::notices::{Notice, Notices, Survey};
 use crate::path::outcome::{Direction, DropReason, Outcome};
 use crate::path::tables::Tables;
+use crate::path::waiting::WaitingRoom;
 use crate::path::{inbound, outbound};
 use crate::port::frame::Frame;
 use crate::port::pool::FramePool;
 use crate::port::{BATCH, Burst, Held, KernelDrops, Port};
-use crate::sa::table::Owned;
-use crate::telemetry::counters::Counters;
+use crate::sa::inbound::InboundSa;
+use crate::sa::outbound::OutboundSa;
+use crate::sa::slots::{Owned, Place, Slot};
+use crate::telemetry::counters::{Counter, Counters};
 use crate::telemetry::latency::Recorder;
 
 use super::handoff::{Handoff, Item, Waker};
@@ -39,7 +43,7 @@ const IDLE_TURNS: u32 = 16;
 /// How long a stopping worker waits for completions.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// What control tells a worker.
+/// What control tells a worker. A slot of the ring has room for an SA, so that the worker frees nothing.
 pub enum Command {
     /// Opens a queue of a guest port.
     AddGuest {
@@ -53,6 +57,20 @@ pub enum Command {
         /// Local number of the port.
         port: u16,
     },
+    /// Puts an SA to seal with at its place.
+    InstallOutbound(Place, OutboundSa),
+    /// Puts an SA to open with at its place.
+    InstallInbound(Place, InboundSa),
+    /// Seals no more with an SA, and gives it back.
+    RetireOutbound(Place),
+    /// Opens no more with an SA, and gives it back.
+    RetireInbound(Place),
+    /// More slots for SAs to seal with.
+    OutboundRoom(Vec<Slot<OutboundSa>>),
+    /// More slots for SAs to open with.
+    InboundRoom(Vec<Slot<InboundSa>>),
+    /// Asks what was done under each SA.
+    Survey(Box<Survey>),
 }
 
 /// How far the stop of all workers has come.
@@ -115,6 +133,12 @@ pub struct Worker {
     pub recorder: Recorder,
     /// What control tells it.
     pub commands: Consumer<Command>,
+    /// How many commands it has obeyed.
+    pub obeyed: Arc<Counter>,
+    /// What it tells control.
+    pub notices: Notices,
+    /// Its packets that wait for a session.
+    pub waiting: WaitingRoom,
     /// What the closed ports' kernel side dropped.
     pub closed_drops: KernelDrops,
     /// How it stops.
@@ -255,9 +279,12 @@ impl Worker {
         loop {
             let work = self.turn();
             if self.stop.is_asked() {
+                self.give_up_waiting();
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + DRAIN);
                 let finished = work == 0 && self.ports.held().transmit == 0;
                 if self.stop.idle(self.id, finished) || Instant::now() > deadline {
+                    self.obey();
+                    self.notices.settle();
                     return self;
                 }
             } else if work > 0 || self.busy_poll {
@@ -283,16 +310,78 @@ impl Worker {
         for number in 0..self.ports.guests.len() {
             work += self.receive(From::Guest(number));
         }
+        if !self.waiting.is_empty() {
+            self.resume();
+        }
         self.recorder.swap_if_asked();
+        self.notices.settle();
         let pool = std::cell::RefCell::new(&mut self.pool);
         self.handoff
             .settle(|| pool.borrow_mut().take(), |frame| pool.borrow_mut().put(frame));
         work
     }
 
+    /// Packets whose session is there go on; who waited too long ends.
+    fn resume(&mut self) {
+        let now = monotonic();
+        if self.waiting.is_due(now) {
+            self.with_context(|context, exits, ledger| outbound::resume(context, exits, ledger, now));
+            self.kick();
+        }
+    }
+
+    fn give_up_waiting(&mut self) {
+        if !self.waiting.is_empty() {
+            self.with_context(|context, exits, ledger| outbound::give_up(context, exits, ledger));
+        }
+    }
+
+    /// Does what control has said, after the worker stopped. Says whether there is more: then what it told is to be taken first.
+    #[must_use]
+    pub fn obeys_more(&mut self) -> bool {
+        self.obey();
+        !self.commands.is_empty()
+    }
+
+    /// Does what control says, as long as there is room to answer.
     fn obey(&mut self) {
-        while let Ok(command) = self.commands.pop() {
+        while self.notices.has_room() {
+            let Ok(command) = self.commands.pop() else {
+                break;
+            };
             match command {
+                Command::InstallOutbound(place, sa) => {
+                    if let Some(sa) = self.sas.outbound.install(place, sa) {
+                        self.notices.tell(Notice::Outbound(place, sa));
+                    }
+                }
+                Command::InstallInbound(place, sa) => {
+                    if let Some(sa) = self.sas.inbound.install(place, sa) {
+                        self.notices.tell(Notice::Inbound(place, sa));
+                    }
+                }
+                Command::RetireOutbound(place) => {
+                    if let Some(sa) = self.sas.outbound.retire(place) {
+                        self.notices.tell(Notice::Outbound(place, sa));
+                    }
+                }
+                Command::RetireInbound(place) => {
+                    if let Some(sa) = self.sas.inbound.retire(place) {
+                        self.notices.tell(Notice::Inbound(place, sa));
+                    }
+                }
+                Command::OutboundRoom(room) => {
+                    let old = self.sas.outbound.grow(room);
+                    self.notices.tell(Notice::OutboundRoom(old));
+                }
+                Command::InboundRoom(room) => {
+                    let old = self.sas.inbound.grow(room);
+                    self.notices.tell(Notice::InboundRoom(old));
+                }
+                Command::Survey(mut survey) => {
+                    survey.fill(&self.sas);
+                    self.notices.tell(Notice::Survey(survey));
+                }
                 Command::AddGuest { port, queue } => self.ports.guests.push((port, queue)),
                 Command::RemoveGuest { port } => {
                     let (closing, kept) = std::mem::take(&mut self.ports.guests)
@@ -306,6 +395,7 @@ impl Worker {
                     }
                 }
             }
+            self.obeyed.add(1);
         }
     }
 
@@ -335,7 +425,7 @@ impl Worker {
             self.counters.received.add(count as u64);
             self.with_context(|context, exits, ledger| match ingress {
                 None => inbound::inbound(context, &mut burst, exits, ledger),
-                Some(port) => outbound::outbound(context, &mut burst, port, exits, ledger),
+                Some(port) => outbound::outbound(context, &mut burst, port, exits, ledger, monotonic),
             });
         }
         self.kick();
@@ -391,6 +481,8 @@ impl Worker {
             pool: &mut self.pool,
             sas: &mut self.sas,
             decisions: &mut self.decisions,
+            notices: &mut self.notices,
+            waiting: &mut self.waiting,
             engine: &*self.engine,
         };
         let mut exits = WorkerExits {
@@ -436,7 +528,7 @@ impl Worker {
             {
                 descriptors.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
             }
-            let nap = if waiting || self.ports.held().transmit > 0 {
+            let nap = if waiting || !self.waiting.is_empty() || self.ports.held().transmit > 0 {
                 SHORT_NAP
             } else {
                 NAP

@@ -10,27 +10,30 @@ use guestseal::aead::engine::Engine;
 use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
+use guestseal::path::notices::{Notice, notices};
 use guestseal::path::outcome::{DropReason, Outcome, SentAs};
 use guestseal::path::tables::{Parts, Tables};
+use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::KernelDrops;
 use guestseal::port::memory::{Device, MemoryPort};
 use guestseal::port::pool::FramePool;
 use guestseal::port::umem::{HugePages, Shape, Umem};
 use guestseal::sa::inbound::InboundSa;
 use guestseal::sa::nonce::Salt;
-use guestseal::sa::outbound::{Mode, OutboundSa};
+use guestseal::sa::outbound::{Mode, OutboundSa, Tally};
 use guestseal::sa::replay::ReplayWindow;
 use guestseal::sa::selector::Selector;
 use guestseal::sa::sequence::{Reservation, Sequence};
+use guestseal::sa::slots::Owned;
 use guestseal::sa::spi::Spi;
-use guestseal::sa::table::{OutboundKey, Owned, Place, SaTable};
+use guestseal::sa::table::{OutboundKey, SaTable};
 use guestseal::telemetry::counters::Counters;
 use guestseal::telemetry::latency::exchange;
 use guestseal::telemetry::rules::RuleCounters;
 use guestseal::telemetry::samples::{Sample, samples};
 use guestseal::wire::ethernet::MacAddress;
 use guestseal::worker::handoff::{Handoff, Waker};
-use guestseal::worker::run::{Ports, Stop, Worker, monotonic};
+use guestseal::worker::run::{Commands, Ports, Stop, Worker, monotonic};
 use guestseal_rules::classify::{Action, Protection};
 use guestseal_rules::compile::{Ruleset, next_generation};
 use guestseal_rules::containers::{Changes, Containers};
@@ -75,6 +78,8 @@ pub(crate) struct Options {
     pub(crate) cross: bool,
     /// What every SA may carry.
     pub(crate) selector: Selector,
+    /// No manual SAs: the hosts make sessions.
+    pub(crate) sessions: bool,
 }
 
 impl Default for Options {
@@ -90,6 +95,7 @@ impl Default for Options {
             reserved: u64::MAX,
             cross: false,
             selector: Selector::default(),
+            sessions: false,
         }
     }
 }
@@ -155,6 +161,8 @@ pub(crate) struct Host {
     pub(crate) guests: HashMap<String, Device>,
     pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) reservations: HashMap<u32, Arc<Reservation>>,
+    pub(crate) commands: Vec<Commands>,
+    pub(crate) notices: Vec<Consumer<Notice>>,
     umem: Arc<Umem>,
     /// Whether sent frames are completed as soon as they are looked at.
     pub(crate) completes: bool,
@@ -225,6 +233,8 @@ impl Host {
                 sas: Arc::new(table),
             },
         )));
+        let (mut commands, mut heard) = (Vec::new(), Vec::new());
+        let control = Waker::new().unwrap();
         let wakers: Vec<Waker> = (0..count).map(|_| Waker::new().unwrap()).collect();
         let mut handoffs = Handoff::mesh(&wakers).into_iter();
         let stop = Stop::new(usize::from(count));
@@ -239,6 +249,10 @@ impl Host {
                 };
                 let (sampler, sampled) = samples();
                 logged.push(sampled);
+                let (commander, commanded) = rtrb::RingBuffer::new(64);
+                commands.push(commander);
+                let (teller, told) = notices(control.clone());
+                heard.push(told);
                 Worker {
                     id: WorkerId(index as u16),
                     tables: Arc::clone(&tables),
@@ -251,7 +265,10 @@ impl Host {
                     waker: wakers[index].clone(),
                     counters: Arc::clone(&counters[index]),
                     recorder: exchange().0,
-                    commands: rtrb::RingBuffer::new(1).1,
+                    commands: commanded,
+                    obeyed: Arc::default(),
+                    notices: teller,
+                    waiting: WaitingRoom::new(options.frames as usize),
                     closed_drops: KernelDrops::default(),
                     stop: Arc::clone(&stop),
                     busy_poll: false,
@@ -269,6 +286,8 @@ impl Host {
             guests,
             counters,
             reservations,
+            commands,
+            notices: heard,
             umem,
             completes: true,
         };
@@ -324,6 +343,14 @@ impl Host {
             let work: usize = self.workers.iter_mut().map(Worker::turn).sum();
             quiet = if work == 0 { quiet + 1 } else { 0 };
         }
+    }
+
+    /// Changes where SAs are, for every worker's next batch.
+    pub(crate) fn publish_sas(&mut self, change: impl FnOnce(&mut SaTable)) {
+        let tables = self.tables.load();
+        let mut sas = SaTable::clone(&tables.sas);
+        change(&mut sas);
+        self.tables.store(Arc::new(tables.with_sas(Arc::new(sas))));
     }
 
     /// A guest sends a frame.
@@ -405,12 +432,19 @@ impl Host {
             .map(|one| one.received.get() + one.copied.get())
             .sum();
         let ended: u64 = self.outcomes().iter().map(|(_, count)| count).sum();
-        assert_eq!(begun, ended, "every packet ends once: {:?}", self.outcomes());
+        let waiting: usize = self.workers.iter().map(|worker| worker.waiting.len()).sum();
+        assert_eq!(
+            begun,
+            ended + waiting as u64,
+            "every packet ends once: {:?}",
+            self.outcomes()
+        );
         let frames: usize = self
             .workers
             .iter()
             .map(|worker| {
-                worker.pool.available() + worker.ports.held().receive + worker.ports.held().transmit
+                let held = worker.ports.held();
+                worker.pool.available() + worker.waiting.len() + held.receive + held.transmit
             })
             .sum();
         assert_eq!(frames, self.umem.frames(), "every frame is in one place");
@@ -436,6 +470,10 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
     let mut owned: Vec<Owned> = (0..options.workers).map(|_| Owned::default()).collect();
     let mut reservations = HashMap::new();
     // Always those of the policy itself, so that hosts with other rules still share SAs.
+    if options.sessions {
+        table.set_session_peers([HostIndex(1 - number as u16)]);
+        return (table, owned, reservations);
+    }
     for sa in sas(&self::policy()) {
         let suite = policy.keys[sa.key.index()].suite;
         let (key, salt) = keymat(sa.spi, suite.key_length());
@@ -461,20 +499,18 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
         let mine = &mut owned[usize::from(owner)];
         let owner = WorkerId(owner);
         if sa.from == number {
-            let place = Place {
-                owner,
-                slot: mine.outbound.len() as u32,
-            };
             let reservation = Reservation::new(options.start, options.reserved);
             reservations.insert(sa.spi, Arc::clone(&reservation));
-            mine.outbound.push(OutboundSa {
+            let outbound = OutboundSa {
                 spi,
                 protection: sa.protection,
                 mode: mode(sa.from, sa.to),
                 esn: options.esn,
                 key,
                 sequence: Sequence::reserved(options.esn, salt, reservation),
-            });
+                tally: Tally::default(),
+            };
+            let place = mine.outbound.add(owner, outbound);
             let wanted = OutboundKey {
                 key: sa.key,
                 protection: sa.protection,
@@ -483,11 +519,7 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
             };
             table.add_outbound(wanted, options.selector.clone(), place);
         } else {
-            let place = Place {
-                owner,
-                slot: mine.inbound.len() as u32,
-            };
-            mine.inbound.push(InboundSa {
+            let inbound = InboundSa {
                 spi,
                 protection: sa.protection,
                 mode: mode(sa.to, sa.from),
@@ -499,7 +531,9 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
                 rule_key: sa.key,
                 network: sa.network,
                 peer: HostIndex(sa.from as u16),
-            });
+                tally: Tally::default(),
+            };
+            let place = mine.inbound.add(owner, inbound);
             assert!(table.add_inbound(spi, place));
         }
     }

@@ -12,3 +12,4 @@ mod no_plaintext_leaks;
 mod quarantine;
 mod seals_and_opens;
 mod two_workers;
+mod waits_for_session;
