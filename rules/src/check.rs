@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::classify::Action;
-use crate::model::{GroupIndex, LabelTest, Owner, Place, Policy, Selector, Term, Traffic};
+use crate::model::{GroupIndex, LabelTest, NetworkKind, Owner, Place, Policy, Selector, Term, Traffic};
 
 mod containers;
 mod shadow;
@@ -132,7 +132,7 @@ fn names(policy: &Policy, found: &mut Found) {
         })
         .collect();
     for (number, key) in policy.keys.iter().enumerate() {
-        if !keys.contains(&number) {
+        if !keys.contains(&number) && !key.retired {
             found.warn(&key.place, format!("key \"{}\" is named by no rule", key.id));
         }
     }
@@ -221,7 +221,8 @@ fn networks(policy: &Policy, entries: &[Vec<Entry<'_>>], found: &mut Found) {
             }
         }
     }
-    for (network, _) in policy.networks.iter().zip(closed).filter(|(_, closed)| !closed) {
+    let open = policy.networks.iter().zip(closed).filter(|(_, closed)| !closed);
+    for (network, _) in open.filter(|(network, _)| network.kind != NetworkKind::Retired) {
         let message = format!(
             "network \"{}\": packets that no rule matches exist, and are dropped; a last rule can say what they meet",
             network.name

@@ -59,6 +59,24 @@ impl FlowKey {
         (key, place)
     }
 
+    /// Its logical network.
+    #[must_use]
+    pub fn network(&self) -> NetworkIndex {
+        self.network
+    }
+
+    /// Its upper-layer protocol.
+    #[must_use]
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// The first or second of its ends.
+    #[must_use]
+    pub fn end(&self, place: usize) -> End {
+        self.ends[place]
+    }
+
     /// The flow of a packet, if it has ports, and the place of its sender's end.
     #[inline]
     #[must_use]

@@ -214,6 +214,15 @@ fn meant(message: &str) -> Option<String> {
 /// # Errors
 /// Every mistake that was found.
 pub fn load_policy(sources: &[Source]) -> Result<Policy, FileErrors> {
+    load_policy_after(&Policy::default(), sources)
+}
+
+/// Reads policy files that replace an earlier policy. What is the same host, logical network or key keeps its number; what
+/// is no more leaves its number to nobody, so that whoever still holds a number means the same, or nothing, by it.
+///
+/// # Errors
+/// Every mistake that was found.
+pub fn load_policy_after(before: &Policy, sources: &[Source]) -> Result<Policy, FileErrors> {
     let mut errors = Vec::new();
     let mut files = Vec::new();
     for source in sources {
@@ -224,7 +233,7 @@ pub fn load_policy(sources: &[Source]) -> Result<Policy, FileErrors> {
         }
     }
     if errors.is_empty() {
-        match Resolver::resolve(&files) {
+        match Resolver::resolve(&files, before) {
             Ok(policy) => return Ok(policy),
             Err(found) => errors = found,
         }

@@ -10,6 +10,7 @@
 mod asks;
 mod moves;
 pub mod record;
+pub mod saved;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use asks::Neighbours;
 use moves::Told;
 pub use record::{Cause, Instance, Pin, Record, Tag};
 use record::{MAX_FLOWS, MAX_LABELS, MAX_LOGINS, Tagged, ToldFlow};
+pub use saved::Saved;
 
 /// How often one event may change what holds of one guest before it is left as it is.
 pub const MAX_ROUNDS: usize = 16;
@@ -194,29 +196,13 @@ impl Containers {
     /// it does not have are parked; those that come back are as they were. Everything may be another to the rules.
     #[must_use]
     pub fn adopt(&self, policy: Arc<Policy>, now: Moment) -> (Self, Changes) {
-        let mut next = Self::new(Arc::clone(&policy), self.now.max(now));
-        next.events = self.events;
-        next.parked = self.parked.clone();
-        for (guest, record) in self.policy.guests.iter().zip(&self.records) {
-            let record = record.clone().renumbered(&self.policy, &policy);
-            next.parked.insert(guest.uuid.clone(), record);
-        }
-        for (number, guest) in policy.guests.iter().enumerate() {
-            if let Some(record) = next.parked.remove(&guest.uuid) {
-                next.records[number] = record;
-            }
-        }
-        for record in next.parked.values_mut() {
-            // Nobody is logged in at, and no flow is of, a guest that is not there.
-            record.logins.clear();
-            record.flows.clear();
-        }
-        while next.parked.len() > MAX_PARKED {
-            next.parked.pop_first();
-        }
-        let mut changes = Changes::default();
-        let all: BTreeSet<GuestIndex> = (0..policy.guests.len() as u32).map(GuestIndex).collect();
-        next.settle(all.clone(), None, &mut changes);
+        let mut saved = self.save();
+        // Of a guest that goes tags are taken, whether something was known of it before or not.
+        saved.mention_all(&self.policy);
+        saved.now = self.now.max(now);
+        saved.release_anew(&self.policy, &policy);
+        let all = (0..policy.guests.len() as u32).map(GuestIndex).collect();
+        let (next, mut changes) = Self::restore(policy, &saved);
         changes.guests = all;
         (next, changes)
     }

@@ -5,13 +5,13 @@
 //! waits where it is; into quarantine it never waits.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::event::What;
-use crate::model::{ContainerIndex, GuestIndex, Policy, Release, Template, TemplateIndex, Transfer};
+use crate::model::{ContainerIndex, GuestIndex, Release, Template, TemplateIndex, Transfer};
 
-use super::record::{Cause, Instance, Record};
+use super::record::{Cause, Instance};
 use super::{Changes, Containers, MAX_ROUNDS, Moved};
 
 /// An event that is being told.
@@ -274,48 +274,5 @@ impl Containers {
             at: self.now,
             text: text.into(),
         }
-    }
-}
-
-impl Record {
-    /// The same under another policy, whose containers and templates have other numbers.
-    pub(super) fn renumbered(mut self, old: &Policy, new: &Policy) -> Self {
-        let of = |container: ContainerIndex| new.container(&old.containers[container.index()].name);
-        let all = |list: Vec<ContainerIndex>| list.into_iter().filter_map(of).collect::<Vec<_>>();
-        self.came_from = all(self.came_from);
-        // Without its container a guest is where it came from.
-        let found = of(self.container);
-        self.container = found
-            .or_else(|| self.came_from.pop())
-            .unwrap_or(ContainerIndex(0));
-        if let Some(at) = self.came_from.iter().position(|one| *one == self.container) {
-            self.came_from.truncate(at);
-        }
-        self.pin = self.pin.filter(|_| found.is_some()).map(|pin| {
-            let from = of(pin.from).unwrap_or(ContainerIndex(0));
-            let mut came_from = all(pin.came_from);
-            came_from.retain(|one| *one != from);
-            super::Pin {
-                from,
-                came_from,
-                since: pin.since,
-            }
-        });
-        self.instances = self
-            .instances
-            .into_iter()
-            .filter_map(|(template, instance)| {
-                let template = new.template(&old.templates[template.index()].name)?;
-                Some((template, instance))
-            })
-            .collect();
-        self.held = self
-            .held
-            .into_iter()
-            .filter_map(|template| new.template(&old.templates[template.index()].name))
-            .collect();
-        self.releasable = None;
-        self.flows = VecDeque::new();
-        self
     }
 }

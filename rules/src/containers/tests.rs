@@ -651,6 +651,41 @@ fn tags_belong_to_the_uuid_and_survive_move_and_registration_anew() {
 }
 
 #[test]
+fn a_new_policy_that_says_the_same_of_a_guest_changes_nothing_for_it() {
+    let mut world = World::new(CONTAINERS);
+    world.tell(0, "g0", &tag("av", "eicar", 90)).unwrap();
+    world
+        .tell(1, "g0", &flow("10.0.0.1:9", "10.0.0.9:9", "alice"))
+        .unwrap();
+    world.tell(10, "g0", &clear("av", "*")).unwrap();
+    let same = policy(&format!(
+        "{CONTAINERS}rules: [{{name: more, from: any, to: any, action: drop}}]\n"
+    ));
+    let flows = world.containers.flows().clone();
+    let (next, changes) = world.containers.adopt(same, at(20));
+    assert!(changes.moved.is_empty());
+    assert_eq!(*next.flows(), flows);
+    world.containers = next;
+    world.wait(39);
+    assert_eq!(world.is_in("g0"), "quarantine", "29 s of 30");
+    world.wait(40);
+    assert_eq!(world.is_in("g0"), "default", "the time to release went on");
+
+    world.tell(50, "g0", &tag("av", "eicar", 90)).unwrap();
+    world.tell(60, "g0", &clear("av", "*")).unwrap();
+    let longer = policy(&CONTAINERS.replace("after: 30s", "after: 20s"));
+    world.containers = world.containers.adopt(longer, at(70)).0;
+    world.wait(89);
+    assert_eq!(
+        world.is_in("g0"),
+        "quarantine",
+        "it is released otherwise: the time begins anew"
+    );
+    world.wait(90);
+    assert_eq!(world.is_in("g0"), "default");
+}
+
+#[test]
 fn a_container_that_the_new_policy_has_not_gives_its_guests_back() {
     let mut world = World::new(CONTAINERS);
     for second in 0..3 {
@@ -766,6 +801,28 @@ proptest! {
         }
         replayed.advance(at(second + 5), &mut changes);
         prop_assert_eq!(state(&one), state(&replayed));
+    }
+
+    /// Written down and read again at any moment, it is the very same, and goes on the same way.
+    #[test]
+    fn what_is_saved_is_restored(events in any_events(), stop in 0usize..40) {
+        let policy = policy(RICH);
+        let mut one = Containers::new(Arc::clone(&policy), at(0));
+        let mut two = one.clone();
+        let mut second = 0;
+        for (number, (pause, event)) in events.iter().enumerate() {
+            if number == stop {
+                let text = serde_json::to_string(&two.save()).unwrap();
+                let (restored, changes) = Containers::restore(Arc::clone(&policy), &serde_json::from_str(&text).unwrap());
+                prop_assert!(changes.moved.is_empty(), "{:?}", changes.moved);
+                prop_assert_eq!(state(&restored), state(&two));
+                two = restored;
+            }
+            second += pause;
+            let accepted = one.apply(at(second), event, &mut Changes::default());
+            prop_assert_eq!(accepted, two.apply(at(second), event, &mut Changes::default()));
+        }
+        prop_assert_eq!(state(&one), state(&two));
     }
 
     /// What the rules see is what holds, for every guest, after every event; counts of neighbours are right.

@@ -27,22 +27,19 @@ pub(super) struct Resolver {
 
 impl Resolver {
     /// What declares names comes before what uses them, whatever the order of the files.
-    pub(super) fn resolve(files: &[(File, raw::RawPolicy)]) -> Result<Policy, Vec<FileError>> {
+    pub(super) fn resolve(
+        files: &[(File, raw::RawPolicy)],
+        before: &Policy,
+    ) -> Result<Policy, Vec<FileError>> {
         let mut resolver = Self {
             policy: Policy::default(),
             names: Names::default(),
             errors: Vec::new(),
             untold: None,
         };
-        for (source, file) in files {
-            file.hosts.iter().for_each(|host| resolver.host(source, host));
-            file.keys.iter().for_each(|key| resolver.key(source, key));
-        }
-        for (source, file) in files {
-            file.networks
-                .iter()
-                .for_each(|network| resolver.network(source, network));
-        }
+        resolver.hosts(files, before);
+        resolver.keys(files, before);
+        resolver.networks(files, before);
         for (source, file) in files {
             file.guests.iter().for_each(|guest| resolver.guest(source, guest));
         }
@@ -63,6 +60,65 @@ impl Resolver {
         }
     }
 
+    fn hosts(&mut self, files: &[(File, raw::RawPolicy)], before: &Policy) {
+        let declared = files
+            .iter()
+            .flat_map(|(source, file)| file.hosts.iter().map(move |host| (source, host)));
+        let (kept, new) = numbered(declared, &before.hosts, |(_, raw), host| {
+            !host.addresses.is_empty() && raw.name.value == host.name
+        });
+        for (kept, host) in kept.into_iter().zip(&before.hosts) {
+            match kept {
+                Some((source, raw)) => self.host(source, raw),
+                None => self.policy.hosts.push(Host {
+                    name: host.name.clone(),
+                    addresses: Vec::new(),
+                }),
+            }
+        }
+        new.into_iter().for_each(|(source, raw)| self.host(source, raw));
+    }
+
+    fn keys(&mut self, files: &[(File, raw::RawPolicy)], before: &Policy) {
+        let declared = files
+            .iter()
+            .flat_map(|(source, file)| file.keys.iter().map(move |key| (source, key)));
+        let (kept, new) = numbered(declared, &before.keys, |(_, raw), key| {
+            !key.retired && raw.id.value == key.id && raw.suite == key.suite
+        });
+        for (kept, key) in kept.into_iter().zip(&before.keys) {
+            match kept {
+                Some((source, raw)) => self.key(source, raw),
+                None => self.policy.keys.push(Key {
+                    retired: true,
+                    ..key.clone()
+                }),
+            }
+        }
+        new.into_iter().for_each(|(source, raw)| self.key(source, raw));
+    }
+
+    fn networks(&mut self, files: &[(File, raw::RawPolicy)], before: &Policy) {
+        let declared = files
+            .iter()
+            .flat_map(|(source, file)| file.networks.iter().map(move |network| (source, network)));
+        let (kept, new) = numbered(declared, &before.networks, |(_, raw), network| {
+            raw.name.value == network.name && raw.is(network.kind)
+        });
+        for (kept, network) in kept.into_iter().zip(&before.networks) {
+            match kept {
+                Some((source, raw)) => self.network(source, raw),
+                None => self.policy.networks.push(Network {
+                    kind: NetworkKind::Retired,
+                    default_key: None,
+                    ..network.clone()
+                }),
+            }
+        }
+        new.into_iter()
+            .for_each(|(source, raw)| self.network(source, raw));
+    }
+
     fn key(&mut self, source: &File, key: &raw::RawKey) {
         if !self.declare(source, Kind::Key, &key.id, self.policy.keys.len()) {
             return;
@@ -71,6 +127,7 @@ impl Resolver {
         self.policy.keys.push(Key {
             id: key.id.value.clone(),
             suite: key.suite,
+            retired: false,
             place,
         });
     }
@@ -340,4 +397,35 @@ impl Resolver {
             router: raw.router,
         })
     }
+}
+
+impl raw::RawNetwork {
+    /// Whether it is a network of this kind, as far as it is declared rightly.
+    fn is(&self, kind: NetworkKind) -> bool {
+        let vni = self.vni.as_ref().as_ref().map(|vni| vni.value);
+        match kind {
+            NetworkKind::Flat => self.kind == raw::RawKind::Flat,
+            NetworkKind::Vxlan(other) => self.kind == raw::RawKind::Vxlan && vni == Some(other.get()),
+            NetworkKind::Geneve(other) => self.kind == raw::RawKind::Geneve && vni == Some(other.get()),
+            NetworkKind::Retired => false,
+        }
+    }
+}
+
+/// What is declared now, in the places of what was there before, and what is new.
+fn numbered<T, B>(
+    declared: impl Iterator<Item = T>,
+    before: &[B],
+    is: impl Fn(&T, &B) -> bool,
+) -> (Vec<Option<T>>, Vec<T>) {
+    let mut kept: Vec<Option<T>> = before.iter().map(|_| None).collect();
+    let mut new = Vec::new();
+    for one in declared {
+        let place = before.iter().position(|other| is(&one, other));
+        match place.filter(|place| kept[*place].is_none()) {
+            Some(place) => kept[place] = Some(one),
+            None => new.push(one),
+        }
+    }
+    (kept, new)
 }

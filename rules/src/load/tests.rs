@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::classify::{Action, Protection};
-use crate::model::{GuestIndex, NetworkKind, Selector, Term};
+use crate::model::{GuestIndex, NetworkIndex, NetworkKind, Selector, Term};
 
 /// A right policy, for cases that change one thing of it.
 pub(super) const RIGHT: &str = "\
@@ -856,4 +856,49 @@ proptest! {
             prop_assert!(range.start() <= range.end());
         }
     }
+}
+
+const BEFORE: &str = "\
+hosts: [{name: h1, address: 192.0.2.1}, {name: h2, address: 192.0.2.2}, {name: h3, address: 192.0.2.3}]
+networks: [{name: a}, {name: b, type: vxlan, vni: 5}, {name: c, type: vxlan, vni: 6}]
+keys: [{id: k1}, {id: k2}, {id: k3}]
+";
+
+#[test]
+fn what_a_new_policy_keeps_has_the_number_that_it_had_and_no_number_is_given_twice() {
+    let before = load_policy(&[source("before.yaml", BEFORE)]).unwrap();
+    let after = "\
+hosts: [{name: h4, address: 192.0.2.1}, {name: h3, address: 192.0.2.9}, {name: h2, address: 192.0.2.2}]
+networks: [{name: d, type: vxlan, vni: 5}, {name: c, type: geneve, vni: 6}, {name: a}]
+keys: [{id: k3}, {id: k2, suite: aes-128-gcm}]
+rules: [{name: r, from: {network: a}, to: any, action: encrypt, key: k3}]
+";
+    let after = load_policy_after(&before, &[source("after.yaml", after)]).unwrap();
+    let host = |name| after.host(name).map(|host| host.0);
+    let hosts = ["h1", "h2", "h3", "h4"].map(host);
+    assert_eq!(hosts, [None, Some(1), Some(2), Some(3)], "h1 is gone");
+    let network = |name| after.network(name).map(|network| network.0);
+    let networks = ["a", "b", "c", "d"].map(network);
+    assert_eq!(
+        networks,
+        [Some(0), None, Some(3 + 1), Some(3)],
+        "b is gone, c is carried otherwise"
+    );
+    assert!(!after.is_flat(NetworkIndex(1)));
+    assert_eq!(after.networks[1].kind, NetworkKind::Retired);
+    let key = |id| after.key(id).map(|key| key.0);
+    assert_eq!(
+        ["k1", "k2", "k3"].map(key),
+        [None, Some(3), Some(2)],
+        "k2 has another suite"
+    );
+    let Action::Seal { key, .. } = after.rules[0].action else {
+        panic!("{:?}", after.rules[0]);
+    };
+    assert_eq!(key.0, 2);
+    // What is gone and comes back is something new.
+    let back = load_policy_after(&after, &[source("before.yaml", BEFORE)]).unwrap();
+    assert_eq!(back.host("h1").map(|host| host.0), Some(4));
+    assert_eq!(back.network("b").map(|network| network.0), Some(5));
+    assert_eq!(back.key("k1").map(|key| key.0), Some(4));
 }

@@ -47,6 +47,8 @@ pub struct Key {
     pub id: String,
     /// The suite it is used with.
     pub suite: Suite,
+    /// Whether it is none any more: an earlier policy had it, and its number is not given to another.
+    pub retired: bool,
     /// Where it is declared.
     pub place: Place,
 }

@@ -132,7 +132,8 @@ pub struct Section {
 pub struct Host {
     /// Its name.
     pub name: String,
-    /// Its addresses on the wire, at most one of each family.
+    /// Its addresses on the wire, at most one of each family. None if it is no host any more: an earlier policy had it, and
+    /// its number is not given to another.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -146,6 +147,8 @@ pub enum NetworkKind {
     Vxlan(Vni),
     /// Geneve (RFC 8926).
     Geneve(Vni),
+    /// Nothing any more: an earlier policy had it, and its number is not given to another. No guest is in it.
+    Retired,
 }
 
 /// A virtual network identifier: 24 bits, never 0.
@@ -223,7 +226,7 @@ impl Policy {
     pub fn host(&self, name: &str) -> Option<HostIndex> {
         self.hosts
             .iter()
-            .position(|host| host.name == name)
+            .position(|host| host.name == name && !host.addresses.is_empty())
             .map(|number| HostIndex(number as u16))
     }
 
@@ -232,7 +235,7 @@ impl Policy {
     pub fn network(&self, name: &str) -> Option<NetworkIndex> {
         self.networks
             .iter()
-            .position(|network| network.name == name)
+            .position(|network| network.name == name && network.kind != NetworkKind::Retired)
             .map(|number| NetworkIndex(number as u16))
     }
 
@@ -281,7 +284,7 @@ impl Policy {
     pub fn key(&self, id: &str) -> Option<KeyIndex> {
         self.keys
             .iter()
-            .position(|key| key.id == id)
+            .position(|key| key.id == id && !key.retired)
             .map(|number| KeyIndex(number as u16))
     }
 }
