@@ -4,9 +4,12 @@
 //! | SPI 4 | sequence 4 | IV 8 | payload, padding, pad length 1, next header 1 | tag 16 |
 //! ```
 
+use super::udp;
 use zerocopy::byteorder::network_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+/// The UDP port that ESP in UDP is sent to (RFC 3948).
+pub const UDP_PORT: u16 = 4500;
 /// Protocol number of ESP.
 pub const ESP: u8 = 50;
 /// Next header of IPv4 in tunnel mode.
@@ -46,6 +49,31 @@ pub fn padding(payload: usize) -> usize {
 #[must_use]
 pub fn length(payload: usize) -> usize {
     HEADER + payload + padding(payload) + TRAILER + TAG
+}
+
+/// The most payload that an ESP packet of `room` bytes can have.
+#[must_use]
+pub fn most_inside(room: usize) -> usize {
+    (room.saturating_sub(HEADER + TAG) & !3).saturating_sub(TRAILER)
+}
+
+/// A source port of its own for an SA's packets in UDP, so that receive queues and paths are chosen by it.
+#[must_use]
+pub fn udp_source(spi: u32) -> u16 {
+    // A product with an odd constant spreads SPIs that follow one another.
+    0xc000 | (spi.wrapping_mul(0x9e37_79b1) >> 18) as u16
+}
+
+/// The UDP header in front of an ESP packet: `length` bytes with this header. Its checksum is none (RFC 3948 2.1).
+#[inline]
+#[must_use]
+pub fn in_udp(source: u16, length: u16) -> udp::Header {
+    udp::Header {
+        source: source.into(),
+        destination: UDP_PORT.into(),
+        length: length.into(),
+        checksum: 0.into(),
+    }
 }
 
 /// Writes padding, pad length and next header into `room`, which begins right behind the payload; gives their length,
@@ -93,6 +121,12 @@ mod tests {
             prop_assert_eq!((payload + written) % 4, 0);
             prop_assert_eq!(HEADER + payload + written + TAG, length(payload));
             prop_assert_eq!(read_trailer(&bytes[..payload + written]), Some((payload, next)));
+        }
+
+        #[test]
+        fn the_most_fits_and_one_more_does_not(room in HEADER + TAG + TRAILER + 2..2000usize) {
+            let most = most_inside(room);
+            prop_assert!(length(most) <= room && length(most + 1) > room, "{most}");
         }
 
         #[test]

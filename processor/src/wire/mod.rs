@@ -21,11 +21,15 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod ecn;
 pub mod esp;
 pub mod ethernet;
 pub mod extension;
+pub mod geneve;
 pub mod icmp;
 pub mod ip4;
 pub mod ip6;
 pub mod packet;
 pub mod transport;
+pub mod udp;
+pub mod vxlan;
