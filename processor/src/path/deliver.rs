@@ -39,6 +39,9 @@ pub trait Ledger {
 
     /// A packet of a group was copied for one more receiver; the copy ends like any packet.
     fn copied(&mut self);
+
+    /// The batch has gone through a stage.
+    fn passed(&mut self, stage: &'static str);
 }
 
 /// Hands the packets of a batch that belong to another worker over to it; `owner` gives the owner of each live one.

@@ -16,11 +16,13 @@ pub fn inbound(
 ) {
     let mut batch = Batch::new();
     parse::parse(burst, &mut batch, context.pool.umem(), Direction::Inbound, None);
+    ledger.passed("parse");
     open::find_sa(&mut batch, context.tables, context.pool.umem(), context.notices);
     let own = context.worker;
     hand_over(&mut batch, NextStep::Open, own, exits, |descriptor| {
         descriptor.sa.map_or(own, |place| place.owner)
     });
+    ledger.passed("find_sa");
     open_and_deliver(context, &mut batch, exits, ledger);
 }
 
@@ -32,10 +34,14 @@ pub fn open_and_deliver(
     ledger: &mut impl Ledger,
 ) {
     open::open(batch, &mut context.sas.inbound, context.pool, context.engine);
+    ledger.passed("open");
     guard::guard_opened(batch, context.tables);
     guard::guard_plaintext(batch, context.tables);
+    ledger.passed("guard");
     classify::classify_uplink(batch, context.tables, context.decisions);
+    ledger.passed("classify");
     open::readdress(batch, context.pool.umem());
     replicate(batch, context.worker, context.tables, context.pool, exits, ledger);
     transmit(batch, context.worker, context.tables, context.pool, exits, ledger);
+    ledger.passed("deliver");
 }

@@ -25,7 +25,8 @@ pub fn outbound(
         Direction::Outbound,
         Some(port),
     );
-    decide(context, &mut batch);
+    ledger.passed("parse");
+    decide(context, &mut batch, ledger);
     replicate(
         &mut batch,
         context.worker,
@@ -48,7 +49,7 @@ pub fn resume(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut im
             (descriptor.seal, descriptor.egress) = (None, None);
             descriptor.direction = Direction::Outbound;
         }
-        decide(context, &mut batch);
+        decide(context, &mut batch, ledger);
     }
     select_and_send(context, &mut batch, exits, ledger, || now);
 }
@@ -69,9 +70,11 @@ pub fn give_up(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut i
     }
 }
 
-fn decide(context: &mut Context<'_>, batch: &mut Batch) {
+fn decide(context: &mut Context<'_>, batch: &mut Batch, ledger: &mut impl Ledger) {
     guard::guard_guest(batch, context.tables);
+    ledger.passed("guard");
     classify::classify_guest(batch, context.tables, context.decisions);
+    ledger.passed("classify");
     local::turn(batch);
 }
 
@@ -91,6 +94,7 @@ fn select_and_send(
     hand_over(batch, NextStep::Seal, own, exits, |descriptor| {
         descriptor.sa.map_or(own, |place| place.owner)
     });
+    ledger.passed("select_sa");
     seal_and_send(context, batch, exits, ledger);
 }
 
@@ -108,5 +112,7 @@ pub fn seal_and_send(
         context.pool,
         context.engine,
     );
+    ledger.passed("seal");
     transmit(batch, context.worker, context.tables, context.pool, exits, ledger);
+    ledger.passed("deliver");
 }

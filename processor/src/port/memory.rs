@@ -1,6 +1,7 @@
 //! A port without a kernel, for tests and benchmarks: the four rings of AF_XDP over plain memory, and a [`Device`] at
 //! their other end that lets packets arrive, takes those that leave, and completes them when it is told to.
 
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ pub struct Device {
     transmit: Consumer<Frame>,
     completion: Producer<Frame>,
     /// Sent and not completed yet.
-    sent: Vec<Frame>,
+    sent: VecDeque<Frame>,
 }
 
 impl MemoryPort {
@@ -59,7 +60,7 @@ impl MemoryPort {
             receive: device_receive,
             transmit: device_transmit,
             completion: device_completion,
-            sent: Vec::with_capacity(transmit_room),
+            sent: VecDeque::with_capacity(transmit_room),
         };
         (port, device)
     }
@@ -86,7 +87,7 @@ impl Device {
     pub fn leave(&mut self) -> Option<Vec<u8>> {
         let frame = self.transmit.pop().ok()?;
         let packet = self.umem.bytes(&frame).to_vec();
-        self.sent.push(frame);
+        self.sent.push_back(frame);
         Some(packet)
     }
 
@@ -94,14 +95,20 @@ impl Device {
     pub fn discard(&mut self) -> usize {
         let before = self.sent.len();
         while let Ok(frame) = self.transmit.pop() {
-            self.sent.push(frame);
+            self.sent.push_back(frame);
         }
         self.sent.len() - before
     }
 
     /// Gives the frames of sent packets back to the port.
     pub fn complete(&mut self) {
-        for frame in self.sent.drain(..) {
+        self.complete_all_but(0);
+    }
+
+    /// Gives the frames of sent packets back to the port, the oldest first, but for so many.
+    pub fn complete_all_but(&mut self, kept: usize) {
+        let count = self.sent.len().saturating_sub(kept);
+        for frame in self.sent.drain(..count) {
             // As long as the transmit ring, which lets no more than that out.
             let _ = self.completion.push(frame);
         }

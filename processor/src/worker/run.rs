@@ -231,14 +231,27 @@ impl Exits for WorkerExits<'_> {
     }
 }
 
-struct WorkerLedger<'a> {
+/// Who is told when a burst has gone through a stage.
+pub trait Watch {
+    /// It has.
+    fn passed(&mut self, stage: &'static str);
+}
+
+/// Nobody.
+impl Watch for () {
+    #[inline]
+    fn passed(&mut self, _: &'static str) {}
+}
+
+struct WorkerLedger<'a, W> {
+    watch: &'a mut W,
     counters: &'a Counters,
     recorder: &'a mut Recorder,
     /// Read once a batch, when the first packet ends.
     now: Option<u64>,
 }
 
-impl Ledger for WorkerLedger<'_> {
+impl<W: Watch> Ledger for WorkerLedger<'_, W> {
     #[inline]
     fn ended(&mut self, direction: Direction, outcome: Outcome, arrival: u64) {
         let now = *self.now.get_or_insert_with(monotonic);
@@ -251,6 +264,11 @@ impl Ledger for WorkerLedger<'_> {
     #[inline]
     fn copied(&mut self) {
         self.counters.copied.add(1);
+    }
+
+    #[inline]
+    fn passed(&mut self, stage: &'static str) {
+        self.watch.passed(stage);
     }
 }
 
@@ -301,17 +319,22 @@ impl Worker {
 
     /// One look at every ring. Gives the number of packets that were carried.
     pub fn turn(&mut self) -> usize {
+        self.turn_watched(&mut ())
+    }
+
+    /// The same, and somebody watches: a benchmark that reads the clock after each stage.
+    pub fn turn_watched(&mut self, watch: &mut impl Watch) -> usize {
         self.obey();
         for port in self.ports.all_mut() {
             port.reclaim(&mut self.pool);
         }
-        let mut work = self.take_over();
-        work += self.receive(From::Uplink);
+        let mut work = self.take_over(watch);
+        work += self.receive(From::Uplink, watch);
         for number in 0..self.ports.guests.len() {
-            work += self.receive(From::Guest(number));
+            work += self.receive(From::Guest(number), watch);
         }
         if !self.waiting.is_empty() {
-            self.resume();
+            self.resume(watch);
         }
         self.recorder.swap_if_asked();
         self.notices.settle();
@@ -322,17 +345,21 @@ impl Worker {
     }
 
     /// Packets whose session is there go on; who waited too long ends.
-    fn resume(&mut self) {
+    fn resume(&mut self, watch: &mut impl Watch) {
         let now = monotonic();
         if self.waiting.is_due(now) {
-            self.with_context(|context, exits, ledger| outbound::resume(context, exits, ledger, now));
+            self.with_context(watch, |context, exits, ledger| {
+                outbound::resume(context, exits, ledger, now)
+            });
             self.kick();
         }
     }
 
     fn give_up_waiting(&mut self) {
         if !self.waiting.is_empty() {
-            self.with_context(|context, exits, ledger| outbound::give_up(context, exits, ledger));
+            self.with_context(&mut (), |context, exits, ledger| {
+                outbound::give_up(context, exits, ledger)
+            });
         }
     }
 
@@ -400,7 +427,7 @@ impl Worker {
     }
 
     /// Carries one burst of a port.
-    fn receive(&mut self, from: From) -> usize {
+    fn receive(&mut self, from: From, watch: &mut impl Watch) -> usize {
         let mut burst = Burst::new();
         let ingress = match from {
             From::Uplink => match &mut self.ports.uplink {
@@ -423,7 +450,8 @@ impl Worker {
         let count = burst.len();
         if count > 0 {
             self.counters.received.add(count as u64);
-            self.with_context(|context, exits, ledger| match ingress {
+            watch.passed("receive");
+            self.with_context(watch, |context, exits, ledger| match ingress {
                 None => inbound::inbound(context, &mut burst, exits, ledger),
                 Some(port) => outbound::outbound(context, &mut burst, port, exits, ledger, monotonic),
             });
@@ -433,7 +461,7 @@ impl Worker {
     }
 
     /// Carries on with what other workers handed over: a batch of each step at a time.
-    fn take_over(&mut self) -> usize {
+    fn take_over(&mut self, watch: &mut impl Watch) -> usize {
         let (mut sealing, mut opening, mut leaving) = (Batch::new(), Batch::new(), Batch::new());
         let mut count = 0;
         while count < BATCH {
@@ -452,7 +480,7 @@ impl Worker {
         }
         if count > 0 {
             self.counters.taken_over.add(count as u64);
-            self.with_context(|context, exits, ledger| {
+            self.with_context(watch, |context, exits, ledger| {
                 transmit(
                     &mut leaving,
                     context.worker,
@@ -469,9 +497,10 @@ impl Worker {
         count
     }
 
-    fn with_context(
+    fn with_context<W: Watch>(
         &mut self,
-        run: impl FnOnce(&mut Context<'_>, &mut WorkerExits<'_>, &mut WorkerLedger<'_>),
+        watch: &mut W,
+        run: impl FnOnce(&mut Context<'_>, &mut WorkerExits<'_>, &mut WorkerLedger<'_, W>),
     ) {
         self.counters.batches.add(1);
         let tables = self.tables.load();
@@ -490,6 +519,7 @@ impl Worker {
             handoff: &mut self.handoff,
         };
         let mut ledger = WorkerLedger {
+            watch,
             counters: &self.counters,
             recorder: &mut self.recorder,
             now: None,
