@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use guestseal::control::guests::now;
+use guestseal::control::journal::{Deed, Done, Journal};
 use tempfile::TempDir;
 
 const POLICY: &str = include_str!("../../rules/examples/demo/policy.yaml");
@@ -434,8 +436,13 @@ fn explain_of_a_host_knows_what_has_happened_to_its_guests() {
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.contains("match  web"), "{out}");
     let event = r#"{"guest":"blue-1","tag":{"service":"av","name":"eicar","severity":90}}"#;
-    let entry = format!("{{\"at\":\"2026-01-01T00:00:00Z\",\"event\":{event}}}\n");
-    std::fs::write(state.join("events.journal"), entry).unwrap();
+    let (mut journal, _) = Journal::open(&state).unwrap();
+    let deed = Deed::Event {
+        event: serde_json::from_str(event).unwrap(),
+        read: None,
+    };
+    let (at, by) = (now(), "test".to_owned());
+    journal.append(&[Done { at, by, deed }]).unwrap();
     let (code, out, _) = files.run(&line);
     assert_eq!(code, 0);
     assert!(out.contains("match  nobody-out"), "{out}");

@@ -1,6 +1,7 @@
 //! What happens to guests: events from their source, through the containers, to the rules that workers read.
 //!
-//! An event is applied at once and then journalled; where the process dies in between, it is read again from its source.
+//! An event is applied at once and then journalled, and only then acknowledged; where the process dies in between, it is read
+//! again from the file that it came from, or its sender was told nothing.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -10,18 +11,20 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guestseal_rules::compile::{Ruleset, TooLarge, next_generation};
-use guestseal_rules::containers::{Changes, Containers, Moved};
+use guestseal_rules::containers::{Changes, Containers, Moved, Refusal};
 use guestseal_rules::event::{Event, Moment};
 use guestseal_rules::model::Policy;
 use serde::Serialize;
 
-use super::journal::{Entry, Journal, JournalError};
-use super::sources::file::FollowedFile;
+use super::journal::{Deed, Done, Entry, Journal, JournalError};
+use super::sources::file::{FollowedFile, Position};
 use super::supervise::chain;
 use super::wake::Watched;
 
 /// Lines that one turn takes at most.
 const LINES: usize = 1024;
+/// Entries that wait for a journal that cannot be written; the oldest go first.
+const MOST_PENDING: usize = 16_384;
 
 /// Events by what became of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -42,14 +45,22 @@ pub struct Guests {
     policy: Arc<Policy>,
     containers: Containers,
     ruleset: Ruleset,
-    journal: Option<Journal>,
+    journal: Journal,
+    /// What was done and is not in the journal yet.
+    pending: Vec<Done>,
+    /// What the journal could not be written for, said once.
+    journal_error: String,
     source: Option<FollowedFile>,
+    /// How far the followed files were read, as the journal knows it.
+    read: BTreeMap<String, Position>,
     /// Tells when the source has more; without it the source is looked at now and then.
     watched: Option<Watched>,
     /// Whether more has come than one turn takes.
     behind: bool,
     /// What the source could not be read for, said once.
     source_error: String,
+    /// What has changed since the rules were made.
+    changes: Changes,
     totals: EventTotals,
 }
 
@@ -75,25 +86,60 @@ pub fn now() -> Moment {
 /// The guests of a policy as a journal has them.
 #[must_use]
 pub fn replay(policy: &Arc<Policy>, entries: &[Entry]) -> Containers {
-    let begin = entries.first().map_or_else(now, |entry| entry.at);
-    let mut containers = Containers::new(Arc::clone(policy), begin);
+    let state = |entry: &Entry| match &entry.done.deed {
+        Deed::Begin { state, .. } | Deed::Policy { state, .. } => Some(state.clone()),
+        _ => None,
+    };
+    let found = entries.iter().enumerate().rev();
+    let found = found
+        .filter_map(|(number, entry)| Some((number + 1, state(entry)?)))
+        .next();
+    let (from, mut containers) = match found {
+        Some((from, state)) => (from, Containers::restore(Arc::clone(policy), &state).0),
+        None => (0, Containers::new(Arc::clone(policy), now())),
+    };
     let mut changes = Changes::default();
-    for entry in entries {
-        if let Err(refusal) = containers.apply(entry.at, &entry.event, &mut changes) {
+    for entry in &entries[from..] {
+        let Deed::Event { event, .. } = &entry.done.deed else {
+            continue;
+        };
+        if let Err(refusal) = containers.apply(entry.done.at, event, &mut changes) {
             // It was accepted under another policy.
             tracing::warn!(
                 "journal: guest {}, {} of {}: {refusal}",
-                entry.event.guest,
-                entry.event.what,
-                entry.at
+                event.guest,
+                event.what,
+                entry.done.at
             );
         }
     }
     containers
 }
 
+/// How far followed files were read, as a journal has it.
+fn positions(entries: &[Entry]) -> BTreeMap<String, Position> {
+    let mut positions = BTreeMap::new();
+    for entry in entries {
+        match &entry.done.deed {
+            Deed::Begin { read, .. } => positions.clone_from(read),
+            Deed::Event {
+                read: Some(position), ..
+            } => {
+                positions.insert(entry.done.by.clone(), *position);
+            }
+            _ => {}
+        }
+    }
+    positions
+}
+
+/// The followed file's name in the journal.
+fn name_of(path: &Path) -> String {
+    format!("file {}", path.display())
+}
+
 impl Guests {
-    /// As the journal of the state directory has them; follows the file of events. Without one nothing ever happens.
+    /// As the journal of the state directory has them; follows the file of events, if there is one.
     ///
     /// # Errors
     /// See [`GuestsError`].
@@ -102,10 +148,7 @@ impl Guests {
         state_directory: &Path,
         events: Option<&Path>,
     ) -> Result<Self, GuestsError> {
-        let (journal, entries) = match events {
-            Some(_) => Journal::open(state_directory).map(|(journal, entries)| (Some(journal), entries))?,
-            None => (None, Vec::new()),
-        };
+        let (journal, entries) = Journal::open(state_directory)?;
         let mut containers = replay(policy, &entries);
         containers.advance(now(), &mut Changes::default());
         let watched = events.and_then(|path| {
@@ -118,7 +161,7 @@ impl Guests {
                 })
                 .ok()
         });
-        let resume = entries.iter().rev().find_map(|entry| entry.read);
+        let read = positions(&entries);
         Ok(Self {
             ruleset: Ruleset::compile(
                 policy,
@@ -128,11 +171,15 @@ impl Guests {
             )?,
             watched,
             behind: false,
-            source: events.map(|path| FollowedFile::new(path, resume)),
+            source: events.map(|path| FollowedFile::new(path, read.get(&name_of(path)).copied())),
+            read,
             policy: Arc::clone(policy),
             containers,
             journal,
+            pending: Vec::new(),
+            journal_error: String::new(),
             source_error: String::new(),
+            changes: Changes::default(),
             totals: EventTotals::default(),
         })
     }
@@ -167,29 +214,14 @@ impl Guests {
         self.behind
     }
 
-    /// Takes what has come, and does what is due. Whether the rules are others than before.
-    pub fn turn(&mut self, now: Moment) -> bool {
-        let mut changes = Changes::default();
-        let entries = self.take(now, &mut changes);
-        self.containers.advance(now, &mut changes);
-        self.say(&changes);
-        let others = self.recompile(&changes);
-        if let Some(journal) = &mut self.journal
-            && !entries.is_empty()
-            && let Err(error) = journal.append(&entries)
-        {
-            tracing::error!("{}: a restart will not know of the last events", chain(&error));
-        }
-        others
-    }
-
-    fn take(&mut self, now: Moment, changes: &mut Changes) -> Vec<Entry> {
-        let mut entries = Vec::new();
+    /// Takes what the followed file has to tell.
+    pub fn take(&mut self, now: Moment) {
         let mut taken = 0;
         if let Some(watched) = &self.watched {
             watched.take();
         }
         while let Some(source) = self.source.as_mut().filter(|_| taken < LINES) {
+            let by = name_of(source.path());
             let lines = match source.read() {
                 Ok(Some(lines)) => lines,
                 Ok(None) => break,
@@ -204,27 +236,88 @@ impl Guests {
             };
             taken += 1 + lines.len();
             for line in lines {
-                let Some(event) = self.parse(line.text.as_deref()) else {
-                    continue;
-                };
-                match self.containers.apply(now, &event, changes) {
-                    Ok(()) => {
-                        self.totals.accepted += 1;
-                        entries.push(Entry {
-                            at: self.containers.now(),
-                            event,
-                            read: Some(line.position),
-                        });
-                    }
-                    Err(refusal) => {
-                        *self.totals.refused.entry(refusal.name()).or_default() += 1;
-                        tracing::debug!("event refused: guest {}, {}: {refusal}", event.guest, event.what);
-                    }
+                if let Some(event) = self.parse(line.text.as_deref()) {
+                    // What is refused is counted.
+                    let _ = self.offer(now, &by, event, Some(line.position));
                 }
             }
         }
         self.behind = taken >= LINES;
-        entries
+    }
+
+    /// Takes one event from somebody.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn offer(
+        &mut self,
+        now: Moment,
+        by: &str,
+        event: Event,
+        read: Option<Position>,
+    ) -> Result<(), Refusal> {
+        match self.containers.apply(now, &event, &mut self.changes) {
+            Ok(()) => {
+                self.totals.accepted += 1;
+                self.note(by, Deed::Event { event, read });
+                if let Some(position) = read {
+                    self.read.insert(by.to_owned(), position);
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                *self.totals.refused.entry(refusal.name()).or_default() += 1;
+                tracing::debug!("event refused: guest {}, {}: {refusal}", event.guest, event.what);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Notes what was done: it is in the journal when [`Self::commit`] says so.
+    pub fn note(&mut self, by: &str, deed: Deed) {
+        self.pending.push(Done {
+            at: self.containers.now(),
+            by: by.to_owned(),
+            deed,
+        });
+    }
+
+    /// Does what is due, and makes the rules that follow from all that was taken. Whether they are others than before.
+    pub fn settle(&mut self, now: Moment) -> bool {
+        self.containers.advance(now, &mut self.changes);
+        let changes = std::mem::take(&mut self.changes);
+        self.say(&changes);
+        self.recompile(&changes)
+    }
+
+    /// Puts what was done into the journal; gives it. What fails is tried again the next time.
+    ///
+    /// # Errors
+    /// If it is not durable: what was done holds, but a restart would not know of it.
+    pub fn commit(&mut self) -> Result<Vec<Done>, JournalError> {
+        if self.pending.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Err(error) = self.journal.append(&self.pending) {
+            let text = chain(&error);
+            if text != self.journal_error {
+                tracing::error!("{text}: a restart will not know of the last events");
+                self.journal_error = text;
+            }
+            let many = self.pending.len().saturating_sub(MOST_PENDING);
+            self.pending.drain(..many);
+            return Err(error);
+        }
+        self.journal_error.clear();
+        let done = std::mem::take(&mut self.pending);
+        if self.journal.is_large()
+            && let Err(error) =
+                self.journal
+                    .rotate(self.containers.now(), self.containers.save(), self.read.clone())
+        {
+            tracing::error!("{}: the journal goes on in its old file", chain(&error));
+        }
+        Ok(done)
     }
 
     fn parse(&mut self, line: Option<&str>) -> Option<Event> {
@@ -242,7 +335,7 @@ impl Guests {
     }
 
     fn say(&mut self, changes: &Changes) {
-        let policy = &self.policy;
+        let policy = Arc::clone(&self.policy);
         let name = |moved: &Moved| {
             let container =
                 |index: guestseal_rules::model::ContainerIndex| &policy.containers[index.index()].name;
@@ -258,6 +351,16 @@ impl Guests {
                 "guest {guest} moved from container {from} to {to}: {}",
                 moved.cause.text
             );
+            self.pending.push(Done {
+                at: moved.at,
+                by: "guestseal".to_owned(),
+                deed: Deed::Moved {
+                    guest: guest.clone(),
+                    from: from.clone(),
+                    to: to.clone(),
+                    because: moved.cause.text.to_string(),
+                },
+            });
         }
         for guest in &changes.unsettled {
             let guest = &policy.guests[guest.index()].id;
@@ -326,6 +429,19 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
             Guests::open(&self.policy, &state, Some(&self.directory.path().join("events"))).unwrap()
         }
 
+        /// As if the process had died before anything was appended.
+        fn forget_but_the_first_line(&self) {
+            let journal = self.directory.path().join("state/journal");
+            let path = std::fs::read_dir(journal)
+                .unwrap()
+                .next()
+                .unwrap()
+                .unwrap()
+                .path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, &text[..=text.find('\n').unwrap()]).unwrap();
+        }
+
         fn write(&self, lines: &[&str]) {
             let path = self.directory.path().join("events");
             let mut file = std::fs::OpenOptions::new()
@@ -337,6 +453,13 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
         }
     }
 
+    fn turn(guests: &mut Guests) -> bool {
+        guests.take(now());
+        let others = guests.settle(now());
+        guests.commit().unwrap();
+        others
+    }
+
     fn container(guests: &Guests) -> &str {
         let container = guests.containers().record(GuestIndex(0)).container;
         &guests.policy.containers[container.index()].name
@@ -346,16 +469,16 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
     fn what_came_is_taken_once_and_what_is_wrong_is_counted() {
         let world = World::new();
         let mut guests = world.start();
-        assert!(!guests.turn(now()), "there is no file");
+        assert!(!turn(&mut guests), "there is no file");
         world.write(&["", "no event", TAG, TAG.replace("g0", "g9").as_str()]);
         let before = guests.ruleset().generation();
-        assert!(guests.turn(now()), "the rules are others");
+        assert!(turn(&mut guests), "the rules are others");
         assert!(guests.ruleset().generation() > before);
         assert_eq!(container(&guests), "quarantine");
         let totals = guests.totals();
         assert_eq!((totals.accepted, totals.malformed, totals.transfers), (1, 1, 1));
         assert_eq!(totals.refused, BTreeMap::from([("UnknownGuest", 1)]));
-        assert!(!guests.turn(now()));
+        assert!(!turn(&mut guests));
     }
 
     #[test]
@@ -363,7 +486,7 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
         let world = World::new();
         world.write(&[TAG]);
         let mut guests = world.start();
-        guests.turn(now());
+        turn(&mut guests);
         let known = guests.containers().record(GuestIndex(0)).clone();
         drop(guests);
         // While nobody listened.
@@ -371,7 +494,7 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
         let mut guests = world.start();
         assert_eq!(*guests.containers().record(GuestIndex(0)), known);
         assert_eq!(container(&guests), "quarantine");
-        guests.turn(now());
+        turn(&mut guests);
         assert_eq!(guests.totals().accepted, 2);
         let tags = &guests.containers().record(GuestIndex(0)).tags;
         assert!(tags[&("av".into(), "eicar".into())].cleared.is_some());
@@ -383,12 +506,12 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
         let world = World::new();
         world.write(&[CLEAR, TAG]);
         let mut guests = world.start();
-        guests.turn(now());
+        turn(&mut guests);
         drop(guests);
-        std::fs::write(world.directory.path().join("state/events.journal"), "").unwrap();
+        world.forget_but_the_first_line();
         let mut guests = world.start();
         assert_eq!(container(&guests), "default");
-        guests.turn(now());
+        turn(&mut guests);
         assert_eq!(container(&guests), "quarantine");
     }
 }

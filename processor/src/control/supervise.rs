@@ -190,7 +190,7 @@ impl Control {
         while !stop.load(Ordering::Acquire) {
             self.wait(turn);
             // What wakes the loop is met at once; everything else has its time.
-            self.follow_events(&plane);
+            self.follow_events(Some(&plane));
             if Instant::now() < turn {
                 continue;
             }
@@ -250,19 +250,17 @@ impl Control {
         }
     }
 
-    /// Takes the events that have come; whether the rules are others.
-    fn take_events(&mut self) -> bool {
-        let others = self.guests.turn(now());
-        if others {
+    /// Takes the events that have come: first the rules are in force, then what was done is durable.
+    fn follow_events(&mut self, plane: Option<&DataPlane>) {
+        self.guests.take(now());
+        if self.guests.settle(now()) {
             self.plan.rules = self.guests.ruleset().clone();
+            if let Some(plane) = plane {
+                plane.publish_rules(&self.plan.rules);
+            }
         }
-        others
-    }
-
-    fn follow_events(&mut self, plane: &DataPlane) {
-        if self.take_events() {
-            plane.publish_rules(&self.plan.rules);
-        }
+        // An error is said there.
+        let _ = self.guests.commit();
     }
 
     /// Writes packets of rules that are logged into the log, a bounded number of them.
@@ -397,7 +395,7 @@ impl Control {
             }
             self.wait(Instant::now() + LOOK);
             self.tend_marks();
-            self.take_events();
+            self.follow_events(None);
             if link::index_of(&self.plan.config.uplink).is_none() {
                 continue;
             }

@@ -16,8 +16,8 @@ use crate::model::{ContainerIndex, GuestIndex, Policy, TemplateIndex};
 use super::record::{Cause, Instance, Pin, Record, Tag, ToldFlow};
 use super::{Changes, Containers, MAX_PARKED};
 
-/// Everything that has happened, as far as it still matters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Everything that has happened, as far as it still matters; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
     /// The time of what was done last.
