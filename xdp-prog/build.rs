@@ -23,7 +23,7 @@ fn main() {
     if Path::new(&machine).is_dir() {
         arguments.extend(["-isystem".to_owned(), machine]);
     }
-    for program in ["guest", "uplink"] {
+    for program in ["guest", "uplink", "traffic"] {
         SkeletonBuilder::new()
             .source(format!("bpf/{program}.bpf.c"))
             .clang_args(&arguments)

@@ -153,6 +153,25 @@ pub(crate) fn try_program(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<T
     })
 }
 
+/// Runs a program over `count` frames that are real ones, and does with them what it says. Returns early, without an error,
+/// if a signal comes. `frame` is what they are before the program has changed them; `batch` of them go out at once.
+pub(crate) fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32, batch: u32) -> io::Result<()> {
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: count as c_int,
+        flags: libbpf_sys::BPF_F_TEST_XDP_LIVE_FRAMES,
+        batch_size: batch,
+        ..Default::default()
+    };
+    // SAFETY: `data_in` is a live buffer of the size given beside it, and nothing is given out.
+    match done(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) }) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        other => other,
+    }
+}
+
 fn context(start: usize, end: usize) -> libbpf_sys::xdp_md {
     libbpf_sys::xdp_md {
         data_meta: start as u32,

@@ -49,7 +49,7 @@ pub struct UplinkConfig {
     pub geneve: bool,
 }
 
-/// A program in the kernel that can be attached. This crate's two are all there are.
+/// A program in the kernel that can be attached. This crate's are all there are.
 pub trait Program: sealed::Sealed + Sized {
     /// The loaded program.
     fn descriptor(&self) -> BorrowedFd<'_>;
@@ -72,6 +72,7 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::GuestProgram {}
     impl Sealed for super::UplinkProgram {}
+    impl Sealed for crate::traffic::Sink {}
 }
 
 /// The program of a guest port: every frame is Guestseal's.
@@ -261,7 +262,7 @@ impl Common {
 }
 
 /// What libbpf says besides its errors (a verifier's log runs to thousands of lines) goes to the log, for those who ask.
-fn log_libbpf() {
+pub(crate) fn log_libbpf() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let to_log = |_, text: String| tracing::debug!(target: "libbpf", "{}", text.trim_end());
@@ -291,7 +292,7 @@ fn replace_keys(
     Ok(())
 }
 
-fn put(map: &MapHandle, name: &'static str, key: &[u8], value: &[u8]) -> Result<(), XdpError> {
+pub(crate) fn put(map: &MapHandle, name: &'static str, key: &[u8], value: &[u8]) -> Result<(), XdpError> {
     map.update(key, value, MapFlags::ANY)
         .map_err(|error| XdpError::Map {
             map: name,
@@ -309,7 +310,7 @@ fn address_key(address: &IpAddr) -> Vec<u8> {
     }
 }
 
-fn not_loaded(program: &'static str, error: libbpf_rs::Error) -> XdpError {
+pub(crate) fn not_loaded(program: &'static str, error: libbpf_rs::Error) -> XdpError {
     if error.kind() == libbpf_rs::ErrorKind::PermissionDenied {
         let action = format!("load the XDP program {program}");
         return XdpError::NotPermitted {

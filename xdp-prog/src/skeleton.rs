@@ -17,3 +17,7 @@ pub(crate) mod guest {
 pub(crate) mod uplink {
     include!(concat!(env!("OUT_DIR"), "/uplink.skel.rs"));
 }
+
+pub(crate) mod traffic {
+    include!(concat!(env!("OUT_DIR"), "/traffic.skel.rs"));
+}
