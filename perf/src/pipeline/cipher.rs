@@ -11,7 +11,7 @@ use guestseal::sa::sequence::Sequence;
 use guestseal::wire::{esp, ethernet, ip4};
 
 use super::host::{Rotation, expanded, umem};
-use super::packets::Size;
+use super::packets::{Network, Size};
 use super::timed;
 use crate::process::PerfError;
 
@@ -49,6 +49,7 @@ impl Cipher {
     /// Over the frames of packets of a size, one SA after the other.
     pub(super) fn new(
         engine: &Arc<dyn Engine>,
+        network: Network,
         size: Size,
         sas: u32,
         rotation: Rotation,
@@ -61,7 +62,7 @@ impl Cipher {
         let mut slots = Vec::with_capacity(rotation.depth);
         let mut frames = frames.into_iter();
         while let (Some(plain), Some(sealed), Some(opened)) = (frames.next(), frames.next(), frames.next()) {
-            let payload = size.of(slots.len()) - HEADERS;
+            let payload = network.sealed(size.of(slots.len()));
             slots.push(Slot {
                 plain,
                 sealed,

@@ -8,8 +8,9 @@ use guestseal::aead::engine::{Engine, ExpandedKey};
 use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
+use guestseal::path::flood::Floods;
 use guestseal::path::notices::notices;
-use guestseal::path::tables::{Parts, Tables};
+use guestseal::path::tables::{NextHops, Parts, Tables};
 use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::memory::{Device, MemoryPort};
 use guestseal::port::pool::FramePool;
@@ -37,7 +38,7 @@ use guestseal_rules::containers::Containers;
 use guestseal_rules::event::Moment;
 use guestseal_rules::model::{HostIndex, KeyIndex, Policy, PortIndex, Suite};
 
-use super::packets::{Packets, policy};
+use super::packets::{Network, Packets, policy};
 use crate::process::PerfError;
 
 const SALT: Salt = Salt([1, 2, 3, 4]);
@@ -52,8 +53,8 @@ pub(super) struct Rules {
 
 impl Rules {
     /// So many rules, of which the last `sas` match.
-    pub(super) fn new(rules: u32, sas: u32) -> Result<Self, PerfError> {
-        let policy = policy(rules, sas)?;
+    pub(super) fn new(network: Network, rules: u32, sas: u32) -> Result<Self, PerfError> {
+        let policy = policy(network, rules, sas)?;
         let containers = Containers::new(Arc::new(policy.clone()), Moment::default());
         let ruleset = Ruleset::compile(
             &policy,
@@ -123,14 +124,19 @@ impl Host {
         let (guest_port, guest) = MemoryPort::new(Arc::clone(&umem), at_guest.0, at_guest.1);
         let (uplink_port, uplink) = MemoryPort::new(Arc::clone(&umem), at_uplink.0, at_uplink.1);
         let (sas, owned) = security_associations(rules, number, &**engine);
+        let next_hop = NextHops {
+            v4: Some(MacAddress([2, 0, 0, 0, 0xff, 9])),
+            v6: None,
+        };
         let parts = Parts {
             rules: rules.ruleset.clone(),
             endpoints: Arc::new(Endpoints::new(policy)),
             host: HostIndex(number as u16),
             uplink_mac: MacAddress([2, 0, 0, 0, 0xff, number as u8]),
-            uplink_mtu: 1500,
+            // What an overlay puts in front of the longest frame must fit.
+            uplink_mtu: 1600,
             owners: vec![(PortIndex(number as u32), vec![WorkerId(0)])],
-            next_hops: vec![None; 2],
+            next_hops: vec![next_hop; 2],
             sas: Arc::new(sas),
         };
         let tables = Tables::new(policy, parts);
@@ -147,6 +153,7 @@ impl Host {
                 pool: FramePool::new(umem, frames),
                 sas: owned,
                 decisions: Decisions::new(Arc::new(RuleCounters::new(policy)), samples().0),
+                floods: Floods::default(),
                 engine: Arc::clone(engine),
                 ports: Ports {
                     uplink: Some(Box::new(uplink_port)),
@@ -239,6 +246,16 @@ fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (
     let Some(network) = rules.policy.network("bench") else {
         unreachable!("the policy has it")
     };
+    let address = |host: usize| rules.policy.hosts[host].addresses[0];
+    let mode = if rules.policy.is_flat(network) {
+        Mode::Transport
+    } else {
+        Mode::Overlay {
+            local: address(number),
+            remote: address(1 - number),
+            udp_source: None,
+        }
+    };
     for slot in 0..rules.sas {
         let Ok(spi) = Spi::new(0x1001 + slot) else {
             unreachable!("above the reserved ones")
@@ -252,7 +269,7 @@ fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (
             let outbound = OutboundSa {
                 spi,
                 protection,
-                mode: Mode::Transport,
+                mode,
                 esn: true,
                 key,
                 sequence: Sequence::fresh(true, SALT),
@@ -270,7 +287,7 @@ fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (
             let inbound = InboundSa {
                 spi,
                 protection,
-                mode: Mode::Transport,
+                mode,
                 esn: true,
                 key,
                 salt: SALT,

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::cipher::Cipher;
 use self::host::{Host, Rotation, Rules};
-use self::packets::{Packets, Size};
+use self::packets::{Network, Packets, Size};
 use self::stages::{Stages, TimedEngine};
 use crate::process::{PerfError, check_interrupted};
 
@@ -54,6 +54,9 @@ pub struct Options {
     /// only with the most rules, and 1,000 flows or what comes next to it
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 16_384], value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=262_144))]
     frames: Vec<u32>,
+    /// What carries the logical network. What follows the first is measured only with the fewest rules and flows
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Network::Flat, Network::Vxlan, Network::Geneve], value_name = "TYPE")]
+    network: Vec<Network>,
     /// AEAD engines, each in turn; all that can run here if none is named
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
     engine: Vec<Choice>,
@@ -65,6 +68,7 @@ pub struct Options {
 /// What is measured.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct Case {
+    network: Network,
     size: Size,
     rules: u32,
     flows: u32,
@@ -103,17 +107,30 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
     let plan = plan(options);
     if !options.json {
         println!(
-            "{:<9} {:>6} {:>6} {:>7} {:>5} {:>6} {:>9} {:>14} {:>14}  by stage",
-            "direction", "size", "rules", "flows", "sas", "frames", "engine", "cycles/packet", "cipher alone"
+            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>9} {:>14} {:>14}  by stage",
+            "direction",
+            "network",
+            "size",
+            "rules",
+            "flows",
+            "sas",
+            "frames",
+            "engine",
+            "cycles/packet",
+            "cipher alone"
         );
     }
     let mut rows = Vec::new();
-    let mut compiled: Option<(u32, u32, Rules)> = None;
+    let mut compiled: Option<(Network, u32, u32, Rules)> = None;
     for (number, case) in plan.iter().enumerate() {
         check_interrupted()?;
         let rules = match compiled.take() {
-            Some((rules, sas, one)) if (rules, sas) == (case.rules, case.sas) => one,
-            _ => Rules::new(case.rules, case.sas)?,
+            Some((network, rules, sas, one))
+                if (network, rules, sas) == (case.network, case.rules, case.sas) =>
+            {
+                one
+            }
+            _ => Rules::new(case.network, case.rules, case.sas)?,
         };
         if options.json {
             eprintln!("pipeline: case {} of {}", number + 1, plan.len());
@@ -126,7 +143,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
                 rows.push(row);
             }
         }
-        compiled = Some((case.rules, case.sas, rules));
+        compiled = Some((case.network, case.rules, case.sas, rules));
     }
     if options.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|error| PerfError::Malformed {
@@ -138,12 +155,14 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
     Ok(())
 }
 
-/// Every size with every number of rules and flows; the further numbers of SAs and frames one at a time.
+/// Every size with every number of rules and flows; the further networks and numbers of SAs and frames one at a time.
 fn plan(options: &Options) -> Vec<Case> {
     let first = |list: &[u32]| list.first().copied().unwrap_or(1);
     let (sas, frames) = (first(&options.sas), first(&options.frames));
-    let case = |rules, flows, sas, frames| {
+    let network = options.network.first().copied().unwrap_or(Network::Flat);
+    let case_in = |network, rules, flows, sas, frames| {
         let case = move |&size: &Size| Case {
+            network,
             size,
             rules: u32::max(rules, sas),
             flows: u32::max(flows, sas),
@@ -152,11 +171,22 @@ fn plan(options: &Options) -> Vec<Case> {
         };
         options.size.iter().map(case)
     };
+    let case = |rules, flows, sas, frames| case_in(network, rules, flows, sas, frames);
     let mut cases = Vec::new();
     for &rules in &options.rules {
         for &flows in &options.flows {
             cases.extend(case(rules, flows, sas, frames));
         }
+    }
+    let fewest = |list: &[u32]| list.iter().copied().min().unwrap_or(1);
+    for &other in options.network.iter().skip(1) {
+        cases.extend(case_in(
+            other,
+            fewest(&options.rules),
+            fewest(&options.flows),
+            sas,
+            frames,
+        ));
     }
     let most = options.rules.iter().copied().max().unwrap_or(1);
     let flows_for = |least: u32| {
@@ -181,8 +211,9 @@ impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:<9} {:>6} {:>6} {:>7} {:>5} {:>6} {:>9} {:>14.0} {:>14.0} ",
+            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>9} {:>14.0} {:>14.0} ",
             self.direction,
+            self.network,
             self.size,
             self.rules,
             self.flows,
@@ -223,7 +254,7 @@ fn measure(engine: &Arc<dyn Engine>, case: &Case, rules: &Rules, bursts: u32) ->
         Host::new(rules, 0, rotation, engine)?,
         Host::new(rules, 1, rotation, engine)?,
     );
-    let mut cipher = Cipher::new(engine, case.size, case.sas, rotation, clock.clone())?;
+    let mut cipher = Cipher::new(engine, case.network, case.size, case.sas, rotation, clock.clone())?;
     let timed_engine = Arc::new(TimedEngine::new(engine, clock.clone()));
     let mut packets = Packets::new(case.size, case.flows, case.sas);
 
@@ -291,7 +322,7 @@ fn measure(engine: &Arc<dyn Engine>, case: &Case, rules: &Rules, bursts: u32) ->
     let [out_stages, in_stages] = stages;
     let row = |direction, packet: Vec<u64>, cipher, stages: Stages| Row {
         direction,
-        network: "flat",
+        network: case.network.name(),
         size: case.size,
         rules: case.rules,
         flows: case.flows,
@@ -345,15 +376,20 @@ mod tests {
     #[test]
     fn every_kind_of_case_is_carried() {
         let engine = choose(Choice::AesGcm).unwrap().engine;
-        for (rules, sas, flows, frames) in [(10, 1, 1000, 1024), (40, 20, 100, 1024), (2, 1, 1, 2048)] {
+        for (network, rules, sas, flows, frames) in [
+            (Network::Flat, 10, 1, 1000, 1024),
+            (Network::Vxlan, 40, 20, 100, 1024),
+            (Network::Geneve, 2, 1, 1, 2048),
+        ] {
             let case = Case {
+                network,
                 size: Size::Imix,
                 rules,
                 flows,
                 sas,
                 frames,
             };
-            let rows = measure(&engine, &case, &Rules::new(rules, sas).unwrap(), 20).unwrap();
+            let rows = measure(&engine, &case, &Rules::new(network, rules, sas).unwrap(), 20).unwrap();
             for (row, stage) in rows.iter().zip(["seal", "open"]) {
                 assert!(row.cipher_cycles_per_packet > 0.0, "{row}");
                 assert!(

@@ -1,5 +1,7 @@
 //! What is sent: frames of one size or of a mix, of many flows, under a policy of many rules and keys.
 
+use clap::ValueEnum;
+use guestseal::path::encapsulate;
 use guestseal::wire::{ethernet, ip4, transport};
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::Policy;
@@ -67,6 +69,38 @@ impl std::str::FromStr for Size {
     }
 }
 
+/// What carries the logical network.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Network {
+    /// The wire itself: transport mode on the guest's packet
+    Flat,
+    /// VXLAN under ESP
+    Vxlan,
+    /// Geneve under ESP
+    Geneve,
+}
+
+impl Network {
+    /// The name in the policy and in the figures.
+    #[must_use]
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Network::Flat => "flat",
+            Network::Vxlan => "vxlan",
+            Network::Geneve => "geneve",
+        }
+    }
+
+    /// Bytes that ESP wraps of a guest's frame of so many.
+    #[must_use]
+    pub(super) fn sealed(self, frame: usize) -> usize {
+        match self {
+            Network::Flat => frame - PORTS,
+            Network::Vxlan | Network::Geneve => encapsulate::HEADER + frame,
+        }
+    }
+}
+
 /// Packets of flows that take turns, from the first guest to the second.
 #[derive(Debug)]
 pub(super) struct Packets {
@@ -129,11 +163,17 @@ fn frame(size: usize) -> Vec<u8> {
 
 /// Two hosts, a guest on each; so many rules, of which the last `sas` match: each a destination port, under a key of its
 /// own.
-pub(super) fn policy(rules: u32, sas: u32) -> Result<Policy, PerfError> {
+pub(super) fn policy(network: Network, rules: u32, sas: u32) -> Result<Policy, PerfError> {
     let mut text = String::from(
         "hosts:\n  - {name: h1, addresses: [192.0.2.1]}\n  - {name: h2, addresses: [192.0.2.2]}\n\
-         networks:\n  - {name: bench, type: flat}\nkeys:\n",
+         networks:\n",
     );
+    let vni = if network == Network::Flat {
+        ""
+    } else {
+        ", vni: 7001"
+    };
+    text += &format!("  - {{name: bench, type: {}{vni}}}\nkeys:\n", network.name());
     for number in 0..sas {
         text += &format!("  - {{id: bench-{number}}}\n");
     }
@@ -218,7 +258,7 @@ mod tests {
     #[test]
     fn a_policy_has_as_many_rules_as_were_asked_for() {
         for (rules, sas) in [(1, 1), (10, 1), (300, 20)] {
-            let policy = policy(rules, sas).unwrap();
+            let policy = policy(Network::Vxlan, rules, sas).unwrap();
             assert_eq!(
                 (policy.rules.len(), policy.keys.len()),
                 (rules as usize, sas as usize)

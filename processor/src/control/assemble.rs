@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use guestseal_rules::compile::Ruleset;
-use guestseal_rules::model::PortIndex;
+use guestseal_rules::model::{GuestPort, NetworkKind, PortIndex};
 use guestseal_xdp::{
     Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program, UplinkConfig,
     UplinkProgram, XdpError,
@@ -22,8 +22,9 @@ use crate::aead::engine::Engine;
 use crate::path::batch::WorkerId;
 use crate::path::classify::Decisions;
 use crate::path::endpoints::Endpoints;
+use crate::path::flood::Floods;
 use crate::path::notices::{Notice, notices};
-use crate::path::tables::{Parts, Tables};
+use crate::path::tables::{NextHops, Parts, Tables};
 use crate::path::waiting::WaitingRoom;
 use crate::port::Port;
 use crate::port::pool::FramePool;
@@ -95,8 +96,8 @@ pub struct Blueprint {
     pub rules: Ruleset,
     /// Where guest ports are.
     pub endpoints: Arc<Endpoints>,
-    /// For each host the MAC that leads to it.
-    pub next_hops: Vec<Option<MacAddress>>,
+    /// For each host the MACs that lead to it.
+    pub next_hops: Vec<NextHops>,
     /// The counters of each worker.
     pub counters: Vec<Arc<Counters>>,
     /// The rules' counters of each worker.
@@ -351,6 +352,7 @@ impl DataPlane {
                 pool,
                 sas: all_owned.next().unwrap_or_default(),
                 decisions: Decisions::new(Arc::clone(&plan.rule_counters[number]), sampler),
+                floods: Floods::new(config.group_rate),
                 engine: Arc::clone(&plan.engine),
                 ports,
                 handoff: handoffs
@@ -786,18 +788,24 @@ fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Re
 }
 
 fn uplink_config(config: &HostConfig) -> UplinkConfig {
-    let local = |guest: usize| config.policy.guests[guest].host == config.host;
+    let policy = &config.policy;
+    // On a flat network the wire carries the guests' own MACs.
+    let is_local_and_flat = |port: &GuestPort| {
+        policy.guests[port.guest.index()].host == config.host && policy.is_flat(port.network)
+    };
+    let has = |wanted: fn(NetworkKind) -> bool| policy.networks.iter().any(|one| wanted(one.kind));
     UplinkConfig {
         host_addresses: config.policy.hosts[config.host.index()].addresses.clone(),
-        guest_macs: config
-            .policy
+        guest_macs: policy
             .ports
             .iter()
-            .filter(|port| local(port.guest.index()))
+            .filter(|port| is_local_and_flat(port))
             .map(|port| port.mac)
             .collect(),
-        flat: !config.policy.networks.is_empty(),
-        ..UplinkConfig::default()
+        flat: has(|kind| kind == NetworkKind::Flat),
+        udp_encapsulation: config.sas.iter().any(|sa| sa.udp_encapsulation),
+        vxlan: has(|kind| matches!(kind, NetworkKind::Vxlan(_))),
+        geneve: has(|kind| matches!(kind, NetworkKind::Geneve(_))),
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use guestseal_rules::classify::Protection;
 use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range, protocol_number};
-use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, NetworkKind, Policy, Suite};
+use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use crate::aead::choice::Choice;
+use crate::path::flood::Floods;
 use crate::port::umem::{HugePages, Shape};
 use crate::port::xsk::ZeroCopy;
 use crate::sa::selector::Selector;
@@ -95,8 +96,10 @@ pub struct SaConfig {
     pub peer: HostIndex,
     /// What ESP wraps.
     pub mode: SaMode,
-    /// Whether tunnel mode goes between IPv6 addresses.
+    /// Whether tunnel mode, or an overlay, goes between IPv6 addresses.
     pub over_ip6: bool,
+    /// Whether an overlay's ESP goes in UDP (RFC 3948).
+    pub udp_encapsulation: bool,
     /// The file of its KEYMAT.
     pub keymat: PathBuf,
     /// Extended sequence numbers.
@@ -138,6 +141,8 @@ pub struct HostConfig {
     pub histogram_log: Option<PathBuf>,
     /// The file of events that is followed.
     pub events: Option<PathBuf>,
+    /// Broadcasts, multicasts and frames to unknown MACs that a guest port may have copied to other hosts in a second.
+    pub group_rate: u32,
     /// Manual SAs.
     pub sas: Vec<SaConfig>,
 }
@@ -192,6 +197,8 @@ struct RawHost {
     histogram_log: Option<PathBuf>,
     #[serde(default)]
     events: Option<PathBuf>,
+    #[serde(default)]
+    group_rate: Option<u32>,
     #[serde(default)]
     security_associations: Vec<RawSa>,
 }
@@ -252,6 +259,8 @@ struct RawSa {
     mode: SaMode,
     #[serde(default)]
     over_ip6: bool,
+    #[serde(default)]
+    udp_encapsulation: bool,
     keymat: RawKeymat,
     #[serde(default = "yes")]
     esn: bool,
@@ -286,6 +295,19 @@ struct RawSelector {
     local_ports: Option<Spanned<String>>,
     #[serde(default)]
     remote_ports: Option<Spanned<String>>,
+}
+
+impl RawSelector {
+    fn is_given(&self) -> bool {
+        let texts = [
+            &self.local,
+            &self.remote,
+            &self.protocol,
+            &self.local_ports,
+            &self.remote_ports,
+        ];
+        texts.into_iter().any(Option::is_some)
+    }
 }
 
 /// Reads a file.
@@ -350,17 +372,6 @@ impl HostConfig {
             errors.push(source.error(&raw.host.referenced, message));
             HostIndex(0)
         });
-        for network in policy
-            .networks
-            .iter()
-            .filter(|network| network.kind != NetworkKind::Flat)
-        {
-            let message = format!(
-                "network \"{}\" of the policy is an overlay: this version carries flat networks only",
-                network.name
-            );
-            errors.push(source.error(&raw.host.referenced, message));
-        }
         let host_name = raw.host.value.clone();
         let umem = Shape {
             frame_size: raw.umem.frame_size,
@@ -442,6 +453,7 @@ impl HostConfig {
                 .events
                 .clone()
                 .or(raw.events.map(|path| base.join(path))),
+            group_rate: raw.group_rate.unwrap_or(Floods::RATE),
             sas,
         })
     }
@@ -482,6 +494,19 @@ fn resolve_sa(
             "the peer is this host: expected another one",
         ));
     }
+    let is_overlay = !policy.is_flat(network);
+    if is_overlay && raw.mode == SaMode::Tunnel {
+        let message = "an overlay's SA is in transport mode between the VTEPs: expected no mode";
+        return Err(source.error(&raw.name.referenced, message));
+    }
+    if is_overlay && raw.selector.is_given() {
+        let message = "an overlay's SA carries whatever its network does: expected no selector";
+        return Err(source.error(&raw.name.referenced, message));
+    }
+    if raw.udp_encapsulation && !is_overlay {
+        let message = "UDP encapsulation is for overlay networks: expected no udp-encapsulation";
+        return Err(source.error(&raw.name.referenced, message));
+    }
     let tunnel_address = |host: &str| {
         let host = policy.hosts.iter().find(|one| one.name == host);
         host.is_some_and(|host| {
@@ -490,9 +515,11 @@ fn resolve_sa(
                 .any(|address| address.is_ipv6() == raw.over_ip6)
         })
     };
-    if raw.mode == SaMode::Tunnel && !(tunnel_address(host) && tunnel_address(&raw.peer.value)) {
+    let between_hosts = is_overlay || raw.mode == SaMode::Tunnel;
+    if between_hosts && !(tunnel_address(host) && tunnel_address(&raw.peer.value)) {
         let family = if raw.over_ip6 { "IPv6" } else { "IPv4" };
-        let message = format!("tunnel mode needs an {family} address of both hosts in the policy");
+        let what = if is_overlay { "an overlay" } else { "tunnel mode" };
+        let message = format!("{what} needs an {family} address of both hosts in the policy");
         return Err(source.error(&raw.name.referenced, message));
     }
     let spi =
@@ -557,6 +584,7 @@ fn resolve_sa(
         peer,
         mode: raw.mode,
         over_ip6: raw.over_ip6,
+        udp_encapsulation: raw.udp_encapsulation,
         keymat: base.join(&raw.keymat.file),
         esn: raw.esn,
         replay_window: raw.replay_window.as_ref().map_or(1024, |window| window.value),

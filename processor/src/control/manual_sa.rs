@@ -15,6 +15,7 @@ use crate::sa::replay::ReplayWindow;
 use crate::sa::sequence::{Reservation, Sequence};
 use crate::sa::slots::Owned;
 use crate::sa::table::{OutboundKey, SaTable};
+use crate::wire::esp;
 
 use super::config::{HostConfig, SaConfig, SaDirection, SaMode};
 
@@ -45,9 +46,9 @@ pub enum ManualSaError {
     /// The mark.
     #[error(transparent)]
     HighWater(#[from] HighWaterError),
-    /// Tunnel mode without addresses of one family.
-    #[error("security association {name}: tunnel mode needs {family} addresses of both hosts in the policy")]
-    NoTunnelAddress {
+    /// Tunnel mode or an overlay without addresses of one family.
+    #[error("security association {name}: it needs {family} addresses of both hosts in the policy")]
+    NoAddress {
         /// The SA.
         name: String,
         /// IPv4 or IPv6.
@@ -216,7 +217,8 @@ fn read_keymats(config: &HostConfig) -> Result<Vec<Keymat>, ManualSaError> {
 }
 
 fn mode(sa: &SaConfig, config: &HostConfig) -> Result<Mode, ManualSaError> {
-    if sa.mode == SaMode::Transport {
+    let is_overlay = !config.policy.is_flat(sa.network);
+    if !is_overlay && sa.mode == SaMode::Transport {
         return Ok(Mode::Transport);
     }
     let address = |policy: &Policy, host: usize| -> Option<IpAddr> {
@@ -231,8 +233,13 @@ fn mode(sa: &SaConfig, config: &HostConfig) -> Result<Mode, ManualSaError> {
     let local = address(&config.policy, config.host.index());
     let remote = address(&config.policy, sa.peer.index());
     match (local, remote) {
+        (Some(local), Some(remote)) if is_overlay => Ok(Mode::Overlay {
+            local,
+            remote,
+            udp_source: sa.udp_encapsulation.then(|| esp::udp_source(sa.spi.get())),
+        }),
         (Some(local), Some(remote)) => Ok(Mode::Tunnel { local, remote }),
-        _ => Err(ManualSaError::NoTunnelAddress {
+        _ => Err(ManualSaError::NoAddress {
             name: sa.name.clone(),
             family: if sa.over_ip6 { "IPv6" } else { "IPv4" },
         }),

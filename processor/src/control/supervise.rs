@@ -1,6 +1,7 @@
 //! The control loop of `guestseal run`: starts the data plane, follows interfaces and neighbours, keeps the marks of manual
 //! SAs ahead, collects latencies, and stops.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::IpAddr;
@@ -11,10 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use guestseal_rules::event::Moment;
+use guestseal_rules::model::NetworkIndex;
 use hdrhistogram::serialization::V2DeflateSerializer;
 
 use crate::aead::choice::{EngineError, choose};
 use crate::path::endpoints::Endpoints;
+use crate::path::tables::NextHops;
 use crate::port::KernelDrops;
 use crate::sa::slots::Owned;
 use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
@@ -124,7 +127,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             sas: Arc::new(manual.table),
             rules: guests.ruleset().clone(),
             endpoints: Arc::new(Endpoints::new(&config.policy)),
-            next_hops: vec![None; config.policy.hosts.len()],
+            next_hops: vec![NextHops::default(); config.policy.hosts.len()],
             counters: each_worker().map(|_| Arc::default()).collect(),
             rule_counters: each_worker()
                 .map(|_| Arc::new(RuleCounters::new(&config.policy)))
@@ -333,23 +336,35 @@ impl Control {
         self.interval.clear();
     }
 
-    /// Finds the MACs of the peers that tunnel-mode SAs go to.
-    fn follow_neighbours(&mut self, plane: &DataPlane) {
-        let peers: Vec<(usize, IpAddr)> = self
+    /// The addresses that tunnels and overlays go to, with their hosts.
+    fn far_ends(&self) -> Vec<(usize, IpAddr)> {
+        let policy = &self.plan.config.policy;
+        let is_overlay = |network: NetworkIndex| !policy.is_flat(network);
+        let sealed = self
             .plan
             .config
             .sas
             .iter()
-            .filter(|sa| sa.mode == SaMode::Tunnel)
-            .filter_map(|sa| {
-                let addresses = &self.plan.config.policy.hosts[sa.peer.index()].addresses;
-                let address = addresses
-                    .iter()
-                    .find(|address| address.is_ipv6() == sa.over_ip6)?;
-                Some((sa.peer.index(), *address))
-            })
-            .collect();
-        if peers.is_empty() {
+            .filter(|sa| sa.mode == SaMode::Tunnel || is_overlay(sa.network))
+            .map(|sa| sa.peer.index());
+        let endpoints = &self.plan.endpoints;
+        let networks = (0..policy.networks.len() as u16).map(NetworkIndex);
+        let bare = networks
+            .filter(|network| is_overlay(*network))
+            .flat_map(|network| endpoints.hosts_of(network))
+            .map(|host| host.index())
+            .filter(|host| *host != self.plan.config.host.index());
+        let hosts: BTreeSet<usize> = sealed.chain(bare).collect();
+        hosts
+            .into_iter()
+            .flat_map(|host| policy.hosts[host].addresses.iter().map(move |one| (host, *one)))
+            .collect()
+    }
+
+    /// Finds the MACs that lead to the hosts that tunnels and overlays go to.
+    fn follow_neighbours(&mut self, plane: &DataPlane) {
+        let ends = self.far_ends();
+        if ends.is_empty() {
             return;
         }
         let known = match link::neighbours(plane.uplink.index) {
@@ -357,9 +372,9 @@ impl Control {
             Err(error) => return tracing::error!("the kernel's neighbours cannot be read: {error}"),
         };
         let mut next_hops = self.plan.next_hops.clone();
-        for (host, address) in peers {
+        for (host, address) in ends {
             match known.iter().find(|(neighbour, _)| *neighbour == address) {
-                Some((_, mac)) => next_hops[host] = Some(*mac),
+                Some((_, mac)) => *next_hops[host].towards_mut(address) = Some(*mac),
                 None => link::solicit(address),
             }
         }
@@ -373,10 +388,12 @@ impl Control {
                 .zip(&next_hops)
                 .zip(&self.plan.next_hops);
             for ((host, now), before) in hosts {
-                if let Some(mac) = now
-                    && now != before
-                {
-                    tracing::info!("host {} is reached by {mac}", host.name);
+                for address in &host.addresses {
+                    if let Some(mac) = now.towards(*address)
+                        && before.towards(*address) != Some(mac)
+                    {
+                        tracing::info!("host {} is reached by {mac} at {address}", host.name);
+                    }
                 }
             }
             self.plan.next_hops = next_hops;

@@ -72,8 +72,12 @@ pub struct Descriptor {
     pub destination: Option<Endpoint>,
     /// The key and protection that seal it or have opened it.
     pub seal: Option<(KeyIndex, Protection)>,
-    /// The host whose SA opened it.
+    /// The other host: the one that it goes to by an overlay, or whose SA or bare overlay packet brought it.
     pub peer: Option<HostIndex>,
+    /// Whether an overlay carries it between the hosts.
+    pub overlay: bool,
+    /// If it was too long: bytes of the guest's IP packet that would have fitted.
+    pub fits: u16,
     /// The SA that seals or opens it, and its owner, once known.
     pub sa: Option<Place>,
     /// Where it leaves, once known.
@@ -103,6 +107,8 @@ impl Descriptor {
             destination: None,
             seal: None,
             peer: None,
+            overlay: false,
+            fits: 0,
             sa: None,
             egress: None,
             outcome: None,
@@ -114,6 +120,13 @@ impl Descriptor {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.outcome.is_none()
+    }
+
+    /// The host that it goes to.
+    #[inline]
+    #[must_use]
+    pub fn far_host(&self) -> Option<HostIndex> {
+        self.peer.or(self.destination.map(|to| to.host))
     }
 
     /// Ends the packet.

@@ -115,10 +115,18 @@ fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result
             .map(Egress::Guest)
             .ok_or(DropReason::PortGone);
     }
+    descriptor.overlay = tables.carrier(descriptor.network).is_some();
+    if descriptor.overlay {
+        // A copy for a group that has waited for a session keeps its host.
+        let host = descriptor.destination.map(|endpoint| endpoint.host);
+        descriptor.peer = host.or(descriptor.peer);
+    }
     match action {
         Action::Plaintext => Ok(Egress::Uplink(SentAs::Plaintext)),
         Action::Drop => Err(DropReason::RuleDrops),
-        Action::Seal { .. } if descriptor.packet.is_group() || descriptor.packet.l3 != L3::Ip => {
+        Action::Seal { .. }
+            if !descriptor.overlay && (descriptor.packet.is_group() || descriptor.packet.l3 != L3::Ip) =>
+        {
             Err(DropReason::NotSealable)
         }
         Action::Seal { key, protection } => {

@@ -6,6 +6,7 @@ use crate::sa::slots::Owned;
 
 use super::batch::WorkerId;
 use super::classify::Decisions;
+use super::flood::Floods;
 use super::notices::Notices;
 use super::tables::Tables;
 use super::waiting::WaitingRoom;
@@ -26,6 +27,8 @@ pub struct Context<'a> {
     pub notices: &'a mut Notices,
     /// Its packets that wait for a session.
     pub waiting: &'a mut WaitingRoom,
+    /// What its guest ports may still send for copying.
+    pub floods: &'a mut Floods,
     /// The AEAD engine.
     pub engine: &'a dyn Engine,
 }

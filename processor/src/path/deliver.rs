@@ -115,15 +115,31 @@ fn copy(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
-    ledger.copied();
     let direction = if original.ingress.is_some() {
         Direction::Local
     } else {
         Direction::Inbound
     };
+    let Some(mut copy) = duplicate(original, direction, pool, ledger) else {
+        return;
+    };
+    copy.egress = Some(Egress::Guest(receiver));
+    let mut leaving = Batch::new();
+    leaving.push(copy);
+    transmit(&mut leaving, own, tables, pool, exits, ledger);
+}
+
+/// A copy of a packet in a frame of its own, of the same network; it begins here, and must end as any packet.
+pub(super) fn duplicate(
+    original: &Descriptor,
+    direction: Direction,
+    pool: &mut FramePool,
+    ledger: &mut impl Ledger,
+) -> Option<Descriptor> {
+    ledger.copied();
     let Some(mut frame) = pool.take() else {
         ledger.ended(direction, Outcome::Dropped(DropReason::NoFrame), original.arrival);
-        return;
+        return None;
     };
     let umem = pool.umem();
     let bytes = umem.bytes(&original.frame);
@@ -132,7 +148,7 @@ fn copy(
     let Some(place) = room.get_mut(..bytes.len()) else {
         pool.put(frame);
         ledger.ended(direction, Outcome::Dropped(DropReason::TooLong), original.arrival);
-        return;
+        return None;
     };
     place.copy_from_slice(bytes);
     umem.set_length(&mut frame, bytes.len());
@@ -144,10 +160,7 @@ fn copy(
         original.ingress,
     );
     copy.network = original.network;
-    copy.egress = Some(Egress::Guest(receiver));
-    let mut leaving = Batch::new();
-    leaving.push(copy);
-    transmit(&mut leaving, own, tables, pool, exits, ledger);
+    Some(copy)
 }
 
 /// Submits every live packet and ends every other: empties the batch.

@@ -32,6 +32,8 @@ pub struct Endpoints {
     by_address: HashMap<(NetworkIndex, IpAddr), Endpoint, FixedState>,
     flat_by_mac: HashMap<MacAddress, Endpoint, FixedState>,
     flat_networks: Vec<NetworkIndex>,
+    /// For each network the hosts that have ports in it.
+    hosts: Vec<Vec<HostIndex>>,
 }
 
 impl Endpoint {
@@ -60,10 +62,15 @@ impl Endpoints {
             by_address: HashMap::default(),
             flat_by_mac: HashMap::default(),
             flat_networks: networks.filter(|network| policy.is_flat(*network)).collect(),
+            hosts: vec![Vec::new(); policy.networks.len()],
         };
         for (number, port) in (0u32..).zip(&policy.ports) {
             let endpoint = Endpoint::of(policy, PortIndex(number));
             let network = endpoint.network;
+            let hosts = &mut endpoints.hosts[network.index()];
+            if !hosts.contains(&endpoint.host) {
+                hosts.push(endpoint.host);
+            }
             endpoints.by_mac.insert((network, endpoint.mac), endpoint);
             if policy.is_flat(network) {
                 endpoints.flat_by_mac.insert(endpoint.mac, endpoint);
@@ -95,6 +102,13 @@ impl Endpoints {
     #[must_use]
     pub fn by_flat_mac(&self, mac: MacAddress) -> Option<&Endpoint> {
         self.flat_by_mac.get(&mac)
+    }
+
+    /// The hosts that have ports in a network.
+    #[inline]
+    #[must_use]
+    pub fn hosts_of(&self, network: NetworkIndex) -> &[HostIndex] {
+        self.hosts.get(network.index()).map_or(&[], Vec::as_slice)
     }
 
     /// The only flat network, if there is exactly one.

@@ -45,7 +45,7 @@ pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
 
 /// Checks one plaintext packet from the uplink: who may have sent it, and for whom it is.
 pub fn guard_plaintext(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch).filter(|descriptor| descriptor.seal.is_none()) {
+    for descriptor in live(batch).filter(|one| one.seal.is_none() && !one.overlay) {
         if let Err(reason) = admit_plaintext(descriptor, tables) {
             descriptor.drop_for(reason);
         }
@@ -86,7 +86,7 @@ fn admit_plaintext(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), D
 
 /// Checks a packet that an SA has opened: the source must live on the SA's peer, the destination here.
 pub fn guard_opened(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch).filter(|descriptor| descriptor.seal.is_some()) {
+    for descriptor in live(batch).filter(|one| one.seal.is_some() && !one.overlay) {
         let (source, destination) = (descriptor.packet.source, descriptor.packet.destination);
         let network = descriptor.network;
         // An address that is no endpoint's own can only be behind a router, which the frame's MAC then names.
@@ -116,6 +116,35 @@ pub fn guard_opened(batch: &mut Batch, tables: &Tables) {
             (_, Some(receiver)) if receiver.host != tables.host => descriptor.drop_for(DropReason::NotOurs),
             _ => {}
         }
+    }
+}
+
+/// Checks a frame that an overlay brought, opened or bare: its sender must live on the host that sent it, its receiver here.
+///
+/// Endpoints are those of the frame's own network: equal MACs and addresses of others have no part in it.
+pub fn guard_overlay(batch: &mut Batch, tables: &Tables) {
+    for descriptor in live(batch).filter(|descriptor| descriptor.overlay) {
+        if let Err(reason) = admit_overlay(descriptor, tables) {
+            descriptor.drop_for(reason);
+        }
+    }
+}
+
+fn admit_overlay(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), DropReason> {
+    let network = descriptor.network;
+    let sender = tables.endpoints.by_mac(network, descriptor.packet.source_mac);
+    let sender = *sender.ok_or(DropReason::NoEndpoint)?;
+    if Some(sender.host) != descriptor.peer {
+        return Err(DropReason::WrongHost);
+    }
+    descriptor.source = Some(sender);
+    claims(&descriptor.packet, &sender, tables)?;
+    find_destination(descriptor, network, tables)?;
+    match descriptor.destination {
+        Some(receiver) if receiver.host == tables.host => Ok(()),
+        Some(_) => Err(DropReason::NotOurs),
+        None if descriptor.packet.is_group() => Ok(()),
+        None => Err(DropReason::NoEndpoint),
     }
 }
 
@@ -203,7 +232,10 @@ fn find_destination(
             Err(DropReason::DestinationMismatch)
         }
         // A MAC that belongs to another network's guest on the same wire is out of reach.
-        (None, _) if tables.endpoints.by_flat_mac(packet.destination_mac).is_some() => {
+        (None, _)
+            if tables.carrier(network).is_none()
+                && tables.endpoints.by_flat_mac(packet.destination_mac).is_some() =>
+        {
             Err(DropReason::NoEndpoint)
         }
         // An endpoint's address behind a MAC that is not its own would be classified as somebody else.

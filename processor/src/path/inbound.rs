@@ -1,10 +1,11 @@
-//! Inbound: uplink -> parse -> find SA -> (hand over) -> open -> guard -> classify and key check -> guest port.
+//! Inbound: uplink -> parse -> (decapsulate) -> find SA -> (hand over) -> open -> guard -> classify and key check -> guest
+//! port.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
 use super::deliver::{Exits, Ledger, hand_over, replicate, transmit};
 use super::outcome::Direction;
-use super::{classify, guard, open, parse};
+use super::{classify, decapsulate, guard, open, parse};
 use crate::port::Burst;
 
 /// Takes what the uplink received all the way, or as far as this worker goes.
@@ -17,6 +18,7 @@ pub fn inbound(
     let mut batch = Batch::new();
     parse::parse(burst, &mut batch, context.pool.umem(), Direction::Inbound, None);
     ledger.passed("parse");
+    decapsulate::decapsulate(&mut batch, context.tables, context.pool.umem());
     open::find_sa(&mut batch, context.tables, context.pool.umem(), context.notices);
     let own = context.worker;
     hand_over(&mut batch, NextStep::Open, own, exits, |descriptor| {
@@ -33,8 +35,15 @@ pub fn open_and_deliver(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
-    open::open(batch, &mut context.sas.inbound, context.pool, context.engine);
+    open::open(
+        batch,
+        &mut context.sas.inbound,
+        context.tables,
+        context.pool,
+        context.engine,
+    );
     ledger.passed("open");
+    guard::guard_overlay(batch, context.tables);
     guard::guard_opened(batch, context.tables);
     guard::guard_plaintext(batch, context.tables);
     ledger.passed("guard");

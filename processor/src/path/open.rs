@@ -20,10 +20,12 @@ use crate::sa::nonce;
 use crate::sa::outbound::Mode;
 use crate::sa::replay::ReplayError;
 use crate::sa::slots::{Place, Slots};
-use crate::wire::packet::{Fragment, L3};
-use crate::wire::{esp, ethernet, ip4, ip6};
+use crate::wire::packet::{Fragment, L3, Packet};
+use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
 use super::batch::{Batch, Descriptor, live};
+use super::decapsulate;
+use super::encapsulate;
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
 use super::seal::{additional, copy_headers, lay_out_gmac};
@@ -43,9 +45,15 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem, notices: &mut No
     // Packets of a burst mostly come the same way: it is looked up once for as many as follow one another.
     let mut last: Option<(u32, Option<Place>)> = None;
     for descriptor in live(batch) {
-        let packet = &descriptor.packet;
-        if packet.l3 != L3::Ip || packet.protocol != esp::ESP {
+        let packet = &mut descriptor.packet;
+        if descriptor.overlay || packet.l3 != L3::Ip {
             continue;
+        }
+        if packet.protocol != esp::ESP {
+            if !is_in_udp(packet, tables) {
+                continue;
+            }
+            packet.l4_offset += udp::HEADER as u16;
         }
         let start = usize::from(packet.l4_offset);
         let header = umem.bytes(&descriptor.frame).get(start..usize::from(packet.end));
@@ -76,6 +84,14 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem, notices: &mut No
     }
 }
 
+/// Whether it is ESP in UDP (RFC 3948) for this host, and no guest's own datagram to that port.
+fn is_in_udp(packet: &Packet, tables: &Tables) -> bool {
+    packet.protocol == transport::UDP
+        && packet.ports.is_some_and(|(_, port)| port == esp::UDP_PORT)
+        && packet.vlan.is_none()
+        && tables.is_host_address(tables.host, packet.destination)
+}
+
 /// A packet whose window allows it, waiting for the engine.
 struct Candidate {
     position: usize,
@@ -87,14 +103,21 @@ struct Candidate {
     additional: ([u8; 12], usize),
     start: usize,
     end: usize,
-    /// Where the payload goes in the fresh frame.
+    /// Where the payload goes in the fresh frame, counted from so many bytes in front of its data.
     to: usize,
+    front: usize,
     /// What stood around the start of ESP before it was laid out for AES-GMAC.
     saved: [u8; 8],
 }
 
 /// Opens every live packet that has an SA; all of them are among `sas`.
-pub fn open(batch: &mut Batch, sas: &mut Slots<InboundSa>, pool: &mut FramePool, engine: &dyn Engine) {
+pub fn open(
+    batch: &mut Batch,
+    sas: &mut Slots<InboundSa>,
+    tables: &Tables,
+    pool: &mut FramePool,
+    engine: &dyn Engine,
+) {
     let umem = Arc::clone(pool.umem());
     let mut candidates = ArrayVec::<Candidate, BATCH>::new();
     for (position, descriptor) in batch.iter_mut().enumerate() {
@@ -119,7 +142,7 @@ pub fn open(batch: &mut Batch, sas: &mut Slots<InboundSa>, pool: &mut FramePool,
         else {
             unreachable!("made from this descriptor and SA")
         };
-        match finish(descriptor, candidate, authentic, sa, &umem) {
+        match finish(descriptor, candidate, authentic, sa, tables, &umem) {
             Ok(sealed) => pool.put(sealed),
             Err((fresh, reason)) => {
                 pool.put(fresh);
@@ -149,14 +172,19 @@ fn admit(
         sa.tally.replayed += 1;
         return Err(error.into());
     }
-    let to = match sa.mode {
+    let (to, front) = match sa.mode {
         // An ESP packet of transport mode keeps its own headers; extension headers in front of ESP are not ours.
         Mode::Transport if packet.has_extensions => return Err(DropReason::BadExtensionHeader),
-        Mode::Transport => start,
-        Mode::Tunnel { local, remote } if packet.source != remote || packet.destination != local => {
+        Mode::Transport if packet.protocol != esp::ESP => return Err(DropReason::BadEsp),
+        Mode::Transport => (start, 0),
+        Mode::Tunnel { local, remote } | Mode::Overlay { local, remote, .. }
+            if packet.source != remote || packet.destination != local =>
+        {
             return Err(DropReason::WrongHost);
         }
-        Mode::Tunnel { .. } => ethernet::HEADER,
+        Mode::Tunnel { .. } => (ethernet::HEADER, 0),
+        // The frame inside begins where the fresh frame does.
+        Mode::Overlay { .. } => (0, encapsulate::HEADER),
     };
     if to + (end - start) > umem.room() {
         return Err(DropReason::TooLong);
@@ -172,6 +200,7 @@ fn admit(
         start,
         end,
         to,
+        front,
         saved: [0; 8],
     })
 }
@@ -216,7 +245,11 @@ fn run_engine(
             .unwrap_or_else(|| unreachable!("the length was checked"));
         let nonce = nonce::assemble(sa.salt, candidate.iv);
         let text = &front[candidate.start + esp::HEADER..];
-        let destination = &mut umem.room_mut(&mut candidate.fresh)[candidate.to..candidate.to + text.len()];
+        let room = umem.room_with_front_mut(&mut candidate.fresh, candidate.front);
+        let Some(destination) = room.and_then(|room| room.get_mut(candidate.to..candidate.to + text.len()))
+        else {
+            unreachable!("the room was checked, and a fresh frame has its headroom")
+        };
         let (additional, buffers) = match sa.protection {
             Protection::Encrypt => {
                 let (bytes, length) = &candidate.additional;
@@ -257,6 +290,7 @@ fn finish(
     candidate: Candidate,
     authentic: bool,
     sa: &mut InboundSa,
+    tables: &Tables,
     umem: &Umem,
 ) -> Result<Frame, (Frame, DropReason)> {
     let Candidate {
@@ -265,6 +299,7 @@ fn finish(
         start,
         end,
         to,
+        front,
         ..
     } = candidate;
     if !authentic {
@@ -277,7 +312,9 @@ fn finish(
     sa.tally.packets += 1;
     sa.tally.bytes += (end - start) as u64;
     let opened = end - start - esp::HEADER - esp::TAG;
-    let room = umem.room_mut(&mut fresh);
+    let Some(room) = umem.room_with_front_mut(&mut fresh, front) else {
+        return Err((fresh, DropReason::TooLong));
+    };
     let Some((payload, next_header)) = esp::read_trailer(&room[to..to + opened]) else {
         return Err((fresh, DropReason::BadTrailer));
     };
@@ -310,10 +347,37 @@ fn finish(
             };
             room[..ethernet::HEADER].copy_from_slice(header.as_bytes());
         }
+        Mode::Overlay { .. } if next_header != transport::UDP => {
+            return Err((fresh, DropReason::BadTrailer));
+        }
+        Mode::Overlay { .. } => {
+            let inside = match tables.carrier(sa.network) {
+                Some(carrier) => decapsulate::opened(&room[..payload], carrier),
+                None => Err(DropReason::WrongNetwork),
+            };
+            let length = match inside {
+                Ok(inside) if inside.start == front => inside.end - inside.start,
+                // Behind options of Geneve.
+                Ok(inside) => {
+                    room.copy_within(inside.start..inside.end, front);
+                    inside.end - inside.start
+                }
+                Err(reason) => return Err((fresh, reason)),
+            };
+            umem.set_length(&mut fresh, length);
+            let frame = &mut umem.room_mut(&mut fresh)[..length];
+            if let Err(reason) = decapsulate::enter(&mut descriptor.packet, frame) {
+                return Err((fresh, reason));
+            }
+        }
     }
-    umem.set_length(&mut fresh, to + payload);
-    if let Err(malformed) = descriptor.packet.read(umem.bytes(&fresh)) {
-        return Err((fresh, malformed.into()));
+    if let Mode::Overlay { .. } = sa.mode {
+        descriptor.overlay = true;
+    } else {
+        umem.set_length(&mut fresh, to + payload);
+        if let Err(malformed) = descriptor.packet.read(umem.bytes(&fresh)) {
+            return Err((fresh, malformed.into()));
+        }
     }
     descriptor.network = sa.network;
     descriptor.seal = Some((sa.rule_key, sa.protection));
@@ -326,7 +390,7 @@ fn finish(
 
 /// Gives opened packets of tunnel mode the MACs of their endpoints.
 pub fn readdress(batch: &mut Batch, umem: &Umem) {
-    for descriptor in live(batch).filter(|descriptor| descriptor.seal.is_some()) {
+    for descriptor in live(batch).filter(|one| one.seal.is_some() && !one.overlay) {
         let (Some(source), Some(destination)) = (descriptor.source, descriptor.destination) else {
             continue;
         };

@@ -1,10 +1,11 @@
-//! Outbound: guest port -> parse -> guard -> classify -> select SA -> (wait, hand over) -> seal -> uplink.
+//! Outbound: guest port -> parse -> guard -> classify -> (flood) -> select SA -> (wait, hand over) -> (encapsulate) -> seal ->
+//! uplink.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
 use super::deliver::{Exits, Ledger, hand_over, replicate, transmit};
 use super::outcome::Direction;
-use super::{classify, guard, local, parse, seal};
+use super::{classify, encapsulate, flood, guard, local, parse, seal};
 use crate::port::Burst;
 
 /// Takes what a guest port received all the way, or as far as this worker goes. `now` is asked for only if a packet has
@@ -27,6 +28,7 @@ pub fn outbound(
     );
     ledger.passed("parse");
     decide(context, &mut batch, ledger);
+    flood::flood(context, &mut batch, exits, ledger);
     replicate(
         &mut batch,
         context.worker,
@@ -78,7 +80,7 @@ fn decide(context: &mut Context<'_>, batch: &mut Batch, ledger: &mut impl Ledger
     local::turn(batch);
 }
 
-fn select_and_send(
+pub(super) fn select_and_send(
     context: &mut Context<'_>,
     batch: &mut Batch,
     exits: &mut impl Exits,
@@ -105,6 +107,7 @@ pub fn seal_and_send(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
+    encapsulate::encapsulate(batch, context.tables, context.pool.umem());
     seal::seal(
         batch,
         &mut context.sas.outbound,

@@ -138,6 +138,10 @@ drop_reasons! {
     BadTrailer, "open", Hostile, "The ESP trailer, padding or next header is impossible.";
     DummyPacket, "open", Policy, "A dummy packet of traffic flow confidentiality (RFC 4303 2.6).";
     SelectorMismatch, "open", Hostile, "The opened packet is outside the selectors of its SA (RFC 4301 5.2).";
+    BadEncapsulation, "decapsulate", Hostile, "What came to a VTEP is no whole VXLAN or Geneve packet with an Ethernet frame.";
+    WrongNetwork, "decapsulate", Hostile, "Its VNI is not the one of the SA's network, or of no network.";
+    CongestionUnheard, "decapsulate", Policy, "It met congestion on the way, and the guest's packet cannot carry the mark (RFC 6040 4.2).";
+    GroupRateExceeded, "encapsulate", Policy, "The guest port sends more broadcasts, multicasts and frames to unknown MACs than an overlay copies to other hosts.";
     NoEndpoint, "deliver", Policy, "Its addresses belong to no endpoint of its network.";
     NoFrame, "deliver", Trouble, "No free frame: the pool of the worker is empty.";
     TxRingFull, "deliver", Trouble, "The transmit ring is full: the device is slower than the offered load.";

@@ -1,10 +1,9 @@
-//! Seals packets by ESP: transport mode on the guest's own IP packet, or tunnel mode between the hosts.
+//! Seals packets by ESP: transport mode on the guest's own IP packet, tunnel mode between the hosts, or transport mode on
+//! the datagrams of an overlay between the hosts.
 //!
 //! Reads each descriptor's SA slot and frame; writes the sealed packet into a fresh frame (the cipher's pass over the
 //! bytes is the move) or a drop reason. A sequence number is taken only once nothing else can fail.
-//! Never allocates. RFC 4303 3.3, RFC 4106, RFC 4543.
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+//! Never allocates. RFC 4303 3.3, RFC 4106, RFC 4543, RFC 3948.
 
 use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
@@ -20,13 +19,14 @@ use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::sequence::SequenceError;
 use crate::sa::slots::Slots;
 use crate::sa::table::{Candidates, OutboundKey};
-use crate::wire::ethernet::MacAddress;
 use crate::wire::packet::{Fragment, Packet};
-use crate::wire::{esp, ethernet, ip4, ip6};
+use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
 use super::batch::{Batch, Descriptor, WorkerId, live};
+use super::encapsulate;
 use super::outcome::DropReason;
-use super::tables::{HostEntry, Tables};
+use super::outer::Outer;
+use super::tables::Tables;
 
 /// Chooses the SA of each packet that is to be sealed. Says whether some have none yet and may wait for a session.
 #[must_use]
@@ -38,12 +38,13 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
         let Some((key, protection)) = descriptor.seal else {
             continue;
         };
-        let place = descriptor.destination.and_then(|to| {
+        let host = descriptor.far_host();
+        let place = host.and_then(|peer| {
             let wanted = OutboundKey {
                 key,
                 protection,
                 network: descriptor.network,
-                peer: to.host,
+                peer,
             };
             let candidates = match last {
                 Some((key, candidates)) if key == wanted => candidates,
@@ -54,10 +55,7 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
         });
         match place {
             Some(place) => descriptor.sa = Some(place),
-            None if descriptor
-                .destination
-                .is_some_and(|to| tables.sas.may_have_session(to.host)) =>
-            {
+            None if host.is_some_and(|host| tables.sas.may_have_session(host)) => {
                 some_wait = true;
             }
             None => descriptor.drop_for(DropReason::NoSecurityAssociation),
@@ -75,8 +73,9 @@ struct Prepared {
     nonce: Option<Nonce>,
     /// Where ESP begins in the fresh frame.
     start: usize,
-    /// Where the payload begins in the source frame.
+    /// Where the payload begins in the source frame, counted from so many bytes in front of its data.
     from: usize,
+    front: usize,
     /// Bytes of payload, padding and trailer.
     length: usize,
     /// What AES-GCM authenticates, and how much of it there is.
@@ -135,32 +134,53 @@ fn prepare(
     umem: &Umem,
 ) -> Result<Prepared, DropReason> {
     let packet = &descriptor.packet;
-    let (from, next_header) = inside(packet, sa.mode)?;
-    let payload = usize::from(packet.end) - from;
-    let outer = esp::length(payload);
-    let tunnel = match sa.mode {
+    let Inside {
+        from,
+        front,
+        next_header,
+    } = inside(packet, sa.mode)?;
+    let end = usize::from(packet.end);
+    let payload = front + end - from;
+    let outer_length = esp::length(payload);
+    let between = match sa.mode {
         Mode::Transport => None,
         Mode::Tunnel { local, remote } => {
-            let peer = descriptor
-                .destination
-                .and_then(|to| tables.hosts.get(usize::from(to.host.0)));
-            Some(Tunnel::new(tables, peer, local, remote)?)
+            let host = descriptor.destination.map(|to| to.host);
+            Some((Outer::new(tables, host, local, remote)?, None))
         }
+        Mode::Overlay {
+            local,
+            remote,
+            udp_source,
+        } => Some((Outer::new(tables, descriptor.peer, local, remote)?, udp_source)),
     };
-    let (l3, start) = match &tunnel {
+    let (l3, start) = match &between {
         None => (usize::from(packet.l3_offset), from),
-        Some(tunnel) => (ethernet::HEADER, tunnel.length()),
+        Some((outer, None)) => (ethernet::HEADER, outer.length()),
+        Some((outer, Some(_))) => (ethernet::HEADER, outer.length() + udp::HEADER),
     };
-    if start - l3 + outer > tables.uplink_mtu || start + outer > umem.room() {
+    let bound = tables.uplink_mtu.min(umem.room() - l3);
+    if start - l3 + outer_length > bound {
+        let most = esp::most_inside(bound.saturating_sub(start - l3));
+        // What of the payload is no part of the guest's IP packet, or of that packet is no part of the payload.
+        descriptor.fits = (most + end).saturating_sub(payload + usize::from(packet.l3_offset)) as u16;
         return Err(DropReason::TooLong);
+    }
+    if front > 0 {
+        let carrier = tables.carrier(descriptor.network);
+        let room = umem.room_with_front_mut(&mut descriptor.frame, front);
+        let (Some(carrier), Some(header)) = (carrier, room.and_then(|room| room.first_chunk_mut())) else {
+            return Err(DropReason::TooLong);
+        };
+        carrier.write(header, packet, end);
     }
     // The trailer goes behind the payload in the frame that it came in.
     let room = umem
         .room_mut(&mut descriptor.frame)
-        .get_mut(usize::from(packet.end)..)
+        .get_mut(end..)
         .unwrap_or_default();
     let trailer = esp::write_trailer(room, payload, next_header).ok_or(DropReason::TooLong)?;
-    umem.set_length(&mut descriptor.frame, usize::from(packet.end) + trailer);
+    umem.set_length(&mut descriptor.frame, end + trailer);
     let headers = umem
         .bytes(&descriptor.frame)
         .get(..from)
@@ -177,12 +197,17 @@ fn prepare(
         }
     };
     sa.tally.packets += 1;
-    sa.tally.bytes += outer as u64;
-    umem.set_length(&mut fresh, start + outer);
-    let (front, rest) = umem.room_mut(&mut fresh).split_at_mut(start);
-    match tunnel {
-        None => write_transport_headers(front, packet, headers, outer),
-        Some(tunnel) => tunnel.write(front, packet, outer),
+    sa.tally.bytes += outer_length as u64;
+    umem.set_length(&mut fresh, start + outer_length);
+    let (before, rest) = umem.room_mut(&mut fresh).split_at_mut(start);
+    match between {
+        None => write_transport_headers(before, packet, headers, outer_length),
+        Some((outer, None)) => outer.write(before, esp::ESP, packet.traffic_class, outer_length),
+        Some((outer, Some(source))) => {
+            let length = udp::HEADER + outer_length;
+            outer.write(before, transport::UDP, packet.traffic_class, length);
+            before[outer.length()..].copy_from_slice(esp::in_udp(source, length as u16).as_bytes());
+        }
     }
     let esp = esp::Header {
         spi: sa.spi.get().into(),
@@ -197,6 +222,7 @@ fn prepare(
         nonce: Some(nonce),
         start,
         from,
+        front,
         length: payload + trailer,
         additional: additional(&esp, high),
         high,
@@ -204,22 +230,34 @@ fn prepare(
     })
 }
 
-/// Where the part begins that ESP wraps, and its next header.
-fn inside(packet: &Packet, mode: Mode) -> Result<(usize, u8), DropReason> {
-    match mode {
-        Mode::Transport if packet.fragment != Fragment::Whole => Err(DropReason::FragmentInTransportMode),
-        Mode::Transport if packet.has_extensions => Err(DropReason::ExtensionInTransportMode),
-        Mode::Transport => Ok((usize::from(packet.l4_offset), packet.protocol)),
-        Mode::Tunnel { .. } if packet.vlan.is_some() => Err(DropReason::VlanInTunnelMode),
-        Mode::Tunnel { .. } => Ok((
-            usize::from(packet.l3_offset),
-            if packet.ethertype == ethernet::IPV4 {
-                esp::NEXT_IPV4
-            } else {
-                esp::NEXT_IPV6
-            },
-        )),
-    }
+/// The part that ESP wraps.
+struct Inside {
+    /// Where it begins in the frame.
+    from: usize,
+    /// Bytes that stand in front of it, in the headroom.
+    front: usize,
+    next_header: u8,
+}
+
+fn inside(packet: &Packet, mode: Mode) -> Result<Inside, DropReason> {
+    let (from, front, next_header) = match mode {
+        Mode::Transport if packet.fragment != Fragment::Whole => {
+            return Err(DropReason::FragmentInTransportMode);
+        }
+        Mode::Transport if packet.has_extensions => return Err(DropReason::ExtensionInTransportMode),
+        Mode::Transport => (usize::from(packet.l4_offset), 0, packet.protocol),
+        Mode::Tunnel { .. } if packet.vlan.is_some() => return Err(DropReason::VlanInTunnelMode),
+        Mode::Tunnel { .. } if packet.ethertype == ethernet::IPV4 => {
+            (usize::from(packet.l3_offset), 0, esp::NEXT_IPV4)
+        }
+        Mode::Tunnel { .. } => (usize::from(packet.l3_offset), 0, esp::NEXT_IPV6),
+        Mode::Overlay { .. } => (0, encapsulate::HEADER, transport::UDP),
+    };
+    Ok(Inside {
+        from,
+        front,
+        next_header,
+    })
 }
 
 /// The guest's own headers, with ESP as what follows (RFC 4303 3.1.1).
@@ -245,70 +283,6 @@ pub(super) fn copy_headers(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Headers between the hosts.
-struct Tunnel {
-    addresses: Addresses,
-    source: MacAddress,
-    destination: MacAddress,
-}
-
-enum Addresses {
-    V4(Ipv4Addr, Ipv4Addr),
-    V6(Ipv6Addr, Ipv6Addr),
-}
-
-impl Tunnel {
-    fn new(
-        tables: &Tables,
-        peer: Option<&HostEntry>,
-        local: IpAddr,
-        remote: IpAddr,
-    ) -> Result<Self, DropReason> {
-        Ok(Self {
-            addresses: match (local, remote) {
-                (IpAddr::V4(local), IpAddr::V4(remote)) => Addresses::V4(local, remote),
-                (IpAddr::V6(local), IpAddr::V6(remote)) => Addresses::V6(local, remote),
-                // Control refuses an SA between addresses of different families.
-                _ => return Err(DropReason::NoNextHop),
-            },
-            source: tables.uplink_mac,
-            destination: peer.and_then(|peer| peer.next_hop).ok_or(DropReason::NoNextHop)?,
-        })
-    }
-
-    fn length(&self) -> usize {
-        ethernet::HEADER
-            + match self.addresses {
-                Addresses::V4(..) => ip4::HEADER,
-                Addresses::V6(..) => ip6::HEADER,
-            }
-    }
-
-    /// DSCP and ECN are those of the guest's packet (RFC 4301 5.1.2).
-    fn write(&self, front: &mut [u8], packet: &Packet, esp_length: usize) {
-        let (ethernet, ip) = front.split_at_mut(ethernet::HEADER);
-        let ethertype = match self.addresses {
-            Addresses::V4(local, remote) => {
-                let length = (ip4::HEADER + esp_length) as u16;
-                let header = ip4::outer(local, remote, esp::ESP, packet.traffic_class, length);
-                ip.copy_from_slice(&header);
-                ethernet::IPV4
-            }
-            Addresses::V6(local, remote) => {
-                let header = ip6::outer(local, remote, esp::ESP, packet.traffic_class, esp_length as u16);
-                ip.copy_from_slice(&header);
-                ethernet::IPV6
-            }
-        };
-        let header = ethernet::Header {
-            destination: self.destination,
-            source: self.source,
-            ethertype: ethertype.into(),
-        };
-        ethernet.copy_from_slice(header.as_bytes());
-    }
-}
-
 /// Lets the engine seal from the frames received into the fresh ones.
 fn run_engine(
     batch: &Batch,
@@ -323,7 +297,10 @@ fn run_engine(
         let Some(sa) = descriptor.sa.and_then(|place| sas.get(place)) else {
             unreachable!("prepared from this SA")
         };
-        let source = &umem.bytes(&descriptor.frame)[one.from..one.from + one.length];
+        let source = umem.with_front(&descriptor.frame, one.front);
+        let Some(source) = source.and_then(|bytes| bytes.get(one.from..one.from + one.length)) else {
+            unreachable!("the headers were written there")
+        };
         let Some(nonce) = one.nonce.take() else {
             unreachable!("prepared once, sealed once")
         };

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use guestseal_rules::compile::Ruleset;
-use guestseal_rules::model::{HostIndex, Policy, PortIndex};
+use guestseal_rules::model::{HostIndex, NetworkIndex, Policy, PortIndex, Vni};
 
 use crate::sa::table::SaTable;
 use crate::wire::ethernet::MacAddress;
 
 use super::batch::WorkerId;
+use super::encapsulate::Carrier;
 use super::endpoints::{Endpoint, Endpoints};
 
 /// A guest port of this host.
@@ -26,13 +27,42 @@ pub struct LocalPort {
     pub owners: Vec<WorkerId>,
 }
 
+/// The MACs that lead to a host, while the kernel knows them: one for each family, since routes may differ.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct NextHops {
+    /// Towards its IPv4 address.
+    pub v4: Option<MacAddress>,
+    /// Towards its IPv6 address.
+    pub v6: Option<MacAddress>,
+}
+
+impl NextHops {
+    /// The one towards an address.
+    #[inline]
+    #[must_use]
+    pub fn towards(&self, address: IpAddr) -> Option<MacAddress> {
+        match address {
+            IpAddr::V4(_) => self.v4,
+            IpAddr::V6(_) => self.v6,
+        }
+    }
+
+    /// The place of the one towards an address.
+    pub fn towards_mut(&mut self, address: IpAddr) -> &mut Option<MacAddress> {
+        match address {
+            IpAddr::V4(_) => &mut self.v4,
+            IpAddr::V6(_) => &mut self.v6,
+        }
+    }
+}
+
 /// Another host, and this one.
 #[derive(Clone, Debug)]
 pub struct HostEntry {
     /// Its addresses on the wire.
     pub addresses: Vec<IpAddr>,
-    /// The MAC that leads to it, while the kernel knows one.
-    pub next_hop: Option<MacAddress>,
+    /// The MACs that lead to it.
+    pub next_hops: NextHops,
 }
 
 /// Everything that the packet path reads.
@@ -55,6 +85,10 @@ pub struct Tables {
     /// Guest ports of this host, by local number.
     pub ports: Arc<[LocalPort]>,
     local: Arc<HashMap<PortIndex, u16, FixedState>>,
+    /// What carries each network.
+    carriers: Arc<[Option<Carrier>]>,
+    by_vni: Arc<HashMap<(u16, Vni), NetworkIndex, FixedState>>,
+    by_address: Arc<HashMap<IpAddr, HostIndex, FixedState>>,
 }
 
 impl std::fmt::Debug for Tables {
@@ -81,8 +115,8 @@ pub struct Parts {
     pub uplink_mtu: usize,
     /// For each local port by the policy's number, the workers that have a queue of it.
     pub owners: Vec<(PortIndex, Vec<WorkerId>)>,
-    /// For each host by its number, the MAC that leads to it.
-    pub next_hops: Vec<Option<MacAddress>>,
+    /// For each host by its number, the MACs that lead to it.
+    pub next_hops: Vec<NextHops>,
     /// The security associations.
     pub sas: Arc<SaTable>,
 }
@@ -93,7 +127,7 @@ impl Tables {
     pub fn new(policy: &Policy, parts: Parts) -> Self {
         let hosts = policy.hosts.iter().enumerate().map(|(number, host)| HostEntry {
             addresses: host.addresses.clone(),
-            next_hop: parts.next_hops.get(number).copied().flatten(),
+            next_hops: parts.next_hops.get(number).copied().unwrap_or_default(),
         });
         let mut local = HashMap::default();
         let mut ports = Vec::new();
@@ -104,6 +138,22 @@ impl Tables {
                 owners,
             });
         }
+        let carriers: Arc<[Option<Carrier>]> = policy
+            .networks
+            .iter()
+            .map(|network| Carrier::of(network.kind))
+            .collect();
+        let by_vni = (0u16..)
+            .zip(&*carriers)
+            .filter_map(|(number, carrier)| {
+                let carrier = carrier.as_ref()?;
+                Some(((carrier.port, carrier.vni), NetworkIndex(number)))
+            })
+            .collect();
+        let by_address = (0u16..)
+            .zip(&policy.hosts)
+            .flat_map(|(number, host)| host.addresses.iter().map(move |one| (*one, HostIndex(number))))
+            .collect();
         Self {
             rules: parts.rules,
             sas: parts.sas,
@@ -114,6 +164,9 @@ impl Tables {
             uplink_mtu: parts.uplink_mtu,
             ports: ports.into(),
             local: Arc::new(local),
+            carriers,
+            by_vni: Arc::new(by_vni),
+            by_address: Arc::new(by_address),
         }
     }
 
@@ -130,6 +183,39 @@ impl Tables {
     #[must_use]
     pub fn with_sas(&self, sas: Arc<SaTable>) -> Self {
         Self { sas, ..self.clone() }
+    }
+
+    /// What carries a network; `None` if the wire itself does.
+    #[inline]
+    #[must_use]
+    pub fn carrier(&self, network: NetworkIndex) -> Option<&Carrier> {
+        self.carriers.get(network.index())?.as_ref()
+    }
+
+    /// The overlay network of a VNI at a UDP port.
+    #[inline]
+    #[must_use]
+    pub fn network_of_vni(&self, port: u16, vni: Vni) -> Option<NetworkIndex> {
+        self.by_vni.get(&(port, vni)).copied()
+    }
+
+    /// The host that an address on the wire belongs to.
+    #[inline]
+    #[must_use]
+    pub fn host_of(&self, address: IpAddr) -> Option<HostIndex> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// The addresses that bare overlay packets to a host go between: the first of this host's whose family that one has, too.
+    #[inline]
+    #[must_use]
+    pub fn addresses_towards(&self, host: HostIndex) -> Option<(IpAddr, IpAddr)> {
+        let theirs = &self.hosts.get(usize::from(host.0))?.addresses;
+        let own = &self.hosts.get(usize::from(self.host.0))?.addresses;
+        own.iter().find_map(|local| {
+            let remote = theirs.iter().find(|one| one.is_ipv6() == local.is_ipv6())?;
+            Some((*local, *remote))
+        })
     }
 
     /// The local number of a port of this host.

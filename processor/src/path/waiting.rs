@@ -192,6 +192,6 @@ pub fn outbound_key(descriptor: &Descriptor) -> Option<OutboundKey> {
         key,
         protection,
         network: descriptor.network,
-        peer: descriptor.destination?.host,
+        peer: descriptor.far_host()?,
     })
 }

@@ -332,6 +332,40 @@ impl Umem {
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(frame.address as usize), room) }
     }
 
+    /// The bytes of the frame and so many in front of them, where the headroom is; `None` if it has not so many.
+    #[inline]
+    #[must_use]
+    pub fn with_front(&self, frame: &Frame, front: usize) -> Option<&[u8]> {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        if front > self.offset(frame) {
+            return None;
+        }
+        // SAFETY: as in `bytes`; what is in front lies within the same chunk, which the frame's owner alone touches.
+        Some(unsafe {
+            std::slice::from_raw_parts(
+                self.base.as_ptr().add(frame.address as usize - front),
+                front + frame.length as usize,
+            )
+        })
+    }
+
+    /// All bytes from so many in front of the frame's data to the end of its chunk, for writing; `None` if the headroom has
+    /// not so many.
+    #[inline]
+    #[must_use]
+    pub fn room_with_front_mut<'a>(&'a self, frame: &'a mut Frame, front: usize) -> Option<&'a mut [u8]> {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        let offset = self.offset(frame);
+        if front > offset {
+            return None;
+        }
+        let room = front + self.frame_size - offset;
+        // SAFETY: as in `with_front`; the exclusive borrow of the only handle of this chunk excludes everybody else.
+        Some(unsafe {
+            std::slice::from_raw_parts_mut(self.base.as_ptr().add(frame.address as usize - front), room)
+        })
+    }
+
     /// Sets the length of the frame's data.
     ///
     /// # Panics
@@ -485,6 +519,24 @@ mod tests {
         umem.set_stamp(frame, 0x0102_0304_0506_0708);
         assert_eq!(umem.stamp(frame), 0x0102_0304_0506_0708);
         assert!(umem.room_mut(frame).iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn the_headroom_is_in_front_and_ends() {
+        let (umem, mut frames) = Umem::memory(shape()).unwrap();
+        frames.iter_mut().for_each(|frame| umem.room_mut(frame).fill(7));
+        let frame = &mut frames[1];
+        umem.set_length(frame, 3);
+        umem.room_with_front_mut(frame, 4).unwrap()[..6].copy_from_slice(&[1, 2, 3, 4, 5, 6]);
+        assert_eq!(umem.with_front(frame, 4), Some(&[1, 2, 3, 4, 5, 6, 7][..]));
+        assert_eq!(umem.bytes(frame), [5, 6, 7]);
+        assert_eq!(
+            umem.room_with_front_mut(frame, HEADROOM).map(|room| room.len()),
+            Some(2048)
+        );
+        assert!(umem.with_front(frame, HEADROOM + 1).is_none());
+        assert!(umem.room_with_front_mut(frame, HEADROOM + 1).is_none());
+        assert!(umem.bytes(&frames[0]).is_empty());
     }
 
     #[test]

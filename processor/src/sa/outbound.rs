@@ -29,6 +29,15 @@ pub enum Mode {
         /// The peer's address.
         remote: IpAddr,
     },
+    /// The datagram between the hosts in which an overlay network carries the guest's frame: transport mode between VTEPs.
+    Overlay {
+        /// This host's address.
+        local: IpAddr,
+        /// The peer's address.
+        remote: IpAddr,
+        /// The source port of ESP in UDP (RFC 3948), if it goes in UDP.
+        udp_source: Option<u16>,
+    },
 }
 
 /// An SA to seal with.

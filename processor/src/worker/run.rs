@@ -18,6 +18,7 @@ use crate::path::batch::{Batch, Descriptor, NextStep, WorkerId};
 use crate::path::classify::Decisions;
 use crate::path::context::Context;
 use crate::path::deliver::{Exits, Ledger, transmit};
+use crate::path::flood::Floods;
 use crate::path::notices::{Notice, Notices, Survey};
 use crate::path::outcome::{Direction, DropReason, Outcome};
 use crate::path::tables::Tables;
@@ -119,6 +120,8 @@ pub struct Worker {
     pub sas: Owned,
     /// What it has found out about flows, and what it says of rules.
     pub decisions: Decisions,
+    /// What its guest ports may still send for copying to other hosts.
+    pub floods: Floods,
     /// The AEAD engine.
     pub engine: Arc<dyn Engine>,
     /// Its queues.
@@ -512,6 +515,7 @@ impl Worker {
             decisions: &mut self.decisions,
             notices: &mut self.notices,
             waiting: &mut self.waiting,
+            floods: &mut self.floods,
             engine: &*self.engine,
         };
         let mut exits = WorkerExits {

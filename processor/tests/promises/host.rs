@@ -10,9 +10,10 @@ use guestseal::aead::engine::Engine;
 use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
+use guestseal::path::flood::Floods;
 use guestseal::path::notices::{Notice, notices};
 use guestseal::path::outcome::{DropReason, Outcome, SentAs};
-use guestseal::path::tables::{Parts, Tables};
+use guestseal::path::tables::{NextHops, Parts, Tables};
 use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::KernelDrops;
 use guestseal::port::memory::{Device, MemoryPort};
@@ -31,6 +32,7 @@ use guestseal::telemetry::counters::Counters;
 use guestseal::telemetry::latency::exchange;
 use guestseal::telemetry::rules::RuleCounters;
 use guestseal::telemetry::samples::{Sample, samples};
+use guestseal::wire::esp::udp_source;
 use guestseal::wire::ethernet::MacAddress;
 use guestseal::worker::handoff::{Handoff, Waker};
 use guestseal::worker::run::{Commands, Ports, Stop, Worker, monotonic};
@@ -61,6 +63,14 @@ pub(crate) fn policy_with(from: &str, to: &str) -> Policy {
     load_policy(&[Source { name, text }]).expect("the demo's policy is right")
 }
 
+/// The overlay example's policy: two tenants of equal MACs and addresses; with one thing different.
+pub(crate) fn overlay_with(from: &str, to: &str) -> Policy {
+    let text = include_str!("../../../rules/examples/overlay/policy.yaml");
+    assert!(text.contains(from), "the policy has no `{from}`");
+    let (name, text) = ("policy.yaml".into(), text.replacen(from, to, 1));
+    load_policy(&[Source { name, text }]).expect("the example's policy is right")
+}
+
 /// How hosts are made.
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -69,6 +79,8 @@ pub(crate) struct Options {
     pub(crate) transmit_room: usize,
     pub(crate) tunnel: bool,
     pub(crate) tunnel_over_ip6: bool,
+    /// An overlay's ESP goes in UDP.
+    pub(crate) in_udp: bool,
     pub(crate) esn: bool,
     /// Where every outbound sequence begins.
     pub(crate) start: u64,
@@ -90,6 +102,7 @@ impl Default for Options {
             transmit_room: 128,
             tunnel: false,
             tunnel_over_ip6: false,
+            in_udp: false,
             esn: true,
             start: 1,
             reserved: u64::MAX,
@@ -126,7 +139,9 @@ pub(crate) fn sas(policy: &Policy) -> Vec<Sa> {
             .iter()
             .position(|network| policy.keys[key.index()].id.starts_with(&network.name));
         let network = NetworkIndex(network.expect("keys are named for their network") as u16);
-        for (from, to) in [(0, 1), (1, 0)] {
+        let hosts = policy.hosts.len();
+        let pairs = (0..hosts).flat_map(|from| (0..hosts).map(move |to| (from, to)));
+        for (from, to) in pairs.filter(|(from, to)| from != to) {
             let spi = 0x1001 + sas.len() as u32;
             sas.push(Sa {
                 spi,
@@ -229,7 +244,7 @@ impl Host {
                 uplink_mac: host_mac(number),
                 uplink_mtu: 1500,
                 owners,
-                next_hops: (0..policy.hosts.len()).map(|host| Some(host_mac(host))).collect(),
+                next_hops: (0..policy.hosts.len()).map(next_hops).collect(),
                 sas: Arc::new(table),
             },
         )));
@@ -259,6 +274,7 @@ impl Host {
                     pool: FramePool::new(Arc::clone(&umem), frames.drain(..take).collect()),
                     sas: owned.remove(0),
                     decisions: Decisions::new(Arc::clone(&rules), sampler),
+                    floods: Floods::default(),
                     engine: Arc::new(AesGcm),
                     ports,
                     handoff: handoffs.next().unwrap(),
@@ -459,6 +475,13 @@ fn leave(device: &mut Device, completes: bool) -> Vec<Vec<u8>> {
     frames
 }
 
+fn next_hops(number: usize) -> NextHops {
+    NextHops {
+        v4: Some(host_mac(number)),
+        v6: Some(host_mac(number)),
+    }
+}
+
 pub(crate) fn host_mac(number: usize) -> MacAddress {
     MacAddress([2, 0, 0, 0xff, 0, number as u8 + 1])
 }
@@ -469,12 +492,20 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
     let mut table = SaTable::default();
     let mut owned: Vec<Owned> = (0..options.workers).map(|_| Owned::default()).collect();
     let mut reservations = HashMap::new();
-    // Always those of the policy itself, so that hosts with other rules still share SAs.
     if options.sessions {
         table.set_session_peers([HostIndex(1 - number as u16)]);
         return (table, owned, reservations);
     }
-    for sa in sas(&self::policy()) {
+    // Always those of the example itself, so that hosts with other rules still share SAs.
+    let example = if policy.is_flat(NetworkIndex(0)) {
+        self::policy()
+    } else {
+        overlay_with("", "")
+    };
+    for sa in sas(&example)
+        .into_iter()
+        .filter(|sa| [sa.from, sa.to].contains(&number))
+    {
         let suite = policy.keys[sa.key.index()].suite;
         let (key, salt) = keymat(sa.spi, suite.key_length());
         let key = AesGcm.expand(suite, &key).unwrap();
@@ -489,12 +520,17 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
                 .find(|address| address.is_ipv6() == options.tunnel_over_ip6)
                 .unwrap()
         };
-        let mode = |local, remote| match options.tunnel {
-            true => Mode::Tunnel {
-                local: address(local),
-                remote: address(remote),
-            },
-            false => Mode::Transport,
+        let mode = |local, remote| {
+            let (local, remote) = (address(local), address(remote));
+            match (policy.is_flat(sa.network), options.tunnel) {
+                (false, _) => Mode::Overlay {
+                    local,
+                    remote,
+                    udp_source: options.in_udp.then(|| udp_source(sa.spi)),
+                },
+                (true, true) => Mode::Tunnel { local, remote },
+                (true, false) => Mode::Transport,
+            }
         };
         let mine = &mut owned[usize::from(owner)];
         let owner = WorkerId(owner);

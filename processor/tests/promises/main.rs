@@ -9,6 +9,7 @@ mod hostile_wire;
 mod key_of_rule;
 mod no_nonce_twice;
 mod no_plaintext_leaks;
+mod overlay;
 mod quarantine;
 mod seals_and_opens;
 mod two_workers;

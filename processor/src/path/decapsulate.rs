@@ -1,0 +1,128 @@
+//! Takes a guest's frame out of the headers of its overlay network, and says which network that is.
+//!
+//! What an SA has opened is held to the SA's network; what came bare names its network itself, and its host by the outer
+//! source address. ECN as RFC 6040 4.2 has it; DSCP and TTL of the frame inside stay as they are. Never allocates; panics
+//! on nothing that a peer can send.
+
+use crate::port::umem::Umem;
+use crate::wire::packet::{Fragment, L3, Packet};
+use crate::wire::{ecn, geneve, transport, udp, vxlan};
+use guestseal_rules::model::Vni;
+use zerocopy::FromBytes;
+
+use super::batch::{Batch, Descriptor, live};
+use super::encapsulate::{Carrier, HEADER};
+use super::outcome::{Direction, DropReason};
+use super::tables::Tables;
+
+/// The frame inside of a UDP datagram: where it begins and ends.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Inside {
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+/// Reads an opened datagram, which must be of the SA's own network.
+#[inline]
+pub(super) fn opened(datagram: &[u8], carrier: &Carrier) -> Result<Inside, DropReason> {
+    let (header, rest) = udp::Header::ref_from_prefix(datagram).map_err(|_| DropReason::BadEncapsulation)?;
+    let end = usize::from(header.length.get());
+    // Nearly every packet has the very header that this host would have put there.
+    if header.destination.get() == carrier.port
+        && rest.first_chunk() == Some(&carrier.header)
+        && (HEADER..=datagram.len()).contains(&end)
+    {
+        return Ok(Inside { start: HEADER, end });
+    }
+    let (port, vni, inside) = read(datagram)?;
+    if (port, vni) == (carrier.port, carrier.vni) {
+        Ok(inside)
+    } else {
+        Err(DropReason::WrongNetwork)
+    }
+}
+
+fn read(datagram: &[u8]) -> Result<(u16, Vni, Inside), DropReason> {
+    let malformed = DropReason::BadEncapsulation;
+    let (header, _) = udp::Header::ref_from_prefix(datagram).map_err(|_| malformed)?;
+    let end = usize::from(header.length.get());
+    let payload = datagram
+        .get(udp::HEADER..)
+        .and_then(|rest| rest.get(..end.checked_sub(udp::HEADER)?))
+        .ok_or(malformed)?;
+    let port = header.destination.get();
+    let (vni, start) = match port {
+        vxlan::PORT => vxlan::read(payload),
+        geneve::PORT => geneve::read(payload),
+        _ => None,
+    }
+    .ok_or(malformed)?;
+    let start = udp::HEADER + start;
+    Ok((port, vni, Inside { start, end }))
+}
+
+/// Reads the frame that was inside over the outer packet, and lets it know of congestion that that one met.
+#[inline]
+pub(super) fn enter(packet: &mut Packet, frame: &mut [u8]) -> Result<(), DropReason> {
+    let outer_class = packet.traffic_class;
+    packet.read(frame)?;
+    if packet.l3 == L3::Ip {
+        let before = packet.traffic_class & 3;
+        let after = ecn::combine(before, outer_class).ok_or(DropReason::CongestionUnheard)?;
+        if after != before {
+            packet.traffic_class = packet.traffic_class & !3 | after;
+            if let Some(header) = frame.get_mut(usize::from(packet.l3_offset)..) {
+                ecn::write(header, packet.ethertype, after);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether it is a bare overlay packet to this host, and no guest's own datagram to such a port.
+fn is_bare(packet: &Packet, tables: &Tables) -> bool {
+    packet.protocol == transport::UDP
+        && packet
+            .ports
+            .is_some_and(|(_, port)| matches!(port, vxlan::PORT | geneve::PORT))
+        && packet.l3 == L3::Ip
+        && packet.vlan.is_none()
+        && tables.is_host_address(tables.host, packet.destination)
+}
+
+/// Takes the frames out of bare packets from the uplink.
+pub fn decapsulate(batch: &mut Batch, tables: &Tables, umem: &Umem) {
+    for descriptor in live(batch) {
+        debug_assert_eq!(descriptor.direction, Direction::Inbound);
+        if is_bare(&descriptor.packet, tables)
+            && let Err(reason) = take_out(descriptor, tables, umem)
+        {
+            descriptor.drop_for(reason);
+        }
+    }
+}
+
+fn take_out(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Result<(), DropReason> {
+    let packet = &descriptor.packet;
+    if packet.fragment != Fragment::Whole {
+        return Err(DropReason::BadEncapsulation);
+    }
+    let from = usize::from(packet.l4_offset);
+    let datagram = umem
+        .bytes(&descriptor.frame)
+        .get(from..usize::from(packet.end))
+        .ok_or(DropReason::BadEncapsulation)?;
+    let (port, vni, inside) = read(datagram)?;
+    let network = tables.network_of_vni(port, vni).ok_or(DropReason::WrongNetwork)?;
+    let peer = tables.host_of(packet.source).ok_or(DropReason::WrongHost)?;
+    let (start, end) = (from + inside.start, from + inside.end);
+    let room = umem.room_mut(&mut descriptor.frame);
+    room.copy_within(start..end, 0);
+    umem.set_length(&mut descriptor.frame, end - start);
+    descriptor.network = network;
+    descriptor.peer = Some(peer);
+    descriptor.overlay = true;
+    let room = umem.room_mut(&mut descriptor.frame);
+    let frame = room.get_mut(..end - start).ok_or(DropReason::Truncated)?;
+    enter(&mut descriptor.packet, frame)
+}
