@@ -53,6 +53,8 @@ pub struct Deployment {
     pub sas: Vec<SaSpec>,
     directory: PathBuf,
     bpf: BpfMount,
+    /// The policy's text.
+    text: String,
 }
 
 /// The program under test: `GUESTSEAL_BIN`, or the one beside this program.
@@ -110,10 +112,117 @@ impl Deployment {
             directory,
             policy,
             bpf,
+            text: text.clone(),
         };
         deployment.write("policy.yaml", &text)?;
         deployment.deal_sas(tunnel)?;
         Ok(deployment)
+    }
+
+    /// Like [`Self::new`], but the hosts make sessions: an identity for each, its public key in the policy, and generation 1
+    /// of every key in a directory of each host.
+    ///
+    /// # Errors
+    /// If the policy is wrong or files cannot be written.
+    pub fn with_sessions(name: &str, policy: &str) -> Result<Self, PerfError> {
+        let mut deployment = Self::new(name, policy, &[])?;
+        deployment.sas.clear();
+        let names: Vec<String> = deployment
+            .policy
+            .hosts
+            .iter()
+            .map(|host| host.name.clone())
+            .collect();
+        let mut text = deployment.text.clone();
+        for name in &names {
+            let identity = deployment.directory.join(format!("{name}.identity"));
+            let public = run(Command::new(program()).args(["key", "generate"]).arg(&identity))?;
+            let before = format!("{{name: {name}, ");
+            text = text.replacen(
+                &before,
+                &format!("{before}public-key: \"{}\", ", public.trim()),
+                1,
+            );
+        }
+        deployment.write("policy.yaml", &text)?;
+        deployment.text = text;
+        for key in deployment
+            .policy
+            .keys
+            .iter()
+            .map(|key| key.id.clone())
+            .collect::<Vec<_>>()
+        {
+            let secret = random_hex(32)?;
+            for host in 0..names.len() {
+                deployment.give_key(host, &key, 1, &secret)?;
+            }
+        }
+        Ok(deployment)
+    }
+
+    /// Gives a host a generation of a key; one that runs takes it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn give_key(&self, host: usize, key: &str, generation: u32, secret: &str) -> Result<(), PerfError> {
+        let directory = self.keys_of(host);
+        std::fs::create_dir_all(&directory).map_err(PerfError::io(directory.display().to_string()))?;
+        // Whole or not at all, as a host that runs looks at it.
+        let name = format!("{key}.{generation}");
+        let written = self.write(&format!("{name}.new"), secret)?;
+        let place = directory.join(name);
+        std::fs::rename(&written, &place).map_err(PerfError::io(place.display().to_string()))
+    }
+
+    /// Takes a generation of a key from a host.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn take_key(&self, host: usize, key: &str, generation: u32) -> Result<(), PerfError> {
+        let path = self.keys_of(host).join(format!("{key}.{generation}"));
+        std::fs::remove_file(&path).map_err(PerfError::io(path.display().to_string()))
+    }
+
+    fn keys_of(&self, host: usize) -> PathBuf {
+        self.directory
+            .join(format!("{}.keys", self.policy.hosts[host].name))
+    }
+
+    /// Writes the file of a host that makes sessions; `sessions` and `extra` are further YAML.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_session_host(
+        &self,
+        number: usize,
+        sessions: &str,
+        extra: &str,
+    ) -> Result<PathBuf, PerfError> {
+        let name = &self.policy.hosts[number].name;
+        let text = format!(
+            "host: {name}\npolicy: [policy.yaml]\nuplink: {{interface: uplink}}\nstate-directory: state-{name}\n\
+             pin-directory: {}\n{extra}\nsessions:\n  identity: {name}.identity\n  keys: {{directory: {name}.keys}}\n{sessions}",
+            self.bpf.path().display()
+        );
+        self.write(&format!("{name}.yaml"), &text)
+    }
+
+    /// What a host that runs says of itself.
+    ///
+    /// # Errors
+    /// If it has not said anything.
+    pub fn status(&self, host: usize) -> Result<Value, PerfError> {
+        let path = self
+            .directory
+            .join(format!("{}.yaml", self.policy.hosts[host].name));
+        let text = run(Command::new(program())
+            .args(["status", "--json", "--config"])
+            .arg(path))?;
+        serde_json::from_str(&text).map_err(|error| PerfError::Malformed {
+            what: "status".into(),
+            why: error.to_string(),
+        })
     }
 
     fn deal_sas(&mut self, tunnel: &[&str]) -> Result<(), PerfError> {

@@ -19,7 +19,7 @@ mod written;
 
 use resolve::Resolver;
 use words::nearest;
-pub use words::{port_range, protocol_number};
+pub use words::{duration, port_range, protocol_number};
 
 /// The JSON Schema of policy files, for editors.
 pub const SCHEMA: &str = include_str!("../policy.schema.json");

@@ -7,6 +7,7 @@ mod devices;
 mod foreign;
 mod killed;
 mod overload;
+mod sessions;
 mod traffic;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -46,6 +47,16 @@ const TESTS: &[(&str, Body)] = &[
     ("devices::uplink_down_and_up_under_load", devices::uplink_down),
     ("devices::uplink_deleted_under_load", devices::uplink_deleted),
     ("devices::guest_port_deleted_and_back", devices::guest_port),
+    (
+        "sessions::the_first_packet_waits_and_arrives",
+        sessions::first_packet,
+    ),
+    ("sessions::rekey_each_second_loses_nothing", sessions::rekey),
+    (
+        "sessions::rotation_loses_nothing_and_revocation_holds_at_once",
+        sessions::rotation_and_revocation,
+    ),
+    ("sessions::either_side_restarts", sessions::restarts),
     (
         "overload::a_flood_is_counted_bounded_and_over_at_once",
         overload::flood,

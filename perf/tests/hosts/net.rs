@@ -68,6 +68,13 @@ impl Net {
             .write_host(host, &format!("workers: [{}]", workers.join(", ")))?)
     }
 
+    /// The host's file, to make sessions; `sessions` is further YAML of that part.
+    pub(crate) fn write_session_host(&self, host: usize, sessions: &str) -> Result<PathBuf> {
+        let cpus = cpus()?;
+        let workers = format!("workers: [{{queue: 0, cpu: {}}}]", cpus[host % cpus.len()]);
+        Ok(self.deployment.write_session_host(host, sessions, &workers)?)
+    }
+
     pub(crate) fn start(&mut self, host: usize, arguments: &[&str]) -> Result<()> {
         let started = self
             .deployment
@@ -166,6 +173,11 @@ impl Net {
             .expect("an SA of the deployment")
             .spi
     }
+}
+
+/// Frames of any SA in a capture.
+pub(crate) fn esp_packets(frames: &[Vec<u8>]) -> usize {
+    frames.iter().filter(|frame| esp_of(frame).is_some()).count()
 }
 
 /// Frames of an SA in a capture.

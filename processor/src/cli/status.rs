@@ -54,6 +54,47 @@ impl Status {
     }
 }
 
+/// A line for each session, and what was done under each generation of a key.
+fn render_sessions(status: &Value) -> String {
+    let mut out = String::new();
+    let Some(sessions) = status["sessions"].as_array() else {
+        return out;
+    };
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    out += &format!(
+        "sessions\n  {:<12} {:<12} {:<20} {:<4} {:>7} {:>12} {:>12} {:>8} {:>8}\n",
+        "peer", "network", "key.generation", "", "age s", "sent", "received", "replays", "rekey s"
+    );
+    for session in sessions {
+        out += &format!(
+            "  {:<12} {:<12} {:<20} {:<4} {:>7} {:>12} {:>12} {:>8} {:>8}\n",
+            text(&session["peer"]),
+            text(&session["network"]),
+            format!("{}.{}", text(&session["key"]), session["generation"]),
+            if session["current"] == true { "now" } else { "old" },
+            text(&session["age_seconds"]),
+            text(&session["sent_packets"]),
+            text(&session["received_packets"]),
+            text(&session["replay_drops"]),
+            text(&session["next_rekey_seconds"]),
+        );
+    }
+    for (key, usage) in status["keys"].as_object().into_iter().flatten() {
+        out += &format!(
+            "  under {key}: {} sessions, {} packets, {} bytes\n",
+            usage["sessions"], usage["packets"], usage["bytes"]
+        );
+    }
+    for (reason, count) in status["ended"].as_object().into_iter().flatten() {
+        out += &format!("  ended, {reason}: {count}\n");
+    }
+    out
+}
+
 fn render(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut out = format!(
@@ -111,6 +152,7 @@ fn render(status: &Value) -> String {
             out += &format!("  rules of template {template}: {}\n", text(because));
         }
     }
+    out += &render_sessions(&status["sessions"]);
     let events = &status["events"];
     out += &format!(
         "events: {} accepted, {} malformed, {} transfers\n",

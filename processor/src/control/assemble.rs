@@ -160,7 +160,7 @@ pub struct DataPlane {
 /// What is left of a data plane.
 pub struct Remains {
     /// What the workers told last.
-    pub notices: Vec<Notice>,
+    pub notices: Vec<(WorkerId, Notice)>,
     /// The workers' SAs, in the order of the workers.
     pub owned: Vec<Owned>,
     /// The workers' latencies that were not collected.
@@ -616,7 +616,7 @@ impl DataPlane {
             }
         }
         let mut remains = Remains {
-            notices: self.heard.into_iter().map(|(_, notice)| notice).collect(),
+            notices: self.heard.into(),
             owned: Vec::new(),
             recorders: Vec::new(),
             exchanged: self
@@ -632,10 +632,16 @@ impl DataPlane {
             xdp: self.closed_xdp,
         };
         for (mut worker, mut told) in workers.into_iter().zip(self.notices) {
+            let id = worker.id;
+            let mut hear = || {
+                remains
+                    .notices
+                    .extend(std::iter::from_fn(|| Some((id, told.pop().ok()?))))
+            };
             while worker.obeys_more() {
-                remains.notices.extend(std::iter::from_fn(|| told.pop().ok()));
+                hear();
             }
-            remains.notices.extend(std::iter::from_fn(|| told.pop().ok()));
+            hear();
             let held = worker.ports.held();
             remains.frames.free += worker.pool.available();
             remains.frames.receive += held.receive;
@@ -803,7 +809,8 @@ fn uplink_config(config: &HostConfig) -> UplinkConfig {
             .map(|port| port.mac)
             .collect(),
         flat: has(|kind| kind == NetworkKind::Flat),
-        udp_encapsulation: config.sas.iter().any(|sa| sa.udp_encapsulation),
+        udp_encapsulation: config.sas.iter().any(|sa| sa.udp_encapsulation)
+            || config.sessions.as_ref().is_some_and(|one| one.udp_encapsulation),
         vxlan: has(|kind| matches!(kind, NetworkKind::Vxlan(_))),
         geneve: has(|kind| matches!(kind, NetworkKind::Geneve(_))),
     }

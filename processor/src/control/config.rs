@@ -18,6 +18,8 @@ use crate::port::xsk::ZeroCopy;
 use crate::sa::selector::Selector;
 use crate::sa::spi::Spi;
 
+use super::sessions::config::{RawSessions, SessionConfig};
+
 /// Where pinned XDP programs are kept.
 pub const PIN_DIRECTORY: &str = "/run/guestseal/bpf";
 
@@ -145,6 +147,8 @@ pub struct HostConfig {
     pub group_rate: u32,
     /// Manual SAs.
     pub sas: Vec<SaConfig>,
+    /// How sessions are made, if they are.
+    pub sessions: Option<SessionConfig>,
 }
 
 /// What the command line overrides.
@@ -201,6 +205,8 @@ struct RawHost {
     group_rate: Option<u32>,
     #[serde(default)]
     security_associations: Vec<RawSa>,
+    #[serde(default)]
+    sessions: Option<RawSessions>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -422,6 +428,8 @@ impl HostConfig {
                 Err(error) => errors.push(error),
             }
         }
+        let sessions = raw.sessions.as_ref();
+        let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));
         if !errors.is_empty() {
             return Err(FileErrors(errors).into());
         }
@@ -455,6 +463,7 @@ impl HostConfig {
                 .or(raw.events.map(|path| base.join(path))),
             group_rate: raw.group_rate.unwrap_or(Floods::RATE),
             sas,
+            sessions,
         })
     }
 }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::telemetry::totals::Totals;
 
 use super::guests::EventTotals;
+use super::sessions::SessionsStatus;
 
 /// The status.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +36,8 @@ pub struct Status {
     pub containers: BTreeMap<String, usize>,
     /// Guests of which there is something to say.
     pub guests: Vec<GuestStatus>,
+    /// Sessions with other hosts, if this host makes any.
+    pub sessions: Option<SessionsStatus>,
 }
 
 /// A guest that is not as the policy alone has it.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use guestseal_rules::event::Moment;
-use guestseal_rules::model::NetworkIndex;
+use guestseal_rules::model::{HostIndex, NetworkIndex};
 use hdrhistogram::serialization::V2DeflateSerializer;
 
 use crate::aead::choice::{EngineError, choose};
@@ -30,6 +30,7 @@ use super::config::{HostConfig, SaMode};
 use super::guests::{Guests, GuestsError, now};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
+use super::sessions::{Sessions, SessionsError};
 use super::status::{self, Status};
 use super::wake::wait;
 
@@ -56,6 +57,9 @@ pub enum RunError {
     /// The SAs.
     #[error(transparent)]
     Sa(#[from] ManualSaError),
+    /// The sessions.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
     /// The guests and their rules.
     #[error(transparent)]
     Guests(#[from] GuestsError),
@@ -96,6 +100,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 struct Control {
     plan: Blueprint,
     guests: Guests,
+    sessions: Option<Sessions>,
     since: Moment,
     marks: Vec<Mark>,
     all: Latencies,
@@ -117,7 +122,8 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         }
     }
     let engine = chosen.engine;
-    let manual = manual_sa::prepare(&config, &*engine)?;
+    let mut manual = manual_sa::prepare(&config, &*engine)?;
+    let sessions = Sessions::open(&config, Arc::clone(&engine), &mut manual.table, &manual.owned)?;
     let guests = Guests::open(&config.policy, &config.state_directory, config.events.as_deref())?;
     let each_worker = || config.workers.iter();
     let mut control = Control {
@@ -135,6 +141,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             control: Waker::new()?,
         },
         guests,
+        sessions,
         since: now(),
         marks: manual.marks,
         all: Latencies::default(),
@@ -191,9 +198,10 @@ impl Control {
         let (mut looked, mut asked, mut logged) = (begin, begin - ASK, begin);
         let mut turn = begin;
         while !stop.load(Ordering::Acquire) {
-            self.wait(turn);
+            self.wait(turn, Some(&plane));
             // What wakes the loop is met at once; everything else has its time.
             self.follow_events(Some(&plane));
+            self.follow_sessions(&mut plane);
             if Instant::now() < turn {
                 continue;
             }
@@ -203,6 +211,9 @@ impl Control {
             self.log_samples(&mut plane);
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
+                if let Some(sessions) = &mut self.sessions {
+                    sessions.follow_keys();
+                }
                 if !plane.has_uplink() {
                     tracing::error!(
                         "uplink {} is gone: waiting for it, guest ports stay closed",
@@ -234,12 +245,44 @@ impl Control {
     }
 
     /// Waits until something comes, or until the next turn.
-    fn wait(&self, turn: Instant) {
+    fn wait(&self, turn: Instant, plane: Option<&DataPlane>) {
         if self.guests.is_behind() {
             return;
         }
-        let descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
-        wait(&descriptors, turn);
+        let mut descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
+        let mut until = turn;
+        let woken = &self.plan.control;
+        if let (Some(sessions), Some(plane)) = (&self.sessions, plane) {
+            descriptors.extend(sessions.wait_on());
+            descriptors.push(woken.wait_on());
+            until = sessions.deadline().map_or(turn, |due| due.min(turn));
+            woken.announce_sleep();
+            if sessions.is_due(plane) {
+                return woken.awake();
+            }
+        }
+        wait(&descriptors, until);
+        woken.awake();
+    }
+
+    /// Lets sessions do what is due.
+    fn follow_sessions(&mut self, plane: &mut DataPlane) {
+        match &mut self.sessions {
+            Some(sessions) => {
+                sessions.turn(plane, &mut self.plan.sas);
+                let next_hops = &self.plan.next_hops;
+                let fresh = sessions.fresh_peers();
+                // The peer was just spoken with: the kernel knows the way, and the first packet waits for it.
+                let unknown = |(host, address): &(HostIndex, IpAddr)| {
+                    next_hops[host.index()].towards(*address).is_none()
+                };
+                if fresh.iter().any(unknown) {
+                    self.follow_neighbours(plane);
+                }
+            }
+            // Without sessions nothing that workers say is of use.
+            None => plane.notices().for_each(drop),
+        }
     }
 
     fn tend_marks(&mut self) {
@@ -302,6 +345,7 @@ impl Control {
             events: self.guests.totals().clone(),
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
+            sessions: self.sessions.as_ref().map(Sessions::status),
         };
         if let Err(error) = status::write(&self.plan.config.state_directory, &status) {
             tracing::error!(
@@ -336,7 +380,7 @@ impl Control {
         self.interval.clear();
     }
 
-    /// The addresses that tunnels and overlays go to, with their hosts.
+    /// The addresses that tunnels, overlays and sessions go to, with their hosts.
     fn far_ends(&self) -> Vec<(usize, IpAddr)> {
         let policy = &self.plan.config.policy;
         let is_overlay = |network: NetworkIndex| !policy.is_flat(network);
@@ -354,7 +398,9 @@ impl Control {
             .flat_map(|network| endpoints.hosts_of(network))
             .map(|host| host.index())
             .filter(|host| *host != self.plan.config.host.index());
-        let hosts: BTreeSet<usize> = sealed.chain(bare).collect();
+        let sessions = self.sessions.iter().flat_map(Sessions::peers);
+        let sessions = sessions.map(|host| host.index());
+        let hosts: BTreeSet<usize> = sealed.chain(bare).chain(sessions).collect();
         hosts
             .into_iter()
             .flat_map(|host| policy.hosts[host].addresses.iter().map(move |one| (host, *one)))
@@ -410,7 +456,7 @@ impl Control {
             if stop.load(Ordering::Acquire) {
                 return Err(frames);
             }
-            self.wait(Instant::now() + LOOK);
+            self.wait(Instant::now() + LOOK, None);
             self.tend_marks();
             self.follow_events(None);
             if link::index_of(&self.plan.config.uplink).is_none() {
@@ -434,7 +480,7 @@ impl Control {
         self.collect(&mut plane);
         let Remains {
             owned,
-            notices: _,
+            notices,
             recorders,
             exchanged,
             frames,
@@ -442,6 +488,9 @@ impl Control {
             xdp,
         } = plane.stop(detach);
         self.xdp.extend(xdp);
+        if let Some(sessions) = &mut self.sessions {
+            sessions.stopped(notices);
+        }
         for latencies in recorders
             .iter()
             .map(|recorder| &recorder.current)

@@ -26,11 +26,16 @@ impl FromStr for PublicKey {
     fn from_str(text: &str) -> Result<Self, NotAPublicKey> {
         let bytes = from_hex(text.as_bytes()).ok_or(NotAPublicKey)?;
         let key: [u8; LENGTH] = bytes.as_slice().try_into().map_err(|_| NotAPublicKey)?;
+        Self::of_bytes(key).ok_or(NotAPublicKey)
+    }
+}
+
+impl PublicKey {
+    /// The key of these bytes, unless everybody would share a secret with it.
+    #[must_use]
+    pub fn of_bytes(key: [u8; LENGTH]) -> Option<Self> {
         // A point of small order has the same secret with everyone. x25519 gives zeros for each of them.
-        if x25519([0x55; LENGTH], key) == [0; LENGTH] {
-            return Err(NotAPublicKey);
-        }
-        Ok(Self(key))
+        (x25519([0x55; LENGTH], key) != [0; LENGTH]).then_some(Self(key))
     }
 }
 

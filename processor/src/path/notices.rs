@@ -122,6 +122,12 @@ impl Notices {
         self.pushed |= self.ring.push(notice).is_ok();
     }
 
+    /// Lets control know that commands were obeyed.
+    #[inline]
+    pub fn obeyed(&mut self) {
+        self.pushed = true;
+    }
+
     /// Wakes control if something was said since the last time.
     #[inline]
     pub fn settle(&mut self) {

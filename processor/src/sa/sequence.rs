@@ -87,6 +87,15 @@ impl Sequence {
         }
     }
 
+    /// The same, and no more than so many numbers of it.
+    #[must_use]
+    pub fn at_most(self, numbers: u64) -> Self {
+        Self {
+            last: self.last.min(numbers.saturating_add(1)),
+            ..self
+        }
+    }
+
     /// A space that goes on where `reservation` says, for a key that outlives the process.
     #[must_use]
     pub fn reserved(esn: bool, salt: Salt, reservation: Arc<Reservation>) -> Self {
@@ -156,6 +165,15 @@ mod tests {
             assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
             assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
         }
+    }
+
+    #[test]
+    fn ends_earlier_if_it_is_told_to() {
+        let mut sequence = Sequence::fresh(true, SALT).at_most(2);
+        assert_eq!(sequence.take().unwrap().0, 1);
+        assert_eq!(sequence.take().unwrap().0, 2);
+        assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
+        assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
     }
 
     #[test]

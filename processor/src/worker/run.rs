@@ -426,6 +426,7 @@ impl Worker {
                 }
             }
             self.obeyed.add(1);
+            self.notices.obeyed();
         }
     }
 

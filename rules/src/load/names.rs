@@ -57,6 +57,7 @@ pub(super) struct Names {
     of: [HashMap<String, usize>; Kind::COUNT],
     pub(super) uuids: HashSet<String>,
     pub(super) host_addresses: HashSet<IpAddr>,
+    pub(super) public_keys: HashSet<[u8; 32]>,
     pub(super) overlays: HashSet<NetworkKind>,
     pub(super) interfaces: HashSet<(HostIndex, String)>,
     /// MACs with the overlay network they are in; flat networks share the wire.

@@ -327,6 +327,12 @@ pub(super) struct RawHost {
     /// Its addresses, at most one of each family.
     #[serde(default)]
     pub(super) addresses: Vec<At<String>>,
+    /// Its public key, as guestseal key public prints it: 64 hexadecimal digits.
+    #[serde(default, rename = "public-key")]
+    pub(super) public_key: Maybe<At<String>>,
+    /// Its public keys, two while it changes from one to the other.
+    #[serde(default, rename = "public-keys")]
+    pub(super) public_keys: Vec<At<String>>,
 }
 
 /// What carries a logical network.

@@ -10,7 +10,7 @@ use crate::model::{
 };
 
 use super::names::{Kind, Names};
-use super::words::{nearest, parse_mac};
+use super::words::{nearest, parse_mac, parse_public_key};
 use super::written::At;
 use super::{File, FileError, raw};
 
@@ -73,6 +73,7 @@ impl Resolver {
                 None => self.policy.hosts.push(Host {
                     name: host.name.clone(),
                     addresses: Vec::new(),
+                    public_keys: Vec::new(),
                 }),
             }
         }
@@ -262,10 +263,39 @@ impl Resolver {
             );
             self.fail(source, &raw.name.at, message);
         }
+        let public_keys = self.public_keys(source, raw);
         self.policy.hosts.push(Host {
             name: raw.name.value.clone(),
             addresses,
+            public_keys,
         });
+    }
+
+    fn public_keys(&mut self, source: &File, raw: &raw::RawHost) -> Vec<[u8; 32]> {
+        let mut keys = Vec::new();
+        for text in raw.public_key.iter().chain(&raw.public_keys) {
+            let Some(key) = parse_public_key(&text.value) else {
+                let message = format!(
+                    "\"{}\" is no public key: expected 64 hexadecimal digits, as guestseal key public prints them",
+                    text.value
+                );
+                self.fail(source, &text.at, message);
+                continue;
+            };
+            if !self.names.public_keys.insert(key) {
+                let message = "this public key is given twice: every host has an identity of its own";
+                self.fail(source, &text.at, message);
+            }
+            keys.push(key);
+        }
+        if keys.len() > 2 {
+            self.fail(
+                source,
+                &raw.name.at,
+                "more than two public keys: expected one, or two while the host changes its identity",
+            );
+        }
+        keys
     }
 
     fn address(&mut self, source: &File, text: &At<String>) -> Option<IpAddr> {

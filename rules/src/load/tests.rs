@@ -145,6 +145,20 @@ fn every_mistake_is_named_with_its_place_and_what_was_expected() {
         ("a multicast address", "192.0.2.2", "224.0.0.1"),
         ("two addresses of one family", "'2001:db8::1'", "192.0.2.9"),
         ("an address of two hosts", "192.0.2.2", "192.0.2.1"),
+        ("no public key", "{name: h1, ", "{name: h1, public-key: 2f, "),
+        (
+            "three public keys",
+            "{name: h1, ",
+            "{name: h1, public-key: 00000000000000000000000000000000000000000000000000000000000000f1, public-keys: \
+             [00000000000000000000000000000000000000000000000000000000000000f2, \
+             00000000000000000000000000000000000000000000000000000000000000f3], ",
+        ),
+        (
+            "a public key twice",
+            "{name: h1, ",
+            "{name: h1, public-keys: [00000000000000000000000000000000000000000000000000000000000000f1, \
+             00000000000000000000000000000000000000000000000000000000000000f1], ",
+        ),
         ("no address", ", address: 192.0.2.2", ""),
         ("a host twice", "name: h2", "name: h1"),
         (

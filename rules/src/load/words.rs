@@ -15,6 +15,20 @@ pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(mac)
 }
 
+pub(super) fn parse_public_key(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let mut key = [0; 32];
+    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+        let [high, low] = *pair else { return None };
+        *byte = (digit(high)? << 4 | digit(low)?) as u8;
+    }
+    Some(key)
+}
+
 /// An upper-layer protocol by its name or number.
 #[must_use]
 pub fn protocol_number(text: &str) -> Option<u8> {
@@ -88,7 +102,10 @@ fn distance(one: &str, two: &str) -> usize {
 }
 
 /// How long: a number and `ms`, `s`, `m`, `h` or `d`.
-pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
+///
+/// # Errors
+/// What is wrong, to be said after the text.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
     const SYNTAX: &str = "is no duration: expected a number and ms, s, m, h or d, such as 30s or 5m";
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or(SYNTAX)?;
     let (number, unit) = text.split_at(digits);

@@ -135,6 +135,8 @@ pub struct Host {
     /// Its addresses on the wire, at most one of each family. None if it is no host any more: an earlier policy had it, and
     /// its number is not given to another.
     pub addresses: Vec<IpAddr>,
+    /// Its public keys: none, one, or two while it changes from one to the other.
+    pub public_keys: Vec<[u8; 32]>,
 }
 
 /// What carries a logical network.

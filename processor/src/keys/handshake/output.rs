@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::keys::derive::TrafficKey;
 use crate::keys::store::Generation;
 use crate::path::batch::WorkerId;
@@ -144,7 +146,7 @@ pub enum Event {
 }
 
 /// Why a session is over.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EndReason {
     /// A newer one took its place.
     Superseded,
@@ -156,6 +158,32 @@ pub enum EndReason {
     ByPeer,
     /// It was never confirmed.
     Unconfirmed,
+}
+
+impl EndReason {
+    /// The name in status and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            EndReason::Superseded => "superseded",
+            EndReason::Expired => "expired",
+            EndReason::Revoked => "revoked",
+            EndReason::ByPeer => "by-peer",
+            EndReason::Unconfirmed => "unconfirmed",
+        }
+    }
+
+    /// The same in words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            EndReason::Superseded => "a newer one took its place",
+            EndReason::Expired => "its time is over",
+            EndReason::Revoked => "its key is revoked",
+            EndReason::ByPeer => "the peer has ended it",
+            EndReason::Unconfirmed => "it was never confirmed",
+        }
+    }
 }
 
 /// What the workers did under a session, since it began.
@@ -195,7 +223,7 @@ pub struct SessionStatus {
 }
 
 /// What came of datagrams, for the exporter.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Handshakes that this host finished as the initiator.
     pub initiated: u64,

@@ -1,0 +1,635 @@
+//! Drives the engine of sessions on the control thread: datagrams, time, keys and what workers say go in; datagrams, SAs
+//! and what happened come out.
+//!
+//! Never blocks, and takes a bounded number of datagrams a turn: what a flood brings beyond that the kernel drops.
+
+pub mod config;
+mod installer;
+mod keys;
+pub mod scope;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use guestseal_rules::classify::Protection;
+use guestseal_rules::model::{HostIndex, Policy};
+use serde::Serialize;
+
+use crate::aead::engine::{Engine as Aead, KeyLength};
+use crate::keys::handshake::engine::{Engine, Setup, SetupError};
+use crate::keys::handshake::output::{
+    Counters, EndReason, Event, InboundSaOrder, OutboundSaOrder, Output, Pair, SessionId, Usage,
+};
+use crate::keys::handshake::random::System;
+use crate::keys::handshake::shared::Now;
+use crate::keys::identity::{Identity, IdentityError};
+use crate::keys::store::{Generation, KeyStore, StoreError};
+use crate::path::batch::WorkerId;
+use crate::path::notices::Notice;
+use crate::sa::inbound::InboundSa;
+use crate::sa::outbound::{Mode, OutboundSa, Tally};
+use crate::sa::replay::ReplayWindow;
+use crate::sa::selector::Selector;
+use crate::sa::sequence::Sequence;
+use crate::sa::slots::Owned;
+use crate::sa::spi::Spi;
+use crate::sa::table::SaTable;
+use crate::wire::esp;
+use crate::worker::run::monotonic;
+
+use super::assemble::DataPlane;
+use super::config::HostConfig;
+use super::supervise::chain;
+use installer::Installer;
+use keys::FollowedKeys;
+use scope::{Carried, KnownPeer, Scope, ScopeError};
+
+/// Datagrams that one turn takes from a socket at most.
+const DATAGRAMS: usize = 64;
+/// How often workers are asked what they did.
+const SURVEY: Duration = Duration::from_millis(500);
+/// Numbers of a replay window: an SA has one sender, so that only the network reorders.
+const WINDOW: u32 = 1024;
+
+/// Why a host can make no sessions.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionsError {
+    /// Its identity.
+    #[error("sessions: no identity: make one with guestseal key generate FILE")]
+    Identity(#[from] IdentityError),
+    /// Its keys.
+    #[error("sessions: no keys")]
+    Keys(#[from] StoreError),
+    /// Peers and channels.
+    #[error("sessions")]
+    Scope(#[from] ScopeError),
+    /// The engine.
+    #[error("sessions")]
+    Setup(#[from] SetupError),
+    /// More workers than SPIs can tell apart.
+    #[error("sessions: {0} workers: expected at most 64")]
+    Workers(usize),
+    /// Handshakes cannot be received.
+    #[error(
+        "sessions: UDP port {address} cannot be had: the address must be one of this host's, and the port free"
+    )]
+    Socket {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The AEAD engine does not take a key.
+    #[error("sessions")]
+    Key(#[from] KeyLength),
+}
+
+/// The sessions of one host.
+pub struct Sessions {
+    policy: Arc<Policy>,
+    scope: Scope,
+    engine: Engine,
+    aead: Arc<dyn Aead>,
+    sockets: Vec<UdpSocket>,
+    udp_encapsulation: bool,
+    keys: FollowedKeys,
+    installer: Installer,
+    surveyed: Duration,
+    /// Packets that replay windows refused, by session.
+    replayed: HashMap<SessionId, u64>,
+    generations: HashMap<SessionId, Generation>,
+    ended: BTreeMap<EndReason, u64>,
+    spent: BTreeMap<(String, Generation), KeyUsage>,
+    /// Hosts with which a session was established since they were asked for.
+    fresh: Vec<(HostIndex, IpAddr)>,
+    /// Whether a datagram could not be sent: said once until one can.
+    unsent: bool,
+}
+
+/// What was done under one generation of a key.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KeyUsage {
+    /// Sessions that there were.
+    pub sessions: u64,
+    /// Packets sealed and opened.
+    pub packets: u64,
+    /// Bytes sealed and opened.
+    pub bytes: u64,
+}
+
+/// The two clocks.
+fn clocks() -> Now {
+    Now {
+        monotonic: Duration::from_nanos(monotonic()),
+        wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+    }
+}
+
+impl Sessions {
+    /// The sessions that a host's configuration asks for, beside the manual SAs that workers own already.
+    ///
+    /// # Errors
+    /// See [`SessionsError`].
+    pub fn open(
+        config: &HostConfig,
+        aead: Arc<dyn Aead>,
+        table: &mut SaTable,
+        owned: &[Owned],
+    ) -> Result<Option<Self>, SessionsError> {
+        let Some(wanted) = &config.sessions else {
+            return Ok(None);
+        };
+        let policy = Arc::clone(&config.policy);
+        let scope = Scope::new(&policy, config.host)?;
+        let identity = Identity::read(&wanted.identity)?;
+        tracing::info!("sessions: this host's public key is {}", identity.public());
+        let (keys, store) = FollowedKeys::open(wanted.keys.clone())?;
+        let workers = config.workers.len();
+        let mut engine = Engine::new(Setup {
+            settings: wanted.settings.clone(),
+            identity,
+            workers: u8::try_from(workers).map_err(|_| SessionsError::Workers(workers))?,
+            peers: scope.engine_peers(&policy, wanted.port)?,
+            channels: scope.engine_channels(&policy),
+            manual: config.sas.iter().map(|sa| sa.spi).collect(),
+            random: Box::new(System),
+        })?;
+        engine.set_keys(&store, clocks());
+        say_missing(&policy, &scope, &store);
+        let mut locals: Vec<IpAddr> = scope.peers.iter().map(|peer| peer.local).collect();
+        locals.sort_unstable();
+        locals.dedup();
+        let sockets = locals
+            .into_iter()
+            .map(|local| listen(SocketAddr::new(local, wanted.port)))
+            .collect::<Result<Vec<_>, _>>()?;
+        table.set_session_peers(scope.peers.iter().map(|peer| peer.host));
+        Ok(Some(Self {
+            policy,
+            scope,
+            engine,
+            aead,
+            sockets,
+            udp_encapsulation: wanted.udp_encapsulation,
+            keys,
+            installer: Installer::new(table.clone(), owned),
+            surveyed: Duration::ZERO,
+            replayed: HashMap::new(),
+            generations: HashMap::new(),
+            ended: BTreeMap::new(),
+            spent: BTreeMap::new(),
+            fresh: Vec::new(),
+            unsent: false,
+        }))
+    }
+
+    /// The hosts that there can be sessions with.
+    pub fn peers(&self) -> impl Iterator<Item = HostIndex> + '_ {
+        self.scope.peers.iter().map(|peer| peer.host)
+    }
+
+    /// Hosts with which a session was established since the last call, and their addresses.
+    pub fn fresh_peers(&mut self) -> Vec<(HostIndex, IpAddr)> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// What can be read when something has come.
+    pub fn wait_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(AsFd::as_fd)
+    }
+
+    /// When [`Self::turn`] is to be called, whatever comes.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let due = self
+            .engine
+            .deadline()
+            .into_iter()
+            .chain(self.installer.deadline())
+            .min()?;
+        Some(Instant::now() + due.saturating_sub(clocks().monotonic))
+    }
+
+    /// Does everything that there is to do. `sas` becomes the table that is published.
+    pub fn turn(&mut self, plane: &mut DataPlane, sas: &mut Arc<SaTable>) {
+        let now = clocks();
+        self.hear(plane, now);
+        self.receive(now);
+        self.engine.tick(now);
+        self.survey(plane, now);
+        loop {
+            self.obey(plane);
+            let ready = self.installer.settle(plane, sas, now.monotonic);
+            if ready.is_empty() {
+                break;
+            }
+            ready
+                .into_iter()
+                .for_each(|session| self.engine.installed(session, now));
+        }
+    }
+
+    /// Whether workers have said or done something since the last turn.
+    #[must_use]
+    pub fn is_due(&self, plane: &DataPlane) -> bool {
+        plane.has_notices() || self.installer.has_obeyed(plane)
+    }
+
+    /// The workers have stopped; a plane will come that has the same SAs.
+    pub fn stopped(&mut self, notices: Vec<(WorkerId, Notice)>) {
+        self.installer.stopped(notices);
+    }
+
+    /// Follows the keys; what is gone is revoked at once.
+    pub fn follow_keys(&mut self) {
+        if let Some(store) = self.keys.look() {
+            tracing::info!("sessions: the keys have changed");
+            say_missing(&self.policy, &self.scope, &store);
+            self.engine.set_keys(&store, clocks());
+        }
+    }
+
+    fn hear(&mut self, plane: &mut DataPlane, now: Now) {
+        let notices: Vec<(WorkerId, Notice)> = plane.notices().collect();
+        let mut surveyed = false;
+        for (worker, notice) in notices {
+            match notice {
+                Notice::Wanted(key) => {
+                    if let Some(Pair { peer, channel }) = self.scope.pair(&key) {
+                        self.engine.need_session(peer, channel, now);
+                    }
+                }
+                Notice::UnknownSpi { from, spi } => self.engine.unknown_spi(from, spi, now),
+                notice => surveyed |= self.installer.hear(worker, notice),
+            }
+        }
+        if surveyed {
+            self.replayed.clear();
+            for (session, (usage, replayed)) in self.installer.usage() {
+                self.replayed.insert(session, replayed);
+                self.engine.report(session, usage, now);
+            }
+        }
+    }
+
+    fn receive(&mut self, now: Now) {
+        let mut bytes = [0; 2048];
+        for socket in &self.sockets {
+            for _ in 0..DATAGRAMS {
+                // An error that the kernel remembers (ICMP unreachable) is taken by this, too.
+                match socket.recv_from(&mut bytes) {
+                    Ok((length, from)) => {
+                        self.engine
+                            .receive(bytes.get(..length).unwrap_or_default(), from, now);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn survey(&mut self, plane: &mut DataPlane, now: Now) {
+        if now.monotonic < self.surveyed + SURVEY {
+            return;
+        }
+        self.surveyed = now.monotonic;
+        self.installer.survey(plane);
+        let live: std::collections::HashSet<SessionId> =
+            self.engine.sessions(now).map(|status| status.session).collect();
+        for (session, usage) in self.installer.forget(|session| !live.contains(&session)) {
+            self.replayed.remove(&session);
+            if let (Some(generation), Some((_, carried))) = (
+                self.generations.remove(&session),
+                self.scope.meaning(session.pair),
+            ) {
+                let id = self.policy.keys[carried.key.index()].id.clone();
+                add_usage(self.spent.entry((id, generation)).or_default(), usage);
+            }
+        }
+    }
+
+    /// Does what the engine asks for.
+    fn obey(&mut self, plane: &mut DataPlane) {
+        while let Some(output) = self.engine.output() {
+            match output {
+                Output::Send { to, datagram } => self.send(to, &datagram),
+                Output::InstallInbound { session, sas } => match self.inbound(session, sas) {
+                    Ok(sas) => self.installer.open(plane, session, sas),
+                    Err(error) => tracing::error!("{}", chain(&error)),
+                },
+                Output::UseOutbound {
+                    session,
+                    sas,
+                    packets,
+                } => match (
+                    self.scope.outbound_key(session.pair),
+                    self.outbound(session, sas, packets),
+                ) {
+                    (Some(key), Ok(sas)) => self.installer.seal(plane, session, key, sas),
+                    (_, Err(error)) => tracing::error!("{}", chain(&error)),
+                    (None, _) => {}
+                },
+                Output::RetireInbound { session, .. } => self.installer.retire_inbound(session),
+                Output::RetireOutbound { session } => self.installer.retire_outbound(session),
+                Output::Event(event) => self.note(event),
+            }
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let socket = self.sockets.iter().find(|socket| {
+            socket
+                .local_addr()
+                .is_ok_and(|local| local.is_ipv4() == to.is_ipv4())
+        });
+        let sent = socket.map(|socket| socket.send_to(datagram, to));
+        match sent {
+            // What is lost is sent again by the engine.
+            Some(Err(error)) if !std::mem::replace(&mut self.unsent, true) => {
+                tracing::warn!("sessions: nothing can be sent to {to}: {error}");
+            }
+            Some(Ok(_)) => self.unsent = false,
+            _ => {}
+        }
+    }
+
+    fn inbound(
+        &self,
+        session: SessionId,
+        sas: Vec<InboundSaOrder>,
+    ) -> Result<Vec<(WorkerId, InboundSa)>, SessionsError> {
+        let Some((peer, carried)) = self.scope.meaning(session.pair) else {
+            return Ok(Vec::new());
+        };
+        let make = |order: InboundSaOrder| {
+            let sa = InboundSa {
+                spi: order.spi,
+                protection: carried.protection,
+                mode: self.mode(peer, carried, order.spi),
+                esn: true,
+                key: self.aead.expand(order.key.suite(), order.key.key())?,
+                salt: order.key.salt(),
+                window: ReplayWindow::new(WINDOW, true),
+                selector: Selector::default(),
+                rule_key: carried.key,
+                network: carried.network,
+                peer: peer.host,
+                tally: Tally::default(),
+            };
+            Ok((order.owner, sa))
+        };
+        sas.into_iter().map(make).collect()
+    }
+
+    fn outbound(
+        &self,
+        session: SessionId,
+        sas: Vec<OutboundSaOrder>,
+        packets: u64,
+    ) -> Result<Vec<OutboundSa>, SessionsError> {
+        let Some((peer, carried)) = self.scope.meaning(session.pair) else {
+            return Ok(Vec::new());
+        };
+        let make = |order: OutboundSaOrder| {
+            Ok(OutboundSa {
+                spi: order.spi,
+                protection: carried.protection,
+                mode: self.mode(peer, carried, order.spi),
+                esn: true,
+                key: self.aead.expand(order.key.suite(), order.key.key())?,
+                sequence: Sequence::fresh(true, order.key.salt()).at_most(packets),
+                tally: Tally::default(),
+            })
+        };
+        sas.into_iter().map(make).collect()
+    }
+
+    /// What ESP wraps in an SA. On a flat network it is the whole packet: many guests share the SA, and in transport mode
+    /// the wire could change whose packet it is.
+    fn mode(&self, peer: &KnownPeer, carried: Carried, spi: Spi) -> Mode {
+        let (local, remote) = (peer.local, peer.remote);
+        if self.policy.is_flat(carried.network) {
+            Mode::Tunnel { local, remote }
+        } else {
+            let udp_source = self.udp_encapsulation.then(|| esp::udp_source(spi.get()));
+            Mode::Overlay {
+                local,
+                remote,
+                udp_source,
+            }
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Established { session, generation } => {
+                self.generations.insert(session, generation);
+                let peer = self.scope.meaning(session.pair).map(|(peer, _)| peer);
+                self.fresh.extend(peer.map(|peer| (peer.host, peer.remote)));
+                tracing::debug!(
+                    "session {} {}: established, generation {generation}",
+                    session.number,
+                    self.name(session.pair)
+                );
+            }
+            Event::Ended {
+                session,
+                generation,
+                reason,
+            } => {
+                *self.ended.entry(reason).or_default() += 1;
+                let name = self.name(session.pair);
+                match reason {
+                    EndReason::Revoked | EndReason::ByPeer => tracing::warn!(
+                        "session {} {name}: ended, {}, generation {generation}",
+                        session.number,
+                        reason.words()
+                    ),
+                    _ => tracing::debug!("session {} {name}: ended, {}", session.number, reason.words()),
+                }
+            }
+            Event::GaveUp { pair } => {
+                tracing::warn!("session {}: nobody answers", self.name(pair));
+            }
+            Event::Silent { session } => {
+                tracing::warn!(
+                    "session {} {}: the peer is silent",
+                    session.number,
+                    self.name(session.pair)
+                );
+            }
+            Event::Refused { pair, generation } => {
+                tracing::info!(
+                    "session {}: the peer does not know generation {generation} yet",
+                    self.name(pair)
+                );
+            }
+            Event::NoKey { pair } => {
+                tracing::error!("session {}: this host does not have the key", self.name(pair));
+            }
+        }
+    }
+
+    fn name(&self, pair: Pair) -> String {
+        let Some((peer, carried)) = self.scope.meaning(pair) else {
+            return String::new();
+        };
+        format!(
+            "with {} for {} under {}",
+            self.policy.hosts[peer.host.index()].name,
+            self.policy.networks[carried.network.index()].name,
+            self.policy.keys[carried.key.index()].id
+        )
+    }
+
+    /// What status shows.
+    #[must_use]
+    pub fn status(&self) -> SessionsStatus {
+        let now = clocks();
+        let mut spent = self.spent.clone();
+        let mut sessions: Vec<SessionLine> = self
+            .engine
+            .sessions(now)
+            .filter_map(|status| {
+                let (peer, carried) = self.scope.meaning(status.session.pair)?;
+                let key = self.policy.keys[carried.key.index()].id.clone();
+                add_usage(
+                    spent.entry((key.clone(), status.generation)).or_default(),
+                    status.usage,
+                );
+                Some(SessionLine {
+                    number: status.session.number,
+                    peer: self.policy.hosts[peer.host.index()].name.clone(),
+                    network: self.policy.networks[carried.network.index()].name.clone(),
+                    key,
+                    generation: status.generation.0,
+                    protection: match carried.protection {
+                        Protection::Encrypt => "encrypt",
+                        Protection::Authenticate => "authenticate",
+                    },
+                    current: status.current,
+                    age_seconds: status.age.as_secs(),
+                    sent_packets: status.usage.sent_packets,
+                    sent_bytes: status.usage.sent_bytes,
+                    received_packets: status.usage.received_packets,
+                    received_bytes: status.usage.received_bytes,
+                    replay_drops: self.replayed.get(&status.session).copied().unwrap_or(0),
+                    heard_seconds: status.heard.map(|heard| heard.as_secs()),
+                    next_rekey_seconds: status.next_rekey.map(|next| next.as_secs()),
+                })
+            })
+            .collect();
+        sessions.sort_by(|one, other| {
+            let order = |line: &SessionLine| {
+                (
+                    line.peer.clone(),
+                    line.network.clone(),
+                    line.key.clone(),
+                    line.number,
+                )
+            };
+            order(one).cmp(&order(other))
+        });
+        SessionsStatus {
+            sessions,
+            keys: spent
+                .into_iter()
+                .map(|((key, generation), usage)| (format!("{key}.{generation}"), usage))
+                .collect(),
+            ended: self
+                .ended
+                .iter()
+                .map(|(reason, count)| (reason.name(), *count))
+                .collect(),
+            handshakes: self.engine.counters(),
+        }
+    }
+}
+
+fn add_usage(sum: &mut KeyUsage, usage: Usage) {
+    sum.sessions += 1;
+    sum.packets += usage.sent_packets + usage.received_packets;
+    sum.bytes += usage.sent_bytes + usage.received_bytes;
+}
+
+/// A socket that handshakes come to and go from.
+fn listen(address: SocketAddr) -> Result<UdpSocket, SessionsError> {
+    UdpSocket::bind(address)
+        .and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+        .map_err(|source| SessionsError::Socket { address, source })
+}
+
+/// Says which keys of the rules this host does not have: it cannot seal or open under them.
+fn say_missing(policy: &Policy, scope: &Scope, store: &KeyStore) {
+    let mut missing: Vec<&str> = scope
+        .channels
+        .iter()
+        .map(|carried| &*policy.keys[carried.key.index()].id)
+        .filter(|id| store.generations(id).next().is_none())
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if !missing.is_empty() {
+        tracing::warn!(
+            "sessions: this host has no generation of {}: what these keys seal is dropped here",
+            missing.join(", ")
+        );
+    }
+}
+
+/// Sessions, as status shows them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SessionsStatus {
+    /// Those there are, old ones that still open among them.
+    pub sessions: Vec<SessionLine>,
+    /// What was done under each key and generation, `ID.GENERATION`.
+    pub keys: BTreeMap<String, KeyUsage>,
+    /// Sessions that are over, by reason.
+    pub ended: BTreeMap<&'static str, u64>,
+    /// What came of datagrams.
+    pub handshakes: Counters,
+}
+
+/// One session, as status shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionLine {
+    /// Its number in this process.
+    pub number: u64,
+    /// The other host.
+    pub peer: String,
+    /// The logical network.
+    pub network: String,
+    /// The rule key.
+    pub key: String,
+    /// The key's generation.
+    pub generation: u32,
+    /// `encrypt` or `authenticate`.
+    pub protection: &'static str,
+    /// Whether this host seals with it.
+    pub current: bool,
+    /// How old it is.
+    pub age_seconds: u64,
+    /// Packets sealed.
+    pub sent_packets: u64,
+    /// Bytes sealed.
+    pub sent_bytes: u64,
+    /// Packets opened.
+    pub received_packets: u64,
+    /// Bytes opened.
+    pub received_bytes: u64,
+    /// Packets that the replay windows refused.
+    pub replay_drops: u64,
+    /// Since the peer was last heard.
+    pub heard_seconds: Option<u64>,
+    /// Until it is replaced, if it is used till then.
+    pub next_rekey_seconds: Option<u64>,
+}
