@@ -84,6 +84,25 @@ pub enum Actor {
         #[arg(long, default_value_t = 0)]
         rate: u32,
     },
+    /// Carries packets through a tunnel of boringtun, on one thread, until it is ended.
+    Tunnel {
+        /// The interface that it makes.
+        interface: String,
+        /// What it is told of keys and peer, in the words of WireGuard's configuration protocol, `;` for line ends.
+        settings: String,
+    },
+    /// Answers every datagram on a UDP port until it is ended.
+    Echo {
+        /// The port.
+        port: u16,
+    },
+    /// Asks an echo so often, one after the other, and prints how long each answer took, in ns.
+    Ask {
+        /// The server.
+        server: SocketAddr,
+        /// How often.
+        count: u32,
+    },
     /// Tries to connect; prints `connected` or `refused`.
     Connect {
         /// The server.
@@ -100,6 +119,29 @@ impl Actor {
     /// If the network does not let it.
     pub fn play(self) -> std::io::Result<()> {
         match self {
+            Actor::Tunnel { interface, settings } => crate::veth::tunnel::carry(&interface, &settings)?,
+            Actor::Echo { port } => {
+                let socket = UdpSocket::bind(("0.0.0.0", port))?;
+                let mut datagram = [0; 2048];
+                loop {
+                    let (length, from) = socket.recv_from(&mut datagram)?;
+                    socket.send_to(&datagram[..length], from)?;
+                }
+            }
+            Actor::Ask { server, count } => {
+                let socket = udp_to(server.ip(), server.port())?;
+                let mut answer = [0; 64];
+                for number in 0..count {
+                    let begin = std::time::Instant::now();
+                    socket.send(&number.to_be_bytes())?;
+                    // What was lost is not asked for again: it is a long answer.
+                    while socket
+                        .recv(&mut answer)
+                        .is_ok_and(|length| answer[..length] != number.to_be_bytes())
+                    {}
+                    println!("{}", begin.elapsed().as_nanos());
+                }
+            }
             Actor::MailServer => {
                 for stream in listen(25)?.incoming() {
                     let mut stream = stream?;

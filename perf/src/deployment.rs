@@ -301,10 +301,18 @@ impl Deployment {
         let name = &self.policy.hosts[number].name;
         let mut text = format!(
             "host: {name}\npolicy: [policy.yaml]\nuplink: {{interface: uplink}}\nstate-directory: state-{name}\n\
-             pin-directory: {}\n{extra}\nsecurity-associations:\n",
+             pin-directory: {}\n{extra}\n",
             self.bpf.path().display()
         );
-        for sa in self.sas.iter().filter(|sa| sa.from == number || sa.to == number) {
+        let mut sas = self
+            .sas
+            .iter()
+            .filter(|sa| sa.from == number || sa.to == number)
+            .peekable();
+        if sas.peek().is_some() {
+            text += "security-associations:\n";
+        }
+        for sa in sas {
             let file = format!("{}.hex", sa.name);
             self.write(&file, &sa.keymat)?;
             let (direction, peer) = if sa.from == number {

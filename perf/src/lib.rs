@@ -15,3 +15,5 @@ pub mod machine;
 pub mod namespaces;
 pub mod pipeline;
 pub mod process;
+pub mod report;
+pub mod veth;

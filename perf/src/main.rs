@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{classify, demo, handshake, machine, pipeline};
+use guestseal_perf::{classify, demo, handshake, machine, pipeline, veth};
 
 #[derive(Debug, Parser)]
 #[command(
     name = "guestseal-perf",
     version,
     about = "Shows and measures Guestseal",
-    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf classify --json\n  guestseal-perf handshake --json"
+    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf veth --short --html veth.html\n  guestseal-perf classify --json\n  guestseal-perf handshake --json"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -30,6 +30,8 @@ enum Command {
     },
     /// Measures the data path without a kernel: cycles a packet beside those of the bare cipher
     Pipeline(pipeline::Options),
+    /// Measures real packets over veths beside the kernel and boringtun: throughput without loss, latency, CPU. Needs root
+    Veth(veth::Options),
     /// Shows Guestseal with QEMU machines: called by ci/vm, which fetches kernels. Needs root
     Vm(machine::Options),
     /// Measures session set-up on one core beside boringtun
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo { json } => watch_signals().and_then(|()| demo::run_demo(json.as_deref())),
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),
+        Command::Veth(options) => watch_signals().and_then(|()| veth::run(&options)).map(|()| true),
         Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
         Command::Handshake(options) => handshake::run(&options).map(|()| true),
         Command::Classify(options) => classify::run(&options).map(|()| true),

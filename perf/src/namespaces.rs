@@ -7,6 +7,7 @@
 //! What XDP redirects and AF_XDP sends cannot be seen by a capture on the hosts' own interfaces, so the wire is a bridge
 //! in a namespace of its own.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,6 +56,29 @@ impl Namespace {
     /// If it fails.
     pub fn run(&self, line: &str) -> Result<String, PerfError> {
         run_line(&format!("ip netns exec {} {line}", self.name))
+    }
+
+    /// Does something in a thread of this process that is inside.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered.
+    ///
+    /// # Panics
+    /// If the work does.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, PerfError> {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        let path = Path::new("/run/netns").join(&self.name);
+        let file = std::fs::File::open(&path).map_err(PerfError::io(path.display().to_string()))?;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let entered = move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network));
+                entered.map(|()| work())
+            });
+            match thread.join() {
+                Ok(done) => done.map_err(|error| PerfError::io("entering a namespace")(error.into())),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
     }
 
     /// Runs `ip` with the words of a line.

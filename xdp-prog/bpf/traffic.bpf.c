@@ -4,8 +4,8 @@
  * A packet that begins Ethernet, IPv4, UDP, MAGIC is stamped with the time at which the plan wanted it to leave, not that
  * at which it did: a generator that is held up makes the packets late, and the sink sees it.
  *
- * The sink counts what is UDP or ESP over IPv4 and sorts the age of what is stamped into buckets, 32 for each power of two of
- * nanoseconds. Everything else passes. Times are of CLOCK_MONOTONIC, in host byte order.
+ * The sink counts what is UDP or ESP over IPv4 and sorts the age of what is stamped (also inside ESP that only
+ * authenticates, in transport mode) into buckets, 32 for each power of two of nanoseconds. Everything else passes. Times are of CLOCK_MONOTONIC, in host byte order.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -20,6 +20,8 @@
 /* Where the mark and the time stand in a stamped packet: behind Ethernet, IPv4 without options, and UDP. */
 #define MAGIC_AT 42
 #define STAMP_AT 46
+/* SPI, sequence number and initialisation vector, in transport mode in front of UDP. */
+#define ESP_HEADER 16
 #define MAGIC 0x46505347 /* "GSPF", read as a little-endian number */
 #define BUCKETS 1216
 /* Looks at the clock until a packet is due: some 20 ms. */
@@ -158,7 +160,7 @@ int sink(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *ethernet = data;
 	struct iphdr *ip = (void *)(ethernet + 1);
-	__u8 *mark = data + MAGIC_AT;
+	__u8 *mark;
 	__u32 magic;
 	__u64 due, now;
 
@@ -167,6 +169,8 @@ int sink(struct xdp_md *ctx)
 		return XDP_PASS;
 	add(&seen, SEEN_PACKETS, 1);
 	add(&seen, SEEN_BYTES, end - data);
+	/* What ESP only authenticates can be read behind its header. */
+	mark = data + MAGIC_AT + (ip->protocol == IPPROTO_ESP ? ESP_HEADER : 0);
 	if ((void *)(mark + sizeof(magic) + sizeof(due)) > end)
 		return XDP_DROP;
 	__builtin_memcpy(&magic, mark, sizeof(magic));

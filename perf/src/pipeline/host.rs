@@ -41,7 +41,12 @@ use guestseal_rules::model::{HostIndex, KeyIndex, Policy, PortIndex, Suite};
 use super::packets::{Network, Packets, policy};
 use crate::process::PerfError;
 
-const SALT: Salt = Salt([1, 2, 3, 4]);
+/// The SPI of the first SA.
+pub(super) const FIRST_SPI: u32 = 0x1001;
+/// What traffic keys are made of, but for their first bytes: the SA's number.
+pub(super) const KEY_BYTE: u8 = 0x5a;
+/// The salt of every SA.
+pub(super) const SALT: Salt = Salt([1, 2, 3, 4]);
 
 /// A policy and its rules, compiled once for every case that has so many rules and SAs.
 #[derive(Debug)]
@@ -232,7 +237,7 @@ pub(super) fn umem(frames: u32) -> Result<(Arc<Umem>, Vec<guestseal::port::frame
 
 /// The traffic key of the SA of a number, as the engine wants it.
 pub(super) fn expanded(engine: &dyn Engine, number: u32) -> ExpandedKey {
-    let mut key = [0x5a; 32];
+    let mut key = [KEY_BYTE; 32];
     key[..4].copy_from_slice(&number.to_le_bytes());
     engine
         .expand(Suite::Aes256Gcm, &key)
@@ -257,7 +262,7 @@ fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (
         }
     };
     for slot in 0..rules.sas {
-        let Ok(spi) = Spi::new(0x1001 + slot) else {
+        let Ok(spi) = Spi::new(FIRST_SPI + slot) else {
             unreachable!("above the reserved ones")
         };
         let rule_key: KeyIndex = match rules.policy.key(&format!("bench-{slot}")) {

@@ -9,6 +9,7 @@
 mod cipher;
 mod host;
 mod packets;
+pub(crate) mod seal;
 mod stages;
 
 use std::collections::BTreeMap;
@@ -153,6 +154,33 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         println!("{text}");
     }
     Ok(())
+}
+
+/// The rows of a few sizes under many rules and flows, for a report beside other figures.
+pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
+    let (rules, flows, sas) = (10_000, 1000, 1);
+    let compiled = Rules::new(Network::Flat, rules, sas)?;
+    let mut rows = Vec::new();
+    for engine in engines(&[])? {
+        for bytes in [64, 1414] {
+            let case = Case {
+                network: Network::Flat,
+                size: Size::Bytes(bytes),
+                rules,
+                flows,
+                sas,
+                frames: 1024,
+            };
+            for row in measure(&engine, &case, &compiled, 500)? {
+                let value = serde_json::to_value(&row);
+                rows.push(value.map_err(|error| PerfError::Malformed {
+                    what: "row".into(),
+                    why: error.to_string(),
+                })?);
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// Every size with every number of rules and flows; the further networks and numbers of SAs and frames one at a time.

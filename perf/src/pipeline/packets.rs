@@ -18,7 +18,7 @@ const PORTS: usize = ethernet::HEADER + ip4::HEADER;
 
 /// Bytes of the frames.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) enum Size {
+pub(crate) enum Size {
     /// All the same.
     Bytes(u16),
     /// The simple IMIX: of twelve packets seven of 64 bytes, four of 590, one of 1414, in turns.

@@ -6,6 +6,7 @@ mod net;
 mod devices;
 mod foreign;
 mod killed;
+mod measured;
 mod overload;
 mod sessions;
 mod traffic;
@@ -47,6 +48,7 @@ const TESTS: &[(&str, Body)] = &[
     ("devices::uplink_down_and_up_under_load", devices::uplink_down),
     ("devices::uplink_deleted_under_load", devices::uplink_deleted),
     ("devices::guest_port_deleted_and_back", devices::guest_port),
+    ("measured::over_veths_by_everything_that_carries", measured::veth),
     (
         "sessions::the_first_packet_waits_and_arrives",
         sessions::first_packet,
