@@ -97,6 +97,10 @@ impl Decisions {
 /// Classifies what guests sent: to another guest of this host, or to the uplink, sealed or not.
 pub fn classify_guest(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
     for descriptor in live(batch) {
+        if descriptor.egress.is_some() {
+            // The answer to what the guest asked.
+            continue;
+        }
         let action = decisions.decide(descriptor, tables);
         match action.and_then(|action| route(descriptor, action, tables)) {
             Ok(egress) => descriptor.egress = Some(egress),

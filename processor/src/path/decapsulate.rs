@@ -12,6 +12,7 @@ use zerocopy::FromBytes;
 
 use super::batch::{Batch, Descriptor, live};
 use super::encapsulate::{Carrier, HEADER};
+use super::fit;
 use super::outcome::{Direction, DropReason};
 use super::tables::Tables;
 
@@ -61,9 +62,10 @@ fn read(datagram: &[u8]) -> Result<(u16, Vni, Inside), DropReason> {
     Ok((port, vni, Inside { start, end }))
 }
 
-/// Reads the frame that was inside over the outer packet, and lets it know of congestion that that one met.
+/// Reads the frame that was inside over the outer packet, and lets it know of congestion that that one met. Frames of `most`
+/// bytes fit the way back.
 #[inline]
-pub(super) fn enter(packet: &mut Packet, frame: &mut [u8]) -> Result<(), DropReason> {
+pub(super) fn enter(packet: &mut Packet, frame: &mut [u8], most: usize) -> Result<(), DropReason> {
     let outer_class = packet.traffic_class;
     packet.read(frame)?;
     if packet.l3 == L3::Ip {
@@ -75,6 +77,8 @@ pub(super) fn enter(packet: &mut Packet, frame: &mut [u8]) -> Result<(), DropRea
                 ecn::write(header, packet.ethertype, after);
             }
         }
+        let fits = most.saturating_sub(packet.l3_offset.into());
+        fit::clamp(packet, frame, fits as u16);
     }
     Ok(())
 }
@@ -108,6 +112,8 @@ fn take_out(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Result
         return Err(DropReason::BadEncapsulation);
     }
     let from = usize::from(packet.l4_offset);
+    let outer = from - usize::from(packet.l3_offset) + HEADER;
+    let most = tables.uplink_mtu.saturating_sub(outer);
     let datagram = umem
         .bytes(&descriptor.frame)
         .get(from..usize::from(packet.end))
@@ -124,5 +130,5 @@ fn take_out(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Result
     descriptor.overlay = true;
     let room = umem.room_mut(&mut descriptor.frame);
     let frame = room.get_mut(..end - start).ok_or(DropReason::Truncated)?;
-    enter(&mut descriptor.packet, frame)
+    enter(&mut descriptor.packet, frame, most)
 }

@@ -37,7 +37,7 @@ pub trait Ledger {
     /// One packet ended.
     fn ended(&mut self, direction: Direction, outcome: Outcome, arrival: u64);
 
-    /// A packet of a group was copied for one more receiver; the copy ends like any packet.
+    /// A packet was made here: a copy for one more receiver, or a message to a guest. It ends like any packet.
     fn copied(&mut self);
 
     /// The batch has gone through a stage.

@@ -12,6 +12,7 @@ use crate::wire::packet::{Fragment, L3, Packet};
 use crate::wire::{ethernet, geneve, transport, udp, vxlan};
 
 use super::batch::{Batch, Descriptor, Egress, live};
+use super::fit;
 use super::outcome::{DropReason, SentAs};
 use super::outer::Outer;
 use super::tables::Tables;
@@ -105,15 +106,19 @@ fn source_port(packet: &Packet) -> u16 {
     FIRST_PORT | (mixed ^ mixed >> 32) as u16
 }
 
-/// Makes bare VXLAN or Geneve packets of what leaves for another host in plaintext.
-pub fn encapsulate(batch: &mut Batch, tables: &Tables, umem: &Umem) {
+/// Makes bare VXLAN or Geneve packets of what leaves for another host in plaintext; says whether some were too long.
+#[must_use]
+pub fn encapsulate(batch: &mut Batch, tables: &Tables, umem: &Umem) -> bool {
+    let mut too_long = false;
     for descriptor in live(batch).filter(|one| {
         one.overlay && one.seal.is_none() && one.egress == Some(Egress::Uplink(SentAs::Plaintext))
     }) {
         if let Err(reason) = make_bare(descriptor, tables, umem) {
             descriptor.drop_for(reason);
+            too_long |= reason == DropReason::TooLong;
         }
     }
+    too_long
 }
 
 fn make_bare(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Result<(), DropReason> {
@@ -128,10 +133,12 @@ fn make_bare(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Resul
     let front = outer.length() + HEADER;
     let room = umem.room_mut(&mut descriptor.frame);
     let bound = (tables.uplink_mtu + ethernet::HEADER).min(room.len());
+    let fits = bound.saturating_sub(front + usize::from(packet.l3_offset)) as u16;
     if front + frame > bound {
-        descriptor.fits = bound.saturating_sub(front + usize::from(packet.l3_offset)) as u16;
+        descriptor.fits = fits;
         return Err(DropReason::TooLong);
     }
+    fit::clamp(packet, room, fits);
     room.copy_within(..frame, front);
     let (headers, _) = room.split_at_mut(front);
     outer.write(headers, transport::UDP, packet.traffic_class, HEADER + frame);

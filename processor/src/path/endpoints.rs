@@ -28,6 +28,8 @@ pub struct Endpoint {
 /// Every endpoint. Look-ups allocate nothing.
 #[derive(Debug)]
 pub struct Endpoints {
+    /// By the ports' numbers.
+    all: Vec<Endpoint>,
     by_mac: HashMap<(NetworkIndex, MacAddress), Endpoint, FixedState>,
     by_address: HashMap<(NetworkIndex, IpAddr), Endpoint, FixedState>,
     flat_by_mac: HashMap<MacAddress, Endpoint, FixedState>,
@@ -53,11 +55,18 @@ impl Endpoint {
 }
 
 impl Endpoints {
-    /// Those of a policy.
+    /// Those of a policy, each guest on the host that the policy says.
     #[must_use]
     pub fn new(policy: &Policy) -> Self {
+        Self::with_hosts(policy, |guest| policy.guests[guest.index()].host)
+    }
+
+    /// Those of a policy, each guest on the host that `host_of` says: where it has moved to.
+    #[must_use]
+    pub fn with_hosts(policy: &Policy, host_of: impl Fn(GuestIndex) -> HostIndex) -> Self {
         let networks = (0..policy.networks.len() as u16).map(NetworkIndex);
         let mut endpoints = Self {
+            all: Vec::with_capacity(policy.ports.len()),
             by_mac: HashMap::default(),
             by_address: HashMap::default(),
             flat_by_mac: HashMap::default(),
@@ -65,7 +74,11 @@ impl Endpoints {
             hosts: vec![Vec::new(); policy.networks.len()],
         };
         for (number, port) in (0u32..).zip(&policy.ports) {
-            let endpoint = Endpoint::of(policy, PortIndex(number));
+            let endpoint = Endpoint {
+                host: host_of(port.guest),
+                ..Endpoint::of(policy, PortIndex(number))
+            };
+            endpoints.all.push(endpoint);
             let network = endpoint.network;
             let hosts = &mut endpoints.hosts[network.index()];
             if !hosts.contains(&endpoint.host) {
@@ -81,6 +94,13 @@ impl Endpoints {
                 .extend(addresses.map(|address| ((network, address), endpoint)));
         }
         endpoints
+    }
+
+    /// The endpoint of a port.
+    #[inline]
+    #[must_use]
+    pub fn of_port(&self, port: PortIndex) -> Option<&Endpoint> {
+        self.all.get(port.index())
     }
 
     /// The endpoint with this MAC in a network.

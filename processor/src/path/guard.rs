@@ -33,7 +33,9 @@ pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
         let sender = port.endpoint;
         descriptor.network = sender.network;
         descriptor.source = Some(sender);
-        if descriptor.packet.source_mac != sender.mac {
+        if sender.host != tables.host {
+            descriptor.drop_for(DropReason::GuestMoved);
+        } else if descriptor.packet.source_mac != sender.mac {
             descriptor.drop_for(DropReason::SpoofedMac);
         } else if let Err(reason) = claims(&descriptor.packet, &sender, tables) {
             descriptor.drop_for(reason);

@@ -3,6 +3,7 @@
 //! [`outbound`], [`inbound`] and [`local`] call them in order. A stage leaves each descriptor live or with an outcome;
 //! later stages skip those that have one, and the last empties the batch.
 
+pub mod answer;
 pub mod batch;
 pub mod classify;
 pub mod context;
@@ -10,6 +11,7 @@ pub mod decapsulate;
 pub mod deliver;
 pub mod encapsulate;
 pub mod endpoints;
+pub mod fit;
 pub mod flood;
 pub mod guard;
 pub mod inbound;

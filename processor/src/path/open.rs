@@ -366,7 +366,9 @@ fn finish(
             };
             umem.set_length(&mut fresh, length);
             let frame = &mut umem.room_mut(&mut fresh)[..length];
-            if let Err(reason) = decapsulate::enter(&mut descriptor.packet, frame) {
+            let before = start - usize::from(packet.l3_offset);
+            let most = esp::most_inside(tables.uplink_mtu.saturating_sub(before)).saturating_sub(front);
+            if let Err(reason) = decapsulate::enter(&mut descriptor.packet, frame, most) {
                 return Err((fresh, reason));
             }
         }

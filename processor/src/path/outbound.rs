@@ -1,11 +1,11 @@
-//! Outbound: guest port -> parse -> guard -> classify -> (flood) -> select SA -> (wait, hand over) -> (encapsulate) -> seal ->
+//! Outbound: guest port -> parse -> guard -> (answer) -> classify -> (flood) -> select SA -> (wait, hand over) -> (encapsulate) -> seal ->
 //! uplink.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
 use super::deliver::{Exits, Ledger, hand_over, replicate, transmit};
 use super::outcome::Direction;
-use super::{classify, encapsulate, flood, guard, local, parse, seal};
+use super::{answer, classify, encapsulate, fit, flood, guard, local, parse, seal};
 use crate::port::Burst;
 
 /// Takes what a guest port received all the way, or as far as this worker goes. `now` is asked for only if a packet has
@@ -74,6 +74,7 @@ pub fn give_up(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut i
 
 fn decide(context: &mut Context<'_>, batch: &mut Batch, ledger: &mut impl Ledger) {
     guard::guard_guest(batch, context.tables);
+    answer::answer(batch, context.tables, context.pool.umem());
     ledger.passed("guard");
     classify::classify_guest(batch, context.tables, context.decisions);
     ledger.passed("classify");
@@ -107,14 +108,17 @@ pub fn seal_and_send(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
-    encapsulate::encapsulate(batch, context.tables, context.pool.umem());
-    seal::seal(
+    let mut too_long = encapsulate::encapsulate(batch, context.tables, context.pool.umem());
+    too_long |= seal::seal(
         batch,
         &mut context.sas.outbound,
         context.tables,
         context.pool,
         context.engine,
     );
+    if too_long {
+        fit::tell_senders(context, batch, exits, ledger);
+    }
     ledger.passed("seal");
     transmit(batch, context.worker, context.tables, context.pool, exits, ledger);
     ledger.passed("deliver");

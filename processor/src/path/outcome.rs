@@ -108,6 +108,7 @@ drop_reasons! {
     BadFragment, "parse", Hostile, "A fragment is so small or so placed that it could hide a header (RFC 1858).";
     BadTransportHeader, "parse", Hostile, "A transport header is impossible.";
     BadVlan, "parse", Hostile, "VLAN tags are stacked deeper than two.";
+    GuestMoved, "guard", Policy, "The guest that the port is for lives on another host now.";
     SpoofedMac, "guard", Hostile, "The source MAC is not the one of the guest port it came from.";
     SpoofedSource, "guard", Hostile, "The source IP is not one of the guest port it came from.";
     SpoofedNeighbour, "guard", Hostile, "An ARP or neighbour discovery message claims an address that is not the sender's.";

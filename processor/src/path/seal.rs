@@ -24,6 +24,7 @@ use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
 use super::batch::{Batch, Descriptor, WorkerId, live};
 use super::encapsulate;
+use super::fit;
 use super::outcome::DropReason;
 use super::outer::Outer;
 use super::tables::Tables;
@@ -86,14 +87,16 @@ struct Prepared {
     saved: [u8; 8],
 }
 
-/// Seals every live packet of the batch; all of them have SAs among `sas`.
+/// Seals every live packet of the batch; all of them have SAs among `sas`. Says whether some were too long.
+#[must_use]
 pub fn seal(
     batch: &mut Batch,
     sas: &mut Slots<OutboundSa>,
     tables: &Tables,
     pool: &mut FramePool,
     engine: &dyn Engine,
-) {
+) -> bool {
+    let mut too_long = false;
     let umem = std::sync::Arc::clone(pool.umem());
     let mut prepared = ArrayVec::<Prepared, BATCH>::new();
     for (position, descriptor) in batch.iter_mut().enumerate() {
@@ -110,11 +113,14 @@ pub fn seal(
         };
         match prepare(descriptor, position, sa, tables, pool, &umem) {
             Ok(one) => prepared.push(one),
-            Err(reason) => descriptor.drop_for(reason),
+            Err(reason) => {
+                descriptor.drop_for(reason);
+                too_long |= reason == DropReason::TooLong;
+            }
         }
     }
     if prepared.is_empty() {
-        return;
+        return too_long;
     }
     run_engine(batch, &mut prepared, sas, &umem, engine);
     for one in prepared {
@@ -123,6 +129,7 @@ pub fn seal(
         };
         pool.put(std::mem::replace(&mut descriptor.frame, one.fresh));
     }
+    too_long
 }
 
 fn prepare(
@@ -160,11 +167,17 @@ fn prepare(
         Some((outer, Some(_))) => (ethernet::HEADER, outer.length() + udp::HEADER),
     };
     let bound = tables.uplink_mtu.min(umem.room() - l3);
-    if start - l3 + outer_length > bound {
+    let fits = || {
         let most = esp::most_inside(bound.saturating_sub(start - l3));
         // What of the payload is no part of the guest's IP packet, or of that packet is no part of the payload.
-        descriptor.fits = (most + end).saturating_sub(payload + usize::from(packet.l3_offset)) as u16;
+        (most + end).saturating_sub(payload + usize::from(packet.l3_offset)) as u16
+    };
+    if start - l3 + outer_length > bound {
+        descriptor.fits = fits();
         return Err(DropReason::TooLong);
+    }
+    if packet.tcp_flags & transport::SYN != 0 {
+        fit::clamp(packet, umem.room_mut(&mut descriptor.frame), fits());
     }
     if front > 0 {
         let carrier = tables.carrier(descriptor.network);

@@ -134,7 +134,11 @@ impl Tables {
         for (index, owners) in parts.owners {
             local.insert(index, ports.len() as u16);
             ports.push(LocalPort {
-                endpoint: Endpoint::of(policy, index),
+                endpoint: parts
+                    .endpoints
+                    .of_port(index)
+                    .copied()
+                    .unwrap_or_else(|| Endpoint::of(policy, index)),
                 owners,
             });
         }
@@ -175,6 +179,23 @@ impl Tables {
     pub fn with_rules(&self, rules: Ruleset) -> Self {
         Self {
             rules,
+            ..self.clone()
+        }
+    }
+
+    /// The same with guest ports elsewhere: the next packet goes where its endpoint is now.
+    #[must_use]
+    pub fn with_endpoints(&self, endpoints: Arc<Endpoints>) -> Self {
+        let moved = |port: &LocalPort| LocalPort {
+            endpoint: endpoints
+                .of_port(port.endpoint.port)
+                .copied()
+                .unwrap_or(port.endpoint),
+            owners: port.owners.clone(),
+        };
+        Self {
+            ports: self.ports.iter().map(moved).collect(),
+            endpoints,
             ..self.clone()
         }
     }

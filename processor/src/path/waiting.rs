@@ -139,7 +139,7 @@ impl WaitingRoom {
     }
 
     /// Takes up to a batch of packets out whose waiting is over: the tables have an SA for them now, or their time is up.
-    /// Says whether the rules are others than those that decided some of them.
+    /// Says whether some of them must be decided anew: the rules are others, or their receiver has moved.
     pub fn leave(&mut self, batch: &mut Batch, tables: &Tables, own: WorkerId, now: u64) -> bool {
         self.due = now + LOOK_AGAIN;
         let rules = tables.rules.generation();
@@ -150,8 +150,8 @@ impl WaitingRoom {
             };
             let late = now >= waiting.until;
             let candidates = tables.sas.outbound(&waiting.key);
-            let ready =
-                waiting.rules != rules || candidates.covering(&waiting.descriptor.packet, own).is_some();
+            let decided_anew = waiting.rules != rules || has_moved(&waiting.descriptor, tables);
+            let ready = decided_anew || candidates.covering(&waiting.descriptor.packet, own).is_some();
             if batch.len() == BATCH || !(late || ready) {
                 self.packets.push_back(waiting);
                 continue;
@@ -162,7 +162,7 @@ impl WaitingRoom {
             if late {
                 waiting.descriptor.drop_for(DropReason::NoSessionInTime);
             }
-            changed |= waiting.rules != rules;
+            changed |= decided_anew;
             batch.push(waiting.descriptor);
         }
         self.asked.retain(|asked| asked.waiting > 0);
@@ -181,6 +181,14 @@ impl WaitingRoom {
             self.asked.clear();
         }
     }
+}
+
+/// Whether the guest that a packet is for lives on another host by now.
+fn has_moved(descriptor: &Descriptor, tables: &Tables) -> bool {
+    descriptor.destination.is_some_and(|to| {
+        let now = tables.endpoints.of_port(to.port);
+        now.is_none_or(|now| now.host != to.host)
+    })
 }
 
 /// What the SA of a packet is chosen by, if it is to be sealed.

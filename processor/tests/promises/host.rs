@@ -329,6 +329,21 @@ impl Host {
         self.tables.store(Arc::new(tables));
     }
 
+    /// A guest moves to another host.
+    pub(crate) fn sees_moved(&mut self, guest: Guest, to: usize) {
+        let policy = Arc::clone(self.containers.policy());
+        let moving = policy.guest(guest.id).expect("a guest of the policy");
+        let endpoints = Endpoints::with_hosts(&policy, |one| {
+            if one == moving {
+                HostIndex(to as u16)
+            } else {
+                policy.guests[one.index()].host
+            }
+        });
+        let tables = self.tables.load().with_endpoints(Arc::new(endpoints));
+        self.tables.store(Arc::new(tables));
+    }
+
     /// Packets that met a rule, or would have.
     pub(crate) fn met(&self, rule: &str) -> u64 {
         let rules = &self.containers.policy().rules;
@@ -499,8 +514,10 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
     // Always those of the example itself, so that hosts with other rules still share SAs.
     let example = if policy.is_flat(NetworkIndex(0)) {
         self::policy()
-    } else {
+    } else if policy.hosts.len() == 2 {
         overlay_with("", "")
+    } else {
+        policy.clone()
     };
     for sa in sas(&example)
         .into_iter()

@@ -10,6 +10,7 @@ mod key_of_rule;
 mod no_nonce_twice;
 mod no_plaintext_leaks;
 mod overlay;
+mod overlay_behaves;
 mod quarantine;
 mod seals_and_opens;
 mod two_workers;
