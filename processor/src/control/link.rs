@@ -1,4 +1,4 @@
-//! What the kernel says of interfaces and neighbours.
+//! What the kernel says of interfaces, routes and neighbours.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use netlink_packet_core::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
@@ -147,6 +148,40 @@ pub fn may_offload(name: &str) -> bool {
         .is_some_and(|flags| flags & IFF_VNET_HDR != 0)
 }
 
+/// Where packets to an address go out of an interface by the kernel's routes: to a gateway or to the address itself; `None` if
+/// there is no route, or it leads elsewhere.
+#[must_use]
+pub fn next_hop(address: IpAddr, interface: u32) -> Option<IpAddr> {
+    let mut wanted = RouteMessage::default();
+    (
+        wanted.header.address_family,
+        wanted.header.destination_prefix_length,
+    ) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    wanted
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    // A refusal is how the kernel says that there is no route.
+    let answer = ask(RouteNetlinkMessage::GetRoute(wanted), 0).ok()?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = answer.payload else {
+        return None;
+    };
+    let (mut out, mut via) = (None, address);
+    for attribute in route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => out = Some(index),
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => via = gateway.into(),
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => via = gateway.into(),
+            // An IPv4 route by way of an IPv6 gateway (RFC 8950).
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => via = gateway.into(),
+            _ => {}
+        }
+    }
+    (out == Some(interface)).then_some(via)
+}
+
 /// The MACs that the kernel knows of neighbours on an interface.
 ///
 /// # Errors
@@ -238,10 +273,15 @@ fn filter_entry(interface: u32, mac: MacAddress) -> NeighbourMessage {
 
 /// Asks for a change and waits for the kernel's answer.
 fn change(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<()> {
+    ask(wanted, NLM_F_ACK | flags).map(drop)
+}
+
+/// Asks for one answer.
+fn ask(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<NetlinkMessage<RouteNetlinkMessage>> {
     let socket = Socket::new(NETLINK_ROUTE)?;
     socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
     let mut request = NetlinkMessage::from(wanted);
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    request.header.flags = NLM_F_REQUEST | flags;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
@@ -249,10 +289,10 @@ fn change(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<()> {
     let (answer, _) = socket.recv_from_full()?;
     let answer =
         NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
-    match answer.payload {
+    match &answer.payload {
         // Without a code it is the acknowledgement.
         NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-        _ => Ok(()),
+        _ => Ok(answer),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod guests;
 pub mod journal;
 pub mod link;
 pub mod manual_sa;
+pub mod reach;
 pub mod sessions;
 pub mod sources;
 pub mod status;

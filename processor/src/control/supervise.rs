@@ -1,7 +1,6 @@
 //! The control loop of `guestseal run`: starts the data plane, follows interfaces and neighbours, keeps the marks of manual
 //! SAs ahead, collects latencies, and stops.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::IpAddr;
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use guestseal_rules::event::Moment;
-use guestseal_rules::model::{HostIndex, NetworkIndex};
+use guestseal_rules::model::HostIndex;
 use hdrhistogram::serialization::V2DeflateSerializer;
 
 use crate::aead::choice::{EngineError, choose};
@@ -26,10 +25,11 @@ use crate::telemetry::totals::{Frames, Totals};
 use crate::worker::handoff::Waker;
 
 use super::assemble::{Blueprint, DataPlane, Remains, StartError};
-use super::config::{HostConfig, SaMode};
+use super::config::HostConfig;
 use super::guests::{Guests, GuestsError, now};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
+use super::reach::{self, Reach};
 use super::sessions::{Sessions, SessionsError};
 use super::status::{self, Status};
 use super::wake::wait;
@@ -103,6 +103,7 @@ struct Control {
     sessions: Option<Sessions>,
     since: Moment,
     marks: Vec<Mark>,
+    reach: Reach,
     all: Latencies,
     interval: Latencies,
     kernel: Vec<KernelDrops>,
@@ -144,6 +145,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         sessions,
         since: now(),
         marks: manual.marks,
+        reach: Reach::default(),
         all: Latencies::default(),
         interval: Latencies::default(),
         kernel: Vec::new(),
@@ -231,7 +233,7 @@ impl Control {
             }
             if asked.elapsed() >= ASK {
                 asked = Instant::now();
-                self.follow_neighbours(&plane);
+                self.follow_ways(&plane);
             }
             if logged.elapsed() >= INTERVAL {
                 self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
@@ -277,7 +279,7 @@ impl Control {
                     next_hops[host.index()].towards(*address).is_none()
                 };
                 if fresh.iter().any(unknown) {
-                    self.follow_neighbours(plane);
+                    self.follow_ways(plane);
                 }
             }
             // Without sessions nothing that workers say is of use.
@@ -380,49 +382,13 @@ impl Control {
         self.interval.clear();
     }
 
-    /// The addresses that tunnels, overlays and sessions go to, with their hosts.
-    fn far_ends(&self) -> Vec<(usize, IpAddr)> {
-        let policy = &self.plan.config.policy;
-        let is_overlay = |network: NetworkIndex| !policy.is_flat(network);
-        let sealed = self
-            .plan
-            .config
-            .sas
-            .iter()
-            .filter(|sa| sa.mode == SaMode::Tunnel || is_overlay(sa.network))
-            .map(|sa| sa.peer.index());
-        let endpoints = &self.plan.endpoints;
-        let networks = (0..policy.networks.len() as u16).map(NetworkIndex);
-        let bare = networks
-            .filter(|network| is_overlay(*network))
-            .flat_map(|network| endpoints.hosts_of(network))
-            .map(|host| host.index())
-            .filter(|host| *host != self.plan.config.host.index());
-        let sessions = self.sessions.iter().flat_map(Sessions::peers);
-        let sessions = sessions.map(|host| host.index());
-        let hosts: BTreeSet<usize> = sealed.chain(bare).chain(sessions).collect();
-        hosts
-            .into_iter()
-            .flat_map(|host| policy.hosts[host].addresses.iter().map(move |one| (host, *one)))
-            .collect()
-    }
-
     /// Finds the MACs that lead to the hosts that tunnels and overlays go to.
-    fn follow_neighbours(&mut self, plane: &DataPlane) {
-        let ends = self.far_ends();
-        if ends.is_empty() {
-            return;
-        }
-        let known = match link::neighbours(plane.uplink.index) {
-            Ok(known) => known,
-            Err(error) => return tracing::error!("the kernel's neighbours cannot be read: {error}"),
-        };
+    fn follow_ways(&mut self, plane: &DataPlane) {
+        let peers = self.sessions.iter().flat_map(Sessions::peers);
+        let ends = reach::far_ends(&self.plan.config, &self.plan.endpoints, peers);
         let mut next_hops = self.plan.next_hops.clone();
-        for (host, address) in ends {
-            match known.iter().find(|(neighbour, _)| *neighbour == address) {
-                Some((_, mac)) => *next_hops[host].towards_mut(address) = Some(*mac),
-                None => link::solicit(address),
-            }
+        if let Err(error) = self.reach.look(plane.uplink.index, &ends, &mut next_hops) {
+            return tracing::error!("the kernel's routes and neighbours cannot be read: {error}");
         }
         if next_hops != self.plan.next_hops {
             let hosts = self
@@ -435,10 +401,14 @@ impl Control {
                 .zip(&self.plan.next_hops);
             for ((host, now), before) in hosts {
                 for address in &host.addresses {
-                    if let Some(mac) = now.towards(*address)
-                        && before.towards(*address) != Some(mac)
-                    {
-                        tracing::info!("host {} is reached by {mac} at {address}", host.name);
+                    match (before.towards(*address), now.towards(*address)) {
+                        (before, Some(mac)) if before != Some(mac) => {
+                            tracing::info!("host {} is reached by {mac} at {address}", host.name);
+                        }
+                        (Some(_), None) => {
+                            tracing::warn!("host {} is not reached at {address} any more", host.name);
+                        }
+                        _ => {}
                     }
                 }
             }
