@@ -7,6 +7,7 @@ mod devices;
 mod foreign;
 mod killed;
 mod measured;
+mod overlay;
 mod overload;
 mod sessions;
 mod traffic;
@@ -17,6 +18,10 @@ use net::Result;
 type Body = fn() -> Result<()>;
 
 const TESTS: &[(&str, Body)] = &[
+    ("overlay::tenants_of_equal_addresses_never_meet", overlay::tenants),
+    ("overlay::every_size_and_bulk", overlay::sizes),
+    ("overlay::linux_vxlan_is_the_far_end", overlay::linux_vxlan),
+    ("overlay::routes_are_followed", overlay::routes),
     (
         "traffic::both_modes_both_families_and_the_hosts_own",
         traffic::both_modes,

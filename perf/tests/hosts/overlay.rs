@@ -1,0 +1,250 @@
+//! Overlay networks over real packets: tenants of equal addresses, Linux's own VXLAN device as the far end, routes.
+
+use guestseal_perf::capture::{Capture, esp_of, kinds_with};
+use guestseal_perf::deployment::{Deployment, number};
+use guestseal_perf::namespaces::Topology;
+use guestseal_perf::process::{Running, wait_for};
+
+use crate::net::{Net, PATIENCE, Result, ensure};
+
+const POLICY: &str = include_str!("../../../rules/examples/overlay/policy.yaml");
+
+/// What ESP between VTEPs leaves of 1,500 bytes for the guest's IP packet: IPv4 outside, VXLAN or Geneve inside.
+const FITS: usize = 1416;
+
+fn net(name: &str, policy: &str) -> Result<Net> {
+    let deployment = Deployment::new(name, policy, &[])?;
+    let topology = Topology::new(2, 1, &deployment.guests(1))?;
+    Ok(Net {
+        hosts: vec![None, None],
+        topology,
+        deployment,
+    })
+}
+
+fn running(name: &str, policy: &str) -> Result<Net> {
+    let mut net = net(name, policy)?;
+    for host in 0..2 {
+        net.write_host(host, 1)?;
+        net.start(host, &[])?;
+    }
+    Ok(net)
+}
+
+/// A ping with "don't fragment" of an IPv4 packet of so many bytes.
+fn ping_of(net: &Net, from: &str, to: &str, length: usize) -> bool {
+    let data = length - 28;
+    let line = format!("ping -c 1 -W 1 -M do -s {data} -q {to}");
+    net.guest(from).run(&line).is_ok()
+}
+
+/// Two tenants with the same MACs and addresses: each reaches its own, neighbours are found without a rule or a broadcast, and
+/// nothing readable is on the wire.
+pub(crate) fn tenants() -> Result<()> {
+    let mut net = running("tenants", POLICY)?;
+    let capture = net.capture()?;
+    for tenant in ["blue", "red"] {
+        for (from, to) in [
+            ("1", "10.1.0.2"),
+            ("2", "fd00:1::1"),
+            ("1", "fd00:1::2"),
+            ("2", "10.1.0.1"),
+        ] {
+            net.pings(&format!("{tenant}-{from}"), to)?;
+        }
+    }
+    net.pings("blue-3", "10.1.0.1")?;
+    // Both tenants' servers have one address and port; each client gets its own tenant's answer.
+    for tenant in ["blue", "red"] {
+        let server = format!("{tenant}-2");
+        let text = format!("marker-of-{tenant}");
+        let mut messages = net.serve(net.guest(&server), &["receive", "7001"])?;
+        wait_for("the message", PATIENCE, || {
+            let sent = format!("echo -n {text} > /dev/udp/10.1.0.2/7001");
+            let client = net.guest(&format!("{tenant}-1"));
+            let _ = guestseal_perf::process::run(client.command("bash").args(["-c", &sent]));
+            Ok(messages.output().contains(&text).then_some(()))
+        })?;
+        let got = messages.output();
+        let other = if tenant == "blue" { "red" } else { "blue" };
+        ensure(!got.contains(&format!("marker-of-{other}")), || got)?;
+    }
+    let frames = capture.stop()?;
+    ensure(
+        frames.iter().filter(|frame| esp_of(frame).is_some()).count() > 40,
+        || "nothing sealed was on the wire".into(),
+    )?;
+    let readable = kinds_with(&frames, "marker-of-");
+    ensure(readable.is_empty(), || {
+        format!("readable on the wire: {readable:?}")
+    })?;
+    // Guests' ARP ends at their host: what is on the wire is the hosts' own.
+    let is_guests = |frame: &&Vec<u8>| frame.get(6..11) == Some(&[2, 0, 0, 1, 0]);
+    let guests = frames.iter().filter(is_guests).count();
+    ensure(guests == 0, || format!("{guests} frames with guests' own MACs"))?;
+    for host in 0..2 {
+        net.stop(host)?;
+    }
+    Ok(())
+}
+
+/// Every size around the largest that fits, path MTU discovery by both families, and TCP and UDP in bulk.
+pub(crate) fn sizes() -> Result<()> {
+    let mut net = running("sizes", POLICY)?;
+    for guest in ["blue-1", "blue-2", "red-1", "red-2"] {
+        net.guest(guest).ip("link set eth0 mtu 1500")?;
+    }
+    net.pings("blue-1", "10.1.0.2")?;
+    for tenant in ["blue", "red"] {
+        let from = format!("{tenant}-1");
+        for length in [60, 576, 1280, FITS - 3, FITS - 2, FITS - 1, FITS] {
+            wait_for("a ping that fits", PATIENCE, || {
+                Ok(ping_of(&net, &from, "10.1.0.2", length).then_some(()))
+            })?;
+        }
+        ensure(!ping_of(&net, &from, "10.1.0.2", FITS + 1), || {
+            format!("{} bytes came back", FITS + 1)
+        })?;
+        // The guest has been told.
+        let route = net.guest(&from).ip("route get 10.1.0.2")?;
+        ensure(route.contains(&format!("mtu {FITS}")), || route)?;
+        // Fragments of the guest's own making, now that it knows.
+        wait_for("a ping in fragments", PATIENCE, || {
+            Ok(net.guest(&from).run("ping -c 1 -W 1 -s 4000 -q 10.1.0.2").ok())
+        })?;
+        wait_for("a long ping over IPv6", PATIENCE, || {
+            Ok(net.guest(&from).run("ping -c 1 -W 1 -s 1452 -q fd00:1::2").ok())
+        })?;
+        let route = net.guest(&from).ip("-6 route get fd00:1::2")?;
+        ensure(route.contains(&format!("mtu {FITS}")), || route)?;
+        let server = net.guest(&format!("{tenant}-2"));
+        let _server = Running::start(
+            "iperf3",
+            net.deployment.directory(),
+            server.command("iperf3").arg("-s"),
+        )?;
+        // With guests at 1,500 bytes: what TCP offers was lowered, UDP is told.
+        for line in [
+            "iperf3 -c 10.1.0.2 -t 1 --connect-timeout 2000",
+            "iperf3 -c 10.1.0.2 -t 1 -R --connect-timeout 2000",
+            "iperf3 -c fd00:1::2 -t 1 --connect-timeout 2000",
+            "iperf3 -c 10.1.0.2 -u -b 20M -l 1200 -t 1 --connect-timeout 2000",
+        ] {
+            wait_for(line, PATIENCE, || Ok(net.guest(&from).run(line).ok()))?;
+        }
+    }
+    let totals = net.stop(0)?;
+    ensure(number(&totals, "/outcomes/dropped/TooLong") > 2, || {
+        totals.to_string()
+    })?;
+    net.stop(1)?;
+    Ok(())
+}
+
+/// The second host is Linux with a VXLAN device and no Guestseal.
+pub(crate) fn linux_vxlan() -> Result<()> {
+    let plain = POLICY.replacen(
+        "rules:\n",
+        "rules:\n  - {name: bare, from: {network: blue}, to: any, action: plaintext}\n",
+        1,
+    );
+    for (ip6, local, remote) in [
+        (false, "192.0.2.2", "192.0.2.1"),
+        (true, "2001:db8::2", "2001:db8::1"),
+    ] {
+        // Between hosts that have IPv6 addresses only, the overlay goes over IPv6.
+        let policy = if ip6 {
+            plain
+                .replacen("192.0.2.1, ", "", 1)
+                .replacen("192.0.2.2, ", "", 1)
+        } else {
+            plain.clone()
+        };
+        let mut net = net(if ip6 { "vxlan6" } else { "vxlan4" }, &policy)?;
+        // No SA can go over IPv4 then.
+        if ip6 {
+            net.deployment.sas.clear();
+        }
+        net.write_host(0, 1)?;
+        net.start(0, &[])?;
+        let far = &net.topology.hosts[1];
+        far.ip(&format!(
+            "link add vx0 address 02:00:00:01:00:02 type vxlan id 7001 local {local} remote {remote} dstport 4789{}",
+            if ip6 { " udp6zerocsumrx" } else { "" }
+        ))?;
+        far.ip("link set vx0 mtu 1400 up")?;
+        far.ip("addr add 10.1.0.2/24 dev vx0")?;
+        far.ip("addr add fd00:1::2/64 dev vx0 nodad")?;
+        for to in ["10.1.0.2", "fd00:1::2"] {
+            net.pings("blue-1", to)?;
+        }
+        for from in ["10.1.0.1", "fd00:1::1", "10.1.0.3"] {
+            wait_for("the far end's ping", PATIENCE, || {
+                Ok(far.run(&format!("ping -c 3 -i 0.05 -W 1 -q {from}")).ok())
+            })?;
+        }
+        let _server = Running::start(
+            "iperf3",
+            net.deployment.directory(),
+            far.command("iperf3").arg("-s"),
+        )?;
+        for line in [
+            "iperf3 -c 10.1.0.2 -t 1 --connect-timeout 2000",
+            "iperf3 -c 10.1.0.2 -t 1 -R --connect-timeout 2000",
+            "iperf3 -c fd00:1::2 -u -b 20M -l 1200 -t 1 --connect-timeout 2000",
+        ] {
+            wait_for(line, PATIENCE, || Ok(net.guest("blue-1").run(line).ok()))?;
+        }
+        let totals = net.stop(0)?;
+        ensure(number(&totals, "/outcomes/sent_plaintext") > 100, || {
+            totals.to_string()
+        })?;
+        ensure(number(&totals, "/outcomes/sent_encrypted") == 0, || {
+            totals.to_string()
+        })?;
+    }
+    Ok(())
+}
+
+/// The way to the other host leads over a router, then straight to it again, then over the router: the packets follow.
+pub(crate) fn routes() -> Result<()> {
+    let mut net = running("routes", POLICY)?;
+    net.pings("blue-1", "10.1.0.2")?;
+    let wire = &net.topology.wire;
+    wire.ip("addr add 192.0.2.254/24 dev br0")?;
+    wire.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.br0.send_redirects=0")?;
+    let mac_of = |namespace: &guestseal_perf::namespaces::Namespace, interface: &str| -> Result<Vec<u8>> {
+        let text = namespace.run(&format!("cat /sys/class/net/{interface}/address"))?;
+        let byte = |part| u8::from_str_radix(part, 16);
+        Ok(text
+            .trim()
+            .split(':')
+            .map(byte)
+            .collect::<std::result::Result<_, _>>()?)
+    };
+    let (router, straight) = (mac_of(wire, "br0")?, mac_of(&net.topology.hosts[1], "uplink")?);
+    for (route, expected) in [
+        ("route add 192.0.2.2/32 via 192.0.2.254", &router),
+        ("route del 192.0.2.2/32 via 192.0.2.254", &straight),
+        ("route add 192.0.2.2/32 via 192.0.2.254", &router),
+    ] {
+        net.topology.hosts[0].ip(route)?;
+        let capture = Capture::start(&net.topology.wire, "host0", net.deployment.directory())?;
+        let mut follower = capture.follow()?;
+        wait_for(route, PATIENCE, || {
+            let answered = net.guest("blue-1").run("ping -c 1 -W 1 -q 10.1.0.2").is_ok();
+            let sealed: Vec<Vec<u8>> = follower
+                .more()?
+                .into_iter()
+                .filter(|frame| esp_of(frame).is_some() && frame[26..30] == [192, 0, 2, 1])
+                .collect();
+            let follows = sealed.last().is_some_and(|frame| frame[..6] == expected[..]);
+            Ok((answered && follows).then_some(()))
+        })?;
+        capture.stop()?;
+    }
+    for host in 0..2 {
+        net.stop(host)?;
+    }
+    Ok(())
+}
