@@ -29,6 +29,7 @@ use super::settings::Settings;
 use super::shared::{ChannelState, Held, Now, Peer, PeerState, Shared};
 use super::spis::{Dealer, MAX_WORKERS};
 use super::stamp::Stamp;
+use super::statics::Statics;
 
 /// What an engine is made of.
 pub struct Setup {
@@ -113,6 +114,10 @@ impl Engine {
         Ok(Self {
             shared: Shared {
                 own_keys: ReceiverKeys::new(setup.identity.public()),
+                statics: Statics::new(
+                    &setup.identity,
+                    setup.peers.iter().flat_map(|peer| &peer.public_keys).copied(),
+                ),
                 own: setup.identity,
                 workers: setup.workers,
                 peers: setup
@@ -172,8 +177,7 @@ impl Engine {
 
     /// This host has a new static key. Sessions go on; the next handshakes use it.
     pub fn set_identity(&mut self, identity: Identity, now: Now) {
-        self.shared.own_keys = ReceiverKeys::new(identity.public());
-        self.shared.own = identity;
+        self.shared.set_identity(identity);
         self.fill_tags();
         for pair in self.all_pairs() {
             self.with_pair(pair, |state, shared| state.identity_changed(shared, now));
@@ -392,7 +396,7 @@ impl Engine {
         let asked = self
             .shared
             .channel(channel)
-            .and_then(|state| noise::read(&self.shared.own, &state.channel, &key, &message.noise));
+            .and_then(|state| noise::read(&self.shared.statics, &state.channel, &key, &message.noise));
         match asked {
             // Who it is must be who lives there.
             Some(asked) if self.by_public.get(&asked.from) == Some(&peer) => {

@@ -21,3 +21,4 @@ pub mod settings;
 pub mod shared;
 pub mod spis;
 mod stamp;
+mod statics;

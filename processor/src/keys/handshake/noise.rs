@@ -4,21 +4,22 @@
 //! mixed in last. These primitives, because they run in constant time in software on any CPU, and are WireGuard's, whose
 //! proofs and vectors hold for this handshake; the traffic is AES-GCM all the same.
 //!
-//! snow does not wipe its state: it lives from an initiation to its answer, at most one retry interval, in memory that is
+//! snow does not wipe its symmetric state: it lives from an initiation to its answer, at most one retry interval, in memory that is
 //! in no core file. What is taken out here is wiped.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::keys::derive::Channel;
-use crate::keys::identity::{Identity, PublicKey};
+use crate::keys::identity::PublicKey;
 use crate::keys::secret::LENGTH;
 use crate::keys::store::{Generation, RuleKey};
 
 use super::message::{NOISE_1, NOISE_2, PAYLOAD, VERSION};
+use super::statics::{Resolver, Statics};
 
 static SUITE: LazyLock<NoiseParams> =
     LazyLock::new(|| match "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse() {
@@ -48,16 +49,20 @@ fn prologue(channel: &Channel, generation: Generation) -> Vec<u8> {
     bytes
 }
 
-fn builder<'a>(own: &'a Identity, key: &'a RuleKey, prologue: &'a [u8]) -> Result<Builder<'a>, snow::Error> {
-    Builder::new(SUITE.clone())
-        .local_private_key(own.secret())?
+fn builder<'a>(
+    own: &'a Arc<Statics>,
+    key: &'a RuleKey,
+    prologue: &'a [u8],
+) -> Result<Builder<'a>, snow::Error> {
+    Builder::with_resolver(SUITE.clone(), Box::new(Resolver(Arc::clone(own))))
+        .local_private_key(own.private())?
         .prologue(prologue)?
         .psk(2, key.psk())
 }
 
 /// Begins a handshake with `remote`.
 pub(super) fn begin(
-    own: &Identity,
+    own: &Arc<Statics>,
     remote: PublicKey,
     channel: &Channel,
     key: &RuleKey,
@@ -75,7 +80,7 @@ pub(super) fn begin(
 
 /// Reads an initiation. Nothing, if it is not from who knows this host, or not for this channel and generation.
 pub(super) fn read(
-    own: &Identity,
+    own: &Arc<Statics>,
     channel: &Channel,
     key: &RuleKey,
     message: &[u8; NOISE_1],
@@ -124,6 +129,7 @@ mod tests {
     use guestseal_rules::classify::Protection;
     use guestseal_rules::model::Suite;
 
+    use crate::keys::identity::Identity;
     use crate::keys::secret::{Secret, from_hex};
 
     use super::*;
@@ -152,8 +158,12 @@ mod tests {
             Identity::new(Secret::new(&responder_static).unwrap()).public().0,
             remote
         );
+        let public_of = |private: &[u8; 32]| Identity::new(Secret::new(private).unwrap()).public();
         let build = |own, ephemeral| {
-            Builder::new(SUITE.clone())
+            let identity = Identity::new(Secret::new(own).unwrap());
+            // As hosts have it: what is shared with the other static key was worked out before.
+            let statics = Statics::new(&identity, [PublicKey(remote), public_of(&initiator_static)]);
+            Builder::with_resolver(SUITE.clone(), Box::new(Resolver(statics)))
                 .local_private_key(own)
                 .unwrap()
                 .fixed_ephemeral_key_for_testing_only(ephemeral)
@@ -214,8 +224,14 @@ mod tests {
         }
     }
 
-    fn identity(byte: u8) -> Identity {
-        Identity::new(Secret::new(&[byte; LENGTH]).unwrap())
+    fn public(byte: u8) -> PublicKey {
+        Identity::new(Secret::new(&[byte; LENGTH]).unwrap()).public()
+    }
+
+    /// A host that knows the second one.
+    fn host(byte: u8) -> Arc<Statics> {
+        let own = Identity::new(Secret::new(&[byte; LENGTH]).unwrap());
+        Statics::new(&own, [public(2)])
     }
 
     fn channel(network: &str) -> Channel {
@@ -237,11 +253,11 @@ mod tests {
 
     #[test]
     fn both_end_with_the_same_secret_and_know_each_other() {
-        let (one, two) = (identity(1), identity(2));
+        let (one, two) = (host(1), host(2));
         let (mut waiting, message) =
-            begin(&one, two.public(), &channel("blue"), &key(1, 7), &[3; PAYLOAD]).unwrap();
+            begin(&one, public(2), &channel("blue"), &key(1, 7), &[3; PAYLOAD]).unwrap();
         let asked = read(&two, &channel("blue"), &key(1, 7), &message).unwrap();
-        assert_eq!((asked.from, asked.payload), (one.public(), [3; PAYLOAD]));
+        assert_eq!((asked.from, asked.payload), (public(1), [3; PAYLOAD]));
         let (split, answer) = asked.answer(&[4; PAYLOAD]).unwrap();
         let mut forged = answer;
         forged[NOISE_2 - 1] ^= 1;
@@ -255,12 +271,12 @@ mod tests {
     /// Network, generation, receiver and version are bound by message 1; the key's bytes by message 2.
     #[test]
     fn hosts_that_do_not_mean_the_same_get_nowhere() {
-        let (one, two) = (identity(1), identity(2));
-        let begin = || begin(&one, two.public(), &channel("blue"), &key(1, 7), &[3; PAYLOAD]).unwrap();
+        let (one, two) = (host(1), host(2));
+        let begin = || begin(&one, public(2), &channel("blue"), &key(1, 7), &[3; PAYLOAD]).unwrap();
         let (_, message) = begin();
         assert!(read(&two, &channel("red"), &key(1, 7), &message).is_none());
         assert!(read(&two, &channel("blue"), &key(2, 7), &message).is_none());
-        assert!(read(&identity(3), &channel("blue"), &key(1, 7), &message).is_none());
+        assert!(read(&host(3), &channel("blue"), &key(1, 7), &message).is_none());
         for place in [0, 40, 90, NOISE_1 - 1] {
             let mut changed = message;
             changed[place] ^= 1;

@@ -666,7 +666,7 @@ impl PairState {
             base: block,
             lanes: shared.workers,
         };
-        let Some((waiting, noise)) = noise::begin(&shared.own, remote, &channel, &key, &told.to_bytes())
+        let Some((waiting, noise)) = noise::begin(&shared.statics, remote, &channel, &key, &told.to_bytes())
         else {
             self.hold = later;
             shared.dealer.free(block);

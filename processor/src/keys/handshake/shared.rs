@@ -17,6 +17,7 @@ use super::random::Random;
 use super::settings::Settings;
 use super::spis::Dealer;
 use super::stamp::Stamp;
+use super::statics::Statics;
 
 /// The two clocks, read by who calls.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -98,6 +99,8 @@ impl ChannelState {
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) own: Identity,
+    /// What handshakes need of it.
+    pub(super) statics: Arc<Statics>,
     pub(super) own_keys: ReceiverKeys,
     pub(super) workers: u8,
     pub(super) peers: Vec<PeerState>,
@@ -113,6 +116,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Becomes another host to its peers.
+    pub(super) fn set_identity(&mut self, identity: Identity) {
+        let publics = self.peers.iter().flat_map(|peer| &peer.publics);
+        self.statics = Statics::new(&identity, publics.map(|(public, _)| *public));
+        self.own_keys = ReceiverKeys::new(identity.public());
+        self.own = identity;
+    }
+
     pub(super) fn peer(&self, peer: PeerId) -> Option<&PeerState> {
         self.peers.get(usize::from(peer.0))
     }
