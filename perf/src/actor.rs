@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Subcommand;
+use guestseal_xdp::{Generator, Pace};
 
 use crate::namespaces::Namespace;
 use crate::process::{PerfError, Running, run, wait_for};
@@ -103,6 +104,17 @@ pub enum Actor {
         /// How often.
         count: u32,
     },
+    /// Sends a file of packets, one a line in hexadecimal digits, out of an interface, so many a second for so many seconds.
+    Repeat {
+        /// The interface.
+        interface: String,
+        /// The file.
+        packets: std::path::PathBuf,
+        /// Packets a second.
+        rate: u32,
+        /// Seconds.
+        seconds: u32,
+    },
     /// Tries to connect; prints `connected` or `refused`.
     Connect {
         /// The server.
@@ -142,6 +154,12 @@ impl Actor {
                     println!("{}", begin.elapsed().as_nanos());
                 }
             }
+            Actor::Repeat {
+                interface,
+                packets,
+                rate,
+                seconds,
+            } => repeat(&interface, &packets, rate, seconds)?,
             Actor::MailServer => {
                 for stream in listen(25)?.incoming() {
                     let mut stream = stream?;
@@ -318,6 +336,25 @@ pub fn serve(
         Ok(server.output().contains("listening").then_some(()))
     })?;
     Ok(server)
+}
+
+fn repeat(interface: &str, packets: &Path, rate: u32, seconds: u32) -> std::io::Result<()> {
+    let text = std::fs::read_to_string(packets)?;
+    let bytes = |line: &str| -> Vec<u8> {
+        let digits = line.as_bytes().chunks_exact(2);
+        let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+        digits.filter_map(byte).collect()
+    };
+    let packets: Vec<Vec<u8>> = text.lines().map(bytes).collect();
+    let missing = || std::io::Error::other(format!("no interface {interface}"));
+    let ifindex = guestseal::control::link::index_of(interface).ok_or_else(missing)?;
+    let generator = Generator::load(ifindex, &packets).map_err(std::io::Error::other)?;
+    println!("listening");
+    let (sent, taken) = generator
+        .send(rate * seconds, Pace::PerSecond(rate.into()))
+        .map_err(std::io::Error::other)?;
+    println!("sent {sent} in {taken:.2} s");
+    Ok(())
 }
 
 /// Listens on both families and says so, so that nobody has to guess when.

@@ -24,6 +24,7 @@ use guestseal_rules::model::Suite;
 use serde::Serialize;
 
 use crate::process::PerfError;
+use crate::resume::resume_after_restart;
 
 /// Handshakes of a round.
 const ROUND: u32 = 100;
@@ -44,6 +45,8 @@ pub struct Options {
 struct Report {
     handshakes_per_second: f64,
     boringtun_handshakes_per_second: f64,
+    /// Null without root: it takes hosts in namespaces.
+    resume_after_restart_ms: Option<f64>,
 }
 
 /// Measures and prints.
@@ -56,9 +59,16 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         ours.push(rate(guestseal_handshake)?);
         theirs.push(rate(boringtun_handshake)?);
     }
+    let resume_after_restart_ms = if rustix::process::geteuid().is_root() {
+        Some(resume_after_restart()?)
+    } else {
+        eprintln!("not measured without root: how long traffic stands still when a host has restarted");
+        None
+    };
     let report = Report {
         handshakes_per_second: median(ours),
         boringtun_handshakes_per_second: median(theirs),
+        resume_after_restart_ms,
     };
     if options.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| PerfError::Malformed {
@@ -70,6 +80,9 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         println!("handshakes a second, both hosts on one core");
         println!("  guestseal {:>8.0}", report.handshakes_per_second);
         println!("  boringtun {:>8.0}", report.boringtun_handshakes_per_second);
+        if let Some(milliseconds) = report.resume_after_restart_ms {
+            println!("traffic after a host's restart: {milliseconds:.1} ms to the first answer");
+        }
     }
     Ok(())
 }

@@ -16,4 +16,5 @@ pub mod namespaces;
 pub mod pipeline;
 pub mod process;
 pub mod report;
+pub mod resume;
 pub mod veth;

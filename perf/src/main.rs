@@ -49,7 +49,9 @@ fn main() -> ExitCode {
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),
         Command::Veth(options) => watch_signals().and_then(|()| veth::run(&options)).map(|()| true),
         Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
-        Command::Handshake(options) => handshake::run(&options).map(|()| true),
+        Command::Handshake(options) => watch_signals()
+            .and_then(|()| handshake::run(&options))
+            .map(|()| true),
         Command::Classify(options) => classify::run(&options).map(|()| true),
         Command::Actor(actor) => actor.play().map(|()| true).map_err(PerfError::io("actor")),
     };

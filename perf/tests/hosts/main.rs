@@ -5,6 +5,7 @@ mod net;
 
 mod devices;
 mod foreign;
+mod forge;
 mod killed;
 mod measured;
 mod overlay;
@@ -64,6 +65,10 @@ const TESTS: &[(&str, Body)] = &[
         sessions::rotation_and_revocation,
     ),
     ("sessions::either_side_restarts", sessions::restarts),
+    (
+        "sessions::forged_handshakes_cost_traffic_little",
+        sessions::forged_handshakes,
+    ),
     (
         "overload::a_flood_is_counted_bounded_and_over_at_once",
         overload::flood,

@@ -48,8 +48,12 @@ use installer::Installer;
 use keys::FollowedKeys;
 use scope::{Carried, KnownPeer, Scope, ScopeError};
 
-/// Datagrams that one turn takes from a socket at most.
-const DATAGRAMS: usize = 64;
+/// Datagrams that are taken in a second, and at once: what a flood brings beyond that the kernel drops, and it costs the
+/// workers' CPUs no more.
+const RATE: f64 = 5000.0;
+const BURST: f64 = 512.0;
+/// How long a flood waits when its allowance is used up.
+const PAUSE: Duration = Duration::from_millis(5);
 /// How often workers are asked what they did.
 const SURVEY: Duration = Duration::from_millis(500);
 /// Numbers of a replay window: an SA has one sender, so that only the network reorders.
@@ -96,6 +100,8 @@ pub struct Sessions {
     engine: Engine,
     aead: Arc<dyn Aead>,
     sockets: Vec<UdpSocket>,
+    /// Datagrams that may be taken, and when that was.
+    allowance: (f64, Duration),
     udp_encapsulation: bool,
     keys: FollowedKeys,
     installer: Installer,
@@ -175,6 +181,7 @@ impl Sessions {
             engine,
             aead,
             sockets,
+            allowance: (BURST, Duration::ZERO),
             udp_encapsulation: wanted.udp_encapsulation,
             keys,
             installer: Installer::new(table.clone(), owned),
@@ -200,18 +207,16 @@ impl Sessions {
 
     /// What can be read when something has come.
     pub fn wait_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(AsFd::as_fd)
+        let listens = self.allowance.0 >= 1.0;
+        self.sockets.iter().filter(move |_| listens).map(AsFd::as_fd)
     }
 
     /// When [`Self::turn`] is to be called, whatever comes.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let due = self
-            .engine
-            .deadline()
-            .into_iter()
-            .chain(self.installer.deadline())
-            .min()?;
+        let pause = (self.allowance.0 < 1.0).then(|| self.allowance.1 + PAUSE);
+        let due = [self.engine.deadline(), self.installer.deadline(), pause];
+        let due = due.into_iter().flatten().min()?;
         Some(Instant::now() + due.saturating_sub(clocks().monotonic))
     }
 
@@ -278,9 +283,12 @@ impl Sessions {
     }
 
     fn receive(&mut self, now: Now) {
+        let (left, at) = self.allowance;
+        let more = now.monotonic.saturating_sub(at).as_secs_f64() * RATE;
+        let mut left = (left + more).min(BURST);
         let mut bytes = [0; 2048];
         for socket in &self.sockets {
-            for _ in 0..DATAGRAMS {
+            while left >= 1.0 {
                 // An error that the kernel remembers (ICMP unreachable) is taken by this, too.
                 match socket.recv_from(&mut bytes) {
                     Ok((length, from)) => {
@@ -290,8 +298,10 @@ impl Sessions {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(_) => {}
                 }
+                left -= 1.0;
             }
         }
+        self.allowance = (left, now.monotonic);
     }
 
     fn survey(&mut self, plane: &mut DataPlane, now: Now) {

@@ -74,7 +74,8 @@ impl Default for Settings {
             grace: seconds(24 * 3600),
             spread: seconds(10),
             refused_again: seconds(30),
-            load: 1000,
+            // A tenth of a millisecond each: some hundredths of a core.
+            load: 250,
             load_of_peer: 20,
         }
     }
