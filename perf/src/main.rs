@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{classify, demo, handshake, machine, pipeline, veth};
+use guestseal_perf::{classify, compare, demo, handshake, machine, pipeline, veth, workers};
 
 #[derive(Debug, Parser)]
 #[command(
     name = "guestseal-perf",
     version,
     about = "Shows and measures Guestseal",
-    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf veth --short --html veth.html\n  guestseal-perf classify --json\n  guestseal-perf handshake --json"
+    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf veth --short --html veth.html\n  guestseal-perf compare main HEAD\n  guestseal-perf classify --json\n  guestseal-perf handshake --json"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -32,6 +32,10 @@ enum Command {
     Pipeline(pipeline::Options),
     /// Measures real packets over veths beside the kernel and boringtun: throughput without loss, latency, CPU. Needs root
     Veth(veth::Options),
+    /// Builds two revisions, runs them in turns, and says what became slower
+    Compare(compare::Options),
+    /// Measures one worker, two, and what a hand-off costs; says what more would carry
+    Workers(workers::Options),
     /// Shows Guestseal with QEMU machines: called by ci/vm, which fetches kernels. Needs root
     Vm(machine::Options),
     /// Measures session set-up on one core beside boringtun
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         Command::Demo { json } => watch_signals().and_then(|()| demo::run_demo(json.as_deref())),
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),
         Command::Veth(options) => watch_signals().and_then(|()| veth::run(&options)).map(|()| true),
+        Command::Compare(options) => watch_signals().and_then(|()| compare::compare(&options)),
+        Command::Workers(options) => workers::run(&options).map(|()| true),
         Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
         Command::Handshake(options) => watch_signals()
             .and_then(|()| handshake::run(&options))

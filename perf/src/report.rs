@@ -187,6 +187,7 @@ fn throughput(rows: &[Row]) -> Result<String, PerfError> {
             .x_label_formatter(&label)
             .y_desc("million packets a second")
             .label_style(FONT)
+            .max_light_lines(0)
             .draw()
             .map_err(said)?;
         let bar = 0.9 / scenarios.len().max(1) as f64;
@@ -233,6 +234,7 @@ fn latency(rows: &[Row]) -> Result<String, PerfError> {
         .filter(|row| row.size == size)
         .filter_map(|row| Some((&*row.scenario, row.latency.as_ref()?)))
         .collect();
+    let scenarios = scenarios(rows);
     let longest = curves.iter().map(|(_, one)| one.max_us).fold(10.0, f64::max);
     drawn(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
@@ -255,10 +257,13 @@ fn latency(rows: &[Row]) -> Result<String, PerfError> {
             .y_desc("us")
             .x_desc("packets that were not older")
             .label_style(FONT)
+            .max_light_lines(0)
             .draw()
             .map_err(said)?;
-        for (number, (scenario, one)) in curves.iter().enumerate() {
-            let colour = COLOURS[(number * 2 + 1) % COLOURS.len()];
+        for (scenario, one) in &curves {
+            // As in the plot of rates.
+            let number = scenarios.iter().position(|name| name == scenario).unwrap_or(0);
+            let colour = COLOURS[number % COLOURS.len()];
             let all = one.packets.max(1) as f64;
             let mut younger = 0.0;
             let points: Vec<(f64, f64)> = one
@@ -326,6 +331,7 @@ fn stages(rows: &[Value]) -> Result<String, PerfError> {
             .y_labels(2 * bars.len() + 1)
             .y_label_formatter(&label)
             .label_style(FONT)
+            .max_light_lines(0)
             .draw()
             .map_err(said)?;
         for (number, name) in names.iter().enumerate() {

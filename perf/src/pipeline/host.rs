@@ -222,7 +222,7 @@ impl Host {
 }
 
 /// A UMEM that no kernel knows of.
-pub(super) fn umem(frames: u32) -> Result<(Arc<Umem>, Vec<guestseal::port::frame::Frame>), PerfError> {
+pub(crate) fn umem(frames: u32) -> Result<(Arc<Umem>, Vec<guestseal::port::frame::Frame>), PerfError> {
     let shape = Shape {
         frame_size: 2048,
         frames,

@@ -64,6 +64,9 @@ pub struct Options {
     /// Bursts of 64 packets timed for each case
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     bursts: u32,
+    /// Lets the path idle so many per cent of its time: shows that `compare` finds a slow-down
+    #[arg(long, default_value_t = 0.0, value_name = "PERCENT", hide = true)]
+    slow_down: f64,
 }
 
 /// What is measured.
@@ -137,7 +140,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
             eprintln!("pipeline: case {} of {}", number + 1, plan.len());
         }
         for engine in &engines {
-            for row in measure(engine, case, &rules, options.bursts)? {
+            for row in measure(engine, case, &rules, options.bursts, options.slow_down)? {
                 if !options.json {
                     println!("{row}");
                 }
@@ -171,7 +174,7 @@ pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
                 sas,
                 frames: 1024,
             };
-            for row in measure(&engine, &case, &compiled, 500)? {
+            for row in measure(&engine, &case, &compiled, 500, 0.0)? {
                 let value = serde_json::to_value(&row);
                 rows.push(value.map_err(|error| PerfError::Malformed {
                     what: "row".into(),
@@ -275,7 +278,13 @@ fn engines(wanted: &[Choice]) -> Result<Vec<Arc<dyn Engine>>, PerfError> {
 }
 
 /// Measures both directions of a case.
-fn measure(engine: &Arc<dyn Engine>, case: &Case, rules: &Rules, bursts: u32) -> Result<[Row; 2], PerfError> {
+fn measure(
+    engine: &Arc<dyn Engine>,
+    case: &Case,
+    rules: &Rules,
+    bursts: u32,
+    slow_down: f64,
+) -> Result<[Row; 2], PerfError> {
     let rotation = Rotation::new(case.frames);
     let clock = quanta::Clock::new();
     let (mut one, mut two) = (
@@ -304,7 +313,7 @@ fn measure(engine: &Arc<dyn Engine>, case: &Case, rules: &Rules, bursts: u32) ->
         for _ in 0..rounds {
             one.guest_sends(&mut packets);
             for _ in 0..at_once {
-                outbound.push(timed(&clock, || one.worker.turn()));
+                outbound.push(slowed(&clock, slow_down, || one.worker.turn()));
                 one.clear();
             }
         }
@@ -327,7 +336,7 @@ fn measure(engine: &Arc<dyn Engine>, case: &Case, rules: &Rules, bursts: u32) ->
                 if by_stage {
                     stages[1].carry(&mut two, &timed_engine);
                 } else {
-                    inbound.push(timed(&clock, || two.worker.turn()));
+                    inbound.push(slowed(&clock, slow_down, || two.worker.turn()));
                 }
                 two.clear();
             }
@@ -385,6 +394,21 @@ fn timed<T>(clock: &quanta::Clock, work: impl FnOnce() -> T) -> u64 {
     clock.raw() - begin
 }
 
+/// Cycles that something takes, and so many per cent more, which it really waits.
+fn slowed<T>(clock: &quanta::Clock, percent: f64, work: impl FnOnce() -> T) -> u64 {
+    let begin = clock.raw();
+    std::hint::black_box(work());
+    let taken = clock.raw() - begin;
+    if percent == 0.0 {
+        return taken;
+    }
+    let wanted = (taken as f64 * (1.0 + percent / 100.0)) as u64;
+    while clock.raw() - begin < wanted {
+        std::hint::spin_loop();
+    }
+    clock.raw() - begin
+}
+
 fn median(values: Vec<u64>) -> f64 {
     quantile(values, 2)
 }
@@ -417,7 +441,7 @@ mod tests {
                 sas,
                 frames,
             };
-            let rows = measure(&engine, &case, &Rules::new(network, rules, sas).unwrap(), 20).unwrap();
+            let rows = measure(&engine, &case, &Rules::new(network, rules, sas).unwrap(), 20, 0.0).unwrap();
             for (row, stage) in rows.iter().zip(["seal", "open"]) {
                 assert!(row.cipher_cycles_per_packet > 0.0, "{row}");
                 assert!(
