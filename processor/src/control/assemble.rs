@@ -41,6 +41,7 @@ use crate::wire::ethernet::MacAddress;
 use crate::worker::handoff::{Handoff, Item, Waker};
 use crate::worker::run::{Command, Commands, Ports, Stop, Worker};
 
+use super::announce;
 use super::config::HostConfig;
 use super::link::{self, Link, LinkError};
 
@@ -467,10 +468,16 @@ impl DataPlane {
         news
     }
 
-    /// Replaces what workers read.
-    pub fn publish(&self, plan: &Blueprint) {
-        self.tables
-            .store(Arc::new(make_tables(plan, &self.uplink, &self.ports)));
+    /// Replaces what workers read, and announces the guests that have come by that.
+    pub fn publish(&mut self, plan: &Blueprint) {
+        let tables = Arc::new(make_tables(plan, &self.uplink, &self.ports));
+        let before = self.tables.swap(Arc::clone(&tables));
+        for (port, frame) in announce::arrivals(&plan.config.policy, &before, &tables) {
+            let owners = &tables.ports[usize::from(port)].owners;
+            if let Some(owner) = owners.first() {
+                self.command(*owner, Command::Say { port, frame });
+            }
+        }
     }
 
     /// Replaces the rules that workers read, and nothing else.

@@ -1,5 +1,6 @@
 //! The control side: configuration, building the data plane, watching it. Never on a worker's thread.
 
+pub mod announce;
 pub mod assemble;
 pub mod config;
 pub mod guests;

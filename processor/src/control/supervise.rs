@@ -233,7 +233,7 @@ impl Control {
             }
             if asked.elapsed() >= ASK {
                 asked = Instant::now();
-                self.follow_ways(&plane);
+                self.follow_ways(&mut plane);
             }
             if logged.elapsed() >= INTERVAL {
                 self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
@@ -383,7 +383,7 @@ impl Control {
     }
 
     /// Finds the MACs that lead to the hosts that tunnels and overlays go to.
-    fn follow_ways(&mut self, plane: &DataPlane) {
+    fn follow_ways(&mut self, plane: &mut DataPlane) {
         let peers = self.sessions.iter().flat_map(Sessions::peers);
         let ends = reach::far_ends(&self.plan.config, &self.plan.endpoints, peers);
         let mut next_hops = self.plan.next_hops.clone();

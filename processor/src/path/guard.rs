@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use guestseal_rules::model::NetworkIndex;
 
+use crate::wire::ethernet::MacAddress;
 use crate::wire::packet::{L3, Packet};
 
 use super::batch::{Batch, Descriptor, live};
@@ -134,13 +135,17 @@ pub fn guard_overlay(batch: &mut Batch, tables: &Tables) {
 
 fn admit_overlay(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), DropReason> {
     let network = descriptor.network;
-    let sender = tables.endpoints.by_mac(network, descriptor.packet.source_mac);
-    let sender = *sender.ok_or(DropReason::NoEndpoint)?;
+    let packet = &descriptor.packet;
+    let known = by_both(packet, packet.source_mac, packet.source, network, tables);
+    let sender = known.or_else(|| tables.endpoints.by_mac(network, packet.source_mac).copied());
+    let sender = sender.ok_or(DropReason::NoEndpoint)?;
     if Some(sender.host) != descriptor.peer {
         return Err(DropReason::WrongHost);
     }
     descriptor.source = Some(sender);
-    claims(&descriptor.packet, &sender, tables)?;
+    if known.is_none() || packet.nd_target.is_some() {
+        claims(packet, &sender, tables)?;
+    }
     find_destination(descriptor, network, tables)?;
     match descriptor.destination {
         Some(receiver) if receiver.host == tables.host => Ok(()),
@@ -219,6 +224,24 @@ fn asks_for_address(packet: &Packet) -> bool {
     }
 }
 
+/// The endpoint that has both the MAC and, if it is an IP packet, the address; of no IP packet, the one that has the MAC.
+///
+/// By the address first, which is one look-up where going by the MAC would be two; routers and strangers go by the MAC.
+#[inline]
+fn by_both(
+    packet: &Packet,
+    mac: MacAddress,
+    address: IpAddr,
+    network: NetworkIndex,
+    tables: &Tables,
+) -> Option<Endpoint> {
+    (packet.l3 == L3::Ip)
+        .then(|| tables.endpoints.by_address(network, address))
+        .flatten()
+        .filter(|endpoint| endpoint.mac == mac)
+        .copied()
+}
+
 fn find_destination(
     descriptor: &mut Descriptor,
     network: NetworkIndex,
@@ -226,6 +249,16 @@ fn find_destination(
 ) -> Result<(), DropReason> {
     let packet = &descriptor.packet;
     if packet.is_group() {
+        return Ok(());
+    }
+    descriptor.destination = by_both(
+        packet,
+        packet.destination_mac,
+        packet.destination,
+        network,
+        tables,
+    );
+    if descriptor.destination.is_some() {
         return Ok(());
     }
     descriptor.destination = tables.endpoints.by_mac(network, packet.destination_mac).copied();

@@ -17,7 +17,7 @@ use crate::port::umem::Umem;
 use crate::sa::nonce::Nonce;
 use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::sequence::SequenceError;
-use crate::sa::slots::Slots;
+use crate::sa::slots::{Place, Slots};
 use crate::sa::table::{Candidates, OutboundKey};
 use crate::wire::packet::{Fragment, Packet};
 use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
@@ -99,6 +99,8 @@ pub fn seal(
     let mut too_long = false;
     let umem = std::sync::Arc::clone(pool.umem());
     let mut prepared = ArrayVec::<Prepared, BATCH>::new();
+    // Packets of a burst mostly go the same way: their headers are made once for as many as follow one another.
+    let mut last: Option<(Place, Outer)> = None;
     for (position, descriptor) in batch.iter_mut().enumerate() {
         let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
             // Whatever went wrong before: what is to be sealed never leaves as it is.
@@ -111,7 +113,7 @@ pub fn seal(
             descriptor.drop_for(DropReason::NoSecurityAssociation);
             continue;
         };
-        match prepare(descriptor, position, sa, tables, pool, &umem) {
+        match prepare(descriptor, (position, place), sa, &mut last, tables, pool, &umem) {
             Ok(one) => prepared.push(one),
             Err(reason) => {
                 descriptor.drop_for(reason);
@@ -134,8 +136,9 @@ pub fn seal(
 
 fn prepare(
     descriptor: &mut Descriptor,
-    position: usize,
+    (position, place): (usize, Place),
     sa: &mut OutboundSa,
+    last: &mut Option<(Place, Outer)>,
     tables: &Tables,
     pool: &mut FramePool,
     umem: &Umem,
@@ -149,18 +152,28 @@ fn prepare(
     let end = usize::from(packet.end);
     let payload = front + end - from;
     let outer_length = esp::length(payload);
-    let between = match sa.mode {
+    let mut outer_for = |local, remote| -> Result<(), DropReason> {
+        if !matches!(last, Some((known, _)) if *known == place) {
+            *last = Some((place, Outer::new(tables, descriptor.far_host(), local, remote)?));
+        }
+        Ok(())
+    };
+    let udp_source = match sa.mode {
         Mode::Transport => None,
         Mode::Tunnel { local, remote } => {
-            let host = descriptor.destination.map(|to| to.host);
-            Some((Outer::new(tables, host, local, remote)?, None))
+            outer_for(local, remote)?;
+            Some(None)
         }
         Mode::Overlay {
             local,
             remote,
             udp_source,
-        } => Some((Outer::new(tables, descriptor.peer, local, remote)?, udp_source)),
+        } => {
+            outer_for(local, remote)?;
+            Some(udp_source)
+        }
     };
+    let between = udp_source.and_then(|source| Some((&last.as_ref()?.1, source)));
     let (l3, start) = match &between {
         None => (usize::from(packet.l3_offset), from),
         Some((outer, None)) => (ethernet::HEADER, outer.length()),

@@ -411,7 +411,7 @@ impl Umem {
 
     /// Writes the time of arrival in front of the frame's data, as an XDP program does.
     #[inline]
-    pub(super) fn set_stamp(&self, frame: &mut Frame, stamp: u64) {
+    pub fn set_stamp(&self, frame: &mut Frame, stamp: u64) {
         assert!(
             frame.umem == self.id && self.offset(frame) >= STAMP,
             "no room for a stamp"

@@ -1,5 +1,7 @@
 //! ARP for Ethernet and IPv4 (RFC 826).
 
+use std::net::Ipv4Addr;
+
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -31,6 +33,22 @@ pub struct Message {
 }
 
 impl Message {
+    /// The request by which a host tells its neighbours its address (RFC 5227 3).
+    #[must_use]
+    pub fn announcement(mac: MacAddress, address: Ipv4Addr) -> Self {
+        Self {
+            hardware: 1.into(),
+            protocol: super::ethernet::IPV4.into(),
+            hardware_length: 6,
+            protocol_length: 4,
+            operation: REQUEST.into(),
+            sender_mac: mac,
+            sender_ip: address.octets(),
+            target_mac: MacAddress::default(),
+            target_ip: address.octets(),
+        }
+    }
+
     /// The message at the start of `bytes`, if it is one for Ethernet and IPv4.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<&Message> {

@@ -58,6 +58,13 @@ pub enum Command {
         /// Local number of the port.
         port: u16,
     },
+    /// Carries a frame as if the guest had sent it.
+    Say {
+        /// Local number of the port.
+        port: u16,
+        /// The frame.
+        frame: Box<[u8]>,
+    },
     /// Puts an SA to seal with at its place.
     InstallOutbound(Place, OutboundSa),
     /// Puts an SA to open with at its place.
@@ -412,6 +419,7 @@ impl Worker {
                     survey.fill(&self.sas);
                     self.notices.tell(Notice::Survey(survey));
                 }
+                Command::Say { port, frame } => self.say(port, &frame),
                 Command::AddGuest { port, queue } => self.ports.guests.push((port, queue)),
                 Command::RemoveGuest { port } => {
                     let (closing, kept) = std::mem::take(&mut self.ports.guests)
@@ -428,6 +436,25 @@ impl Worker {
             self.obeyed.add(1);
             self.notices.obeyed();
         }
+    }
+
+    /// Carries what control says in a guest's name; nothing if there is no frame for it.
+    fn say(&mut self, port: u16, said: &[u8]) {
+        let Some(mut frame) = self.pool.take() else {
+            return;
+        };
+        let umem = Arc::clone(self.pool.umem());
+        if let Some(room) = umem.room_mut(&mut frame).get_mut(..said.len()) {
+            room.copy_from_slice(said);
+        }
+        umem.set_length(&mut frame, said.len().min(umem.room()));
+        umem.set_stamp(&mut frame, monotonic());
+        let mut burst = Burst::new();
+        burst.push(frame);
+        self.counters.copied.add(1);
+        self.with_context(&mut (), |context, exits, ledger| {
+            outbound::outbound(context, &mut burst, port, exits, ledger, monotonic);
+        });
     }
 
     /// Carries one burst of a port.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use guestseal::aead::aes_gcm::AesGcm;
 use guestseal::aead::engine::Engine;
+use guestseal::control::announce::arrivals;
 use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
@@ -35,7 +36,7 @@ use guestseal::telemetry::samples::{Sample, samples};
 use guestseal::wire::esp::udp_source;
 use guestseal::wire::ethernet::MacAddress;
 use guestseal::worker::handoff::{Handoff, Waker};
-use guestseal::worker::run::{Commands, Ports, Stop, Worker, monotonic};
+use guestseal::worker::run::{Command, Commands, Ports, Stop, Worker, monotonic};
 use guestseal_rules::classify::{Action, Protection};
 use guestseal_rules::compile::{Ruleset, next_generation};
 use guestseal_rules::containers::{Changes, Containers};
@@ -340,8 +341,13 @@ impl Host {
                 policy.guests[one.index()].host
             }
         });
-        let tables = self.tables.load().with_endpoints(Arc::new(endpoints));
-        self.tables.store(Arc::new(tables));
+        let tables = Arc::new(self.tables.load().with_endpoints(Arc::new(endpoints)));
+        let before = self.tables.swap(Arc::clone(&tables));
+        for (port, frame) in arrivals(&policy, &before, &tables) {
+            let owner = tables.ports[usize::from(port)].owners[0].index();
+            assert!(self.commands[owner].push(Command::Say { port, frame }).is_ok());
+        }
+        self.settle();
     }
 
     /// Packets that met a rule, or would have.

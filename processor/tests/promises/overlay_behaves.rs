@@ -356,3 +356,37 @@ fn who_has_moved_is_found_at_once_and_nothing_goes_to_the_old_host() {
     );
     hosts.iter().for_each(Host::assert_accounted);
 }
+
+#[test]
+fn who_comes_back_is_announced_to_its_neighbours() {
+    let policy = policy();
+    let (mut one, mut two) = (
+        Host::new(&policy, 0, &Options::default()),
+        Host::new(&policy, 1, &Options::default()),
+    );
+    // The port is here all the time; the guest goes, and comes back.
+    one.sees_moved(BLUE1, 1);
+    assert_eq!((one.on_wire(), one.at_guest(BLUE3)), (NOTHING, NOTHING));
+    one.sees_moved(BLUE1, 0);
+    let mut wire = one.on_wire();
+    let heard = one.at_guest(BLUE3);
+    assert_eq!(heard[0], {
+        let mut announcement = arp(BROADCAST, BLUE1, 1, BLUE1.v4, BLUE1.v4);
+        announcement[32..38].fill(0);
+        announcement
+    });
+    let advertised = Packet::parse(&heard[1]).unwrap();
+    assert_eq!(advertised.icmp, Some((icmp::NEIGHBOUR_ADVERTISEMENT, 0)));
+    assert_eq!(advertised.nd_target.unwrap().segments(), BLUE1.v6);
+    assert_eq!(one.at_guest(RED1), NOTHING);
+    for sent in wire.drain(..) {
+        two.wire_brings(0, &sent);
+    }
+    assert_eq!(
+        two.at_guest(BLUE2),
+        heard,
+        "the neighbours on the other host hear of it, too"
+    );
+    one.assert_accounted();
+    two.assert_accounted();
+}

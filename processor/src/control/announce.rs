@@ -1,0 +1,70 @@
+//! Tells the neighbours of a guest that has come to this host where it is: gratuitous ARP (RFC 5227 3) and unsolicited
+//! neighbour advertisements (RFC 4861 7.2.6), in the guest's name and by the rules that hold for it.
+
+use std::net::IpAddr;
+
+use guestseal_rules::model::Policy;
+use zerocopy::IntoBytes;
+
+use crate::path::endpoints::Endpoint;
+use crate::path::tables::{LocalPort, Tables};
+use crate::wire::ethernet::{self, MacAddress};
+use crate::wire::{arp, icmp, ip6};
+
+/// What is to be said for a guest, as if by the port of this local number.
+pub type Announcement = (u16, Box<[u8]>);
+
+/// The announcements of the overlay guests that are here now and were not before.
+#[must_use]
+pub fn arrivals(policy: &Policy, before: &Tables, now: &Tables) -> Vec<Announcement> {
+    let is_here =
+        |port: &LocalPort, tables: &Tables| port.endpoint.host == tables.host && !port.owners.is_empty();
+    let was_here = |port: &LocalPort| {
+        let number = before.local_port(port.endpoint.port);
+        let known = number.and_then(|number| before.ports.get(usize::from(number)));
+        known.is_some_and(|known| is_here(known, before))
+    };
+    (0u16..)
+        .zip(&*now.ports)
+        .filter(|(_, port)| now.carrier(port.endpoint.network).is_some())
+        .filter(|(_, port)| is_here(port, now) && !was_here(port))
+        .flat_map(|(number, port)| {
+            let addresses = &policy.ports[port.endpoint.port.index()].addresses;
+            addresses
+                .iter()
+                .map(move |address| (number, frame(&port.endpoint, *address)))
+        })
+        .collect()
+}
+
+/// One announcement of one address.
+fn frame(endpoint: &Endpoint, address: IpAddr) -> Box<[u8]> {
+    let mac = endpoint.mac;
+    let (destination, ethertype, payload) = match address {
+        IpAddr::V4(address) => {
+            let message = arp::Message::announcement(mac, address);
+            (MacAddress::BROADCAST, ethernet::ARP, message.as_bytes().to_vec())
+        }
+        IpAddr::V6(target) => {
+            let advertisement = icmp::Advertisement {
+                target,
+                mac,
+                is_router: endpoint.router,
+                is_solicited: false,
+            };
+            let message = advertisement.write(target, icmp::ALL_NODES);
+            let length = message.len() as u16;
+            let mut header = ip6::outer(target, icmp::ALL_NODES, icmp::ICMPV6, 0, length);
+            // The hop limit of what comes from the link itself (RFC 4861 7.1.2).
+            header[7] = 255;
+            let packet = [&header[..], &message].concat();
+            (icmp::ALL_NODES_MAC, ethernet::IPV6, packet)
+        }
+    };
+    let header = ethernet::Header {
+        destination,
+        source: mac,
+        ethertype: ethertype.into(),
+    };
+    [header.as_bytes(), &payload].concat().into()
+}
