@@ -1,5 +1,7 @@
 //! The demo: two hosts, two tenants, four guests, one wire; real traffic, and a comparison of what was seen with what the
-//! rules say.
+//! rules say. Then two tenants of equal addresses in overlay networks.
+
+mod overlay;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -85,6 +87,7 @@ pub fn run_demo(json: Option<&Path>) -> Result<bool, PerfError> {
         progress: true,
     };
     demo.play()?;
+    overlay::play(&mut demo)?;
     let report = &mut demo.report;
     report.ok = report.checks.iter().all(|check| check.ok);
     print!("{}", render(report, std::io::stdout().is_terminal()));
