@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::net::{Net, PATIENCE, Result, ensure, of_spi};
 
-const PEER: &str = include_str!("peer.py");
+pub(crate) const PEER: &str = include_str!("peer.py");
 
 /// Runs the peer in a namespace (or here) with orders on standard input; its answer.
-fn peer(command: &mut Command, orders: &Value) -> Result<Value> {
+pub(crate) fn peer(command: &mut Command, orders: &Value) -> Result<Value> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -31,7 +31,7 @@ fn peer(command: &mut Command, orders: &Value) -> Result<Value> {
 }
 
 /// Debian's own interpreter: the one that Debian's packages are for.
-const PYTHON: &str = "/usr/bin/python3";
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// Every second SA without extended sequence numbers, so that both forms are met.
 fn net(name: &str) -> Result<Net> {
@@ -47,7 +47,7 @@ fn net(name: &str) -> Result<Net> {
     Ok(net)
 }
 
-fn associations(net: &Net) -> Value {
+pub(crate) fn associations(net: &Net) -> Value {
     let one = |sa: &guestseal_perf::deployment::SaSpec| {
         json!({
             "spi": sa.spi, "keymat": sa.keymat, "esn": sa.extra.is_empty(), "tunnel": sa.tunnel, "authenticate": sa.authenticate,

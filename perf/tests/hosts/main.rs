@@ -23,6 +23,7 @@ const TESTS: &[(&str, Body)] = &[
     ("overlay::every_size_and_bulk", overlay::sizes),
     ("overlay::linux_vxlan_is_the_far_end", overlay::linux_vxlan),
     ("overlay::routes_are_followed", overlay::routes),
+    ("overlay::scapy_opens_and_seals", overlay::scapy),
     (
         "traffic::both_modes_both_families_and_the_hosts_own",
         traffic::both_modes,

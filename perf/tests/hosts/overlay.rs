@@ -4,7 +4,9 @@ use guestseal_perf::capture::{Capture, esp_of, kinds_with};
 use guestseal_perf::deployment::{Deployment, number};
 use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::{Running, wait_for};
+use serde_json::json;
 
+use crate::foreign::{PEER, PYTHON, associations, peer};
 use crate::net::{Net, PATIENCE, Result, ensure};
 
 const POLICY: &str = include_str!("../../../rules/examples/overlay/policy.yaml");
@@ -245,6 +247,78 @@ pub(crate) fn routes() -> Result<()> {
     }
     for host in 0..2 {
         net.stop(host)?;
+    }
+    Ok(())
+}
+
+/// Scapy opens what is sealed here, and what it seals is delivered: VXLAN and Geneve, once each, to the right tenant only.
+pub(crate) fn scapy() -> Result<()> {
+    let mut net = running("scapy", POLICY)?;
+    let capture = net.capture()?;
+    for tenant in ["blue", "red"] {
+        net.pings(&format!("{tenant}-1"), "10.1.0.2")?;
+    }
+    let file = capture.file().to_owned();
+    capture.stop()?;
+    let answer = peer(
+        std::process::Command::new(PYTHON).args(["-c", PEER, "open"]),
+        &json!({"pcap": file, "associations": associations(&net)}),
+    )?;
+    ensure(answer["failed"] == 0, || answer.to_string())?;
+    for name in [
+        "blue-any-h1-h2",
+        "blue-any-h2-h1",
+        "red-any-h1-h2",
+        "red-any-h2-h1",
+    ] {
+        ensure(number(&answer["opened"], &format!("/{name}")) >= 5, || {
+            format!("little of {name} opened: {answer}")
+        })?;
+    }
+    // The second host is now scapy's.
+    net.stop(1)?;
+    let mut messages = Vec::new();
+    for id in ["blue-1", "red-1"] {
+        messages.push(net.serve(net.guest(id), &["receive", "7001"])?);
+    }
+    // The windows have seen what Guestseal itself sealed on the second host: far above that.
+    let mut sequence = 5_000;
+    let mut packet = |sa: &str, header: &str, port: u16, text: &str, how: &str, step: u64| {
+        sequence += step;
+        json!({"sa": sa, "sequence": sequence, "source_mac": "02:00:00:01:00:02", "destination_mac": "02:00:00:01:00:01",
+               "source": "10.1.0.2", "destination": "10.1.0.1", "port": 7001, "text": text, "how": how,
+               "overlay": {"header": header, "port": port}})
+    };
+    let (blue, red) = ("08000000001b5900", "00006558001b5a00");
+    let packets = [
+        packet("blue-any-h2-h1", blue, 4789, "blue", "right", 1),
+        packet("red-any-h2-h1", red, 6081, "red", "right", 1),
+        // The same number again, a changed tag, the other tenant's VNI under this one's key, and bare.
+        packet("red-any-h2-h1", red, 6081, "wrong", "right", 0),
+        packet("blue-any-h2-h1", blue, 4789, "wrong", "tag", 1),
+        packet("blue-any-h2-h1", red, 6081, "wrong", "right", 1),
+        packet("blue-any-h2-h1", blue, 4789, "wrong", "plain", 1),
+        packet("blue-any-h2-h1", blue, 4789, "last", "right", 1),
+        packet("red-any-h2-h1", red, 6081, "last", "right", 1),
+    ];
+    let uplink = net.topology.hosts[0].run("cat /sys/class/net/uplink/address")?;
+    let sent = peer(
+        net.topology.hosts[1].command(PYTHON).args(["-c", PEER, "send"]),
+        &json!({"interface": "uplink", "uplink_mac": uplink.trim(), "outer": ["192.0.2.2", "192.0.2.1"], "packets": packets,
+                "associations": associations(&net)}),
+    )?;
+    ensure(sent["sent"] == packets.len(), || sent.to_string())?;
+    for (server, tenant) in messages.iter_mut().zip(["blue", "red"]) {
+        wait_for("what scapy sealed", PATIENCE, || {
+            Ok(server.output().contains("last").then_some(()))
+        })?;
+        let got = server.output();
+        ensure(got == format!("listening\n{tenant}\nlast\n"), || got)?;
+    }
+    let totals = net.stop(0)?;
+    for reason in ["ReplaySeen", "BadTag", "WrongNetwork", "RuleWantsSealed"] {
+        let found = number(&totals, &format!("/outcomes/dropped/{reason}"));
+        ensure(found == 1, || format!("{reason}: {found}: {totals}"))?;
     }
     Ok(())
 }

@@ -70,6 +70,13 @@ def sealed(order):
     inner = family(src=order["source"], dst=order["destination"]) / UDP(sport=4000, dport=order["port"]) / order["text"]
     inner = family(bytes(inner))
     sequence = order["sequence"]
+    if "overlay" in order:
+        # The guest's frame in the datagram of an overlay between the hosts.
+        carried = bytes.fromhex(order["overlay"]["header"]) + bytes(
+            Ether(src=order["source_mac"], dst=order["destination_mac"]) / inner
+        )
+        outer = IP(src=orders["outer"][0], dst=orders["outer"][1])
+        inner = IP(bytes(outer / UDP(sport=50000, dport=order["overlay"]["port"], chksum=0) / carried))
     if order["how"] == "plain":
         return inner
     if sa["authenticate"]:
@@ -97,7 +104,7 @@ def send():
     raw.bind((orders["interface"], 0))
     for order in orders["packets"]:
         packet = bytes(sealed(order))
-        tunnel = by_name[order["sa"]]["tunnel"]
+        tunnel = by_name[order["sa"]]["tunnel"] or "overlay" in order
         kind = 0x0800 if packet[0] >> 4 == 4 else 0x86DD
         frame = bytearray(
             bytes(

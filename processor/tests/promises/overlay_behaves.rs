@@ -233,6 +233,13 @@ fn the_sender_of_what_does_not_fit_is_told() {
                     assert_eq!(checksum::sum(body), 0xffff);
                 }
                 let fits = usize::from(u16::from_be_bytes([body[6], body[7]]));
+                let expected = match (port, tunnel_over_ip6) {
+                    // Bare packets go between the hosts' first addresses.
+                    (53, _) => 1450,
+                    (_, false) => 1416,
+                    (_, true) => 1396,
+                };
+                assert_eq!(fits, expected);
                 one.guest_sends(BLUE1, &of_length(fits));
                 let wire = one.on_wire();
                 assert_eq!(wire.len(), 1, "{fits} bytes fit");
