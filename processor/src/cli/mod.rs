@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed (the message says what, where and what to do), 2 wrong usage.
 
 mod check;
+mod ctl;
 mod explain;
 mod key;
 mod man;
@@ -10,6 +11,7 @@ mod run;
 mod sa;
 mod schema;
 mod status;
+mod table;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,8 @@ enum Command {
     Key(key::Key),
     /// What a running guestseal says of itself: packets, rules that do not seal, containers, guests.
     Status(status::Status),
+    /// Asks a running guestseal, and tells it what to do: tags, containers, ports, journal.
+    Ctl(ctl::Ctl),
     /// Manual security associations.
     Sa(sa::Sa),
     /// Prints the JSON Schema of policy files, for editors.
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Explain(explain) => explain.run(),
         Command::Key(key) => key.run(),
         Command::Status(status) => status.run(),
+        Command::Ctl(ctl) => ctl.run(),
         Command::Sa(sa) => sa.run(),
         Command::Schema(schema) => schema.run(),
         Command::Man(man) => man.run(&Cli::command()),

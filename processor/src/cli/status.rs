@@ -55,7 +55,7 @@ impl Status {
 }
 
 /// A line for each session, and what was done under each generation of a key.
-fn render_sessions(status: &Value) -> String {
+pub(super) fn render_sessions(status: &Value) -> String {
     let mut out = String::new();
     let Some(sessions) = status["sessions"].as_array() else {
         return out;
@@ -95,7 +95,7 @@ fn render_sessions(status: &Value) -> String {
     out
 }
 
-fn render(status: &Value) -> String {
+pub(super) fn render(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut out = format!(
         "host {}, process {}, since {}\n",

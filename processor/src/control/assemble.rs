@@ -432,6 +432,11 @@ impl DataPlane {
         lines
     }
 
+    /// The guest ports that it serves, and whether each is open.
+    pub fn ports(&self) -> impl Iterator<Item = (PortIndex, bool)> + '_ {
+        self.ports.iter().map(|port| (port.index, port.open.is_some()))
+    }
+
     /// Whether the uplink is still the interface that the plane was made for.
     #[must_use]
     pub fn has_uplink(&self) -> bool {

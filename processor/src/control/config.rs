@@ -1,5 +1,7 @@
 //! One host's configuration: host.yaml.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use crate::port::xsk::ZeroCopy;
 use crate::sa::selector::Selector;
 use crate::sa::spi::Spi;
 
+use super::api::access::{People, group_number};
+use super::api::{ApiConfig, TlsConfig};
 use super::sessions::config::{RawSessions, SessionConfig};
 
 /// Where pinned XDP programs are kept.
@@ -145,6 +149,8 @@ pub struct HostConfig {
     pub events: Option<PathBuf>,
     /// Broadcasts, multicasts and frames to unknown MACs that a guest port may have copied to other hosts in a second.
     pub group_rate: u32,
+    /// How the control side is reached.
+    pub api: ApiConfig,
     /// Manual SAs.
     pub sas: Vec<SaConfig>,
     /// How sessions are made, if they are.
@@ -204,9 +210,42 @@ struct RawHost {
     #[serde(default)]
     group_rate: Option<u32>,
     #[serde(default)]
+    api: Option<Spanned<RawApi>>,
+    #[serde(default)]
     security_associations: Vec<RawSa>,
     #[serde(default)]
     sessions: Option<RawSessions>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApi {
+    #[serde(default)]
+    socket: Option<PathBuf>,
+    /// Octal digits.
+    #[serde(default)]
+    mode: Option<String>,
+    #[serde(default)]
+    group: Option<String>,
+    #[serde(default)]
+    read: Vec<String>,
+    #[serde(default)]
+    change: Vec<String>,
+    #[serde(default)]
+    tls: Option<RawTls>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    listen: SocketAddr,
+    certificate: PathBuf,
+    key: PathBuf,
+    clients: PathBuf,
+    #[serde(default)]
+    read: BTreeSet<String>,
+    #[serde(default)]
+    change: BTreeSet<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -408,6 +447,17 @@ impl HostConfig {
                 errors.push(source.error(&raw.host.referenced, message));
             }
         }
+        let state_directory = base.join(raw.state_directory.unwrap_or_else(|| "state".into()));
+        let api = match raw.api {
+            None => ApiConfig::new(&state_directory),
+            Some(api) => {
+                let at = api.referenced;
+                resolve_api(api.value, base, &state_directory).unwrap_or_else(|message| {
+                    errors.push(source.error(&at, format!("api: {message}")));
+                    ApiConfig::new(&state_directory)
+                })
+            }
+        };
         let mut sas: Vec<SaConfig> = Vec::new();
         for raw in &raw.security_associations {
             match resolve_sa(raw, &source, base, &policy, &host_name, workers.len()) {
@@ -447,7 +497,7 @@ impl HostConfig {
             zero_copy: overrides.zero_copy.unwrap_or(raw.zero_copy),
             busy_poll: overrides.busy_poll || raw.busy_poll,
             aead: overrides.aead.unwrap_or(raw.aead),
-            state_directory: base.join(raw.state_directory.unwrap_or_else(|| "state".into())),
+            state_directory,
             pin_directory: overrides
                 .pin_directory
                 .clone()
@@ -462,10 +512,40 @@ impl HostConfig {
                 .clone()
                 .or(raw.events.map(|path| base.join(path))),
             group_rate: raw.group_rate.unwrap_or(Floods::RATE),
+            api,
             sas,
             sessions,
         })
     }
+}
+
+/// Gives what is wrong and what was expected.
+fn resolve_api(raw: RawApi, base: &Path, state_directory: &Path) -> Result<ApiConfig, String> {
+    let mut api = ApiConfig::new(state_directory);
+    if let Some(socket) = raw.socket {
+        api.socket = base.join(socket);
+    }
+    if let Some(group) = raw.group {
+        let number = group_number(&group).ok_or_else(|| format!("this host has no group \"{group}\""))?;
+        api.group = Some(number);
+        api.mode = 0o660;
+    }
+    if let Some(mode) = raw.mode {
+        let bits = u32::from_str_radix(&mode, 8).ok().filter(|bits| *bits <= 0o777);
+        api.mode =
+            bits.ok_or_else(|| format!("\"{mode}\" is no mode: expected octal digits such as \"0660\""))?;
+    }
+    api.access.read = People::parse(raw.read.iter().map(String::as_str))?;
+    api.access.change = People::parse(raw.change.iter().map(String::as_str))?;
+    api.tls = raw.tls.map(|tls| TlsConfig {
+        listen: tls.listen,
+        certificate: base.join(tls.certificate),
+        key: base.join(tls.key),
+        clients: base.join(tls.clients),
+        read: tls.read,
+        change: tls.change,
+    });
+    Ok(api)
 }
 
 fn resolve_sa(

@@ -70,6 +70,12 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// The sequence number that is used next.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.reservation.next()
+    }
+
     /// Raises the mark when half of a block is used up: on disk first, then for the worker.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! The control side: configuration, building the data plane, watching it. Never on a worker's thread.
 
 pub mod announce;
+pub mod answers;
+pub mod api;
 pub mod assemble;
 pub mod config;
 pub mod guests;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use guestseal_rules::event::Moment;
 use guestseal_rules::model::HostIndex;
 use hdrhistogram::serialization::V2DeflateSerializer;
+use serde_json::{Value, json};
 
 use crate::aead::choice::{EngineError, choose};
 use crate::path::endpoints::Endpoints;
@@ -24,6 +25,9 @@ use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::totals::{Frames, Totals};
 use crate::worker::handoff::Waker;
 
+use super::answers;
+use super::api::problem::Problem;
+use super::api::{Accepted, ApiError, Ask, Desk, Request};
 use super::assemble::{Blueprint, DataPlane, Remains, StartError};
 use super::config::HostConfig;
 use super::guests::{Guests, GuestsError, now};
@@ -66,6 +70,9 @@ pub enum RunError {
     /// A descriptor.
     #[error("the system has no descriptor left")]
     System(#[from] std::io::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// A file that was asked for.
     #[error("{}: cannot be written", path.display())]
     File {
@@ -99,6 +106,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 struct Control {
     plan: Blueprint,
+    /// Once traffic flows.
+    desk: Option<Desk>,
     guests: Guests,
     sessions: Option<Sessions>,
     since: Moment,
@@ -141,6 +150,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
                 .collect(),
             control: Waker::new()?,
         },
+        desk: None,
         guests,
         sessions,
         since: now(),
@@ -186,6 +196,8 @@ impl Control {
             tracing::info!("{line}");
         }
         tracing::info!("AEAD engine: {}", self.plan.engine.describe());
+        let config = &self.plan.config;
+        self.desk = Some(Desk::open(&config.api, &config.state_directory)?);
         if let Some(path) = &options.ready_file {
             std::fs::write(path, "ready\n").map_err(|source| RunError::File {
                 path: path.clone(),
@@ -252,6 +264,7 @@ impl Control {
             return;
         }
         let mut descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
+        descriptors.extend(self.desk.as_ref().map(|desk| desk.bell().as_fd()));
         let mut until = turn;
         let woken = &self.plan.control;
         if let (Some(sessions), Some(plane)) = (&self.sessions, plane) {
@@ -298,17 +311,70 @@ impl Control {
         }
     }
 
-    /// Takes the events that have come: first the rules are in force, then what was done is durable.
+    /// Takes what has come, from files and callers: first the rules are in force, then what was done is durable, then callers
+    /// are answered.
     fn follow_events(&mut self, plane: Option<&DataPlane>) {
         self.guests.take(now());
+        let (mut changes, mut questions) = (Vec::new(), Vec::new());
+        for Request { by, ask, reply } in self.desk.as_mut().map(Desk::take).unwrap_or_default() {
+            match ask {
+                Ask::Event(event) => changes.push((self.guests.offer(now(), &by, event, None), reply)),
+                ask => questions.push((ask, reply)),
+            }
+        }
         if self.guests.settle(now()) {
             self.plan.rules = self.guests.ruleset().clone();
             if let Some(plane) = plane {
                 plane.publish_rules(&self.plan.rules);
             }
         }
-        // An error is said there.
-        let _ = self.guests.commit();
+        let durable = self.guests.commit();
+        let accepted = json!(Accepted {
+            generation: self.plan.rules.generation().get(),
+        });
+        for (taken, reply) in changes {
+            let answer = match (taken, &durable) {
+                (Err(refusal), _) => Err(Problem::from(refusal)),
+                (Ok(()), Ok(_)) => Ok(accepted.clone()),
+                (Ok(()), Err(error)) => Err(Problem::not_durable(&chain(error))),
+            };
+            // Who asked may have gone.
+            let _ = reply.send(answer);
+        }
+        for (ask, reply) in questions {
+            let _ = reply.send(self.answer(ask, plane));
+        }
+        if let (Some(desk), Ok(done)) = (&self.desk, &durable) {
+            done.iter().for_each(|done| desk.tell(done));
+        }
+    }
+
+    fn answer(&self, ask: Ask, plane: Option<&DataPlane>) -> Result<Value, Problem> {
+        let (containers, config) = (self.guests.containers(), &self.plan.config);
+        Ok(match ask {
+            Ask::Event(_) => unreachable!("an event is no question"),
+            Ask::Status => json!(self.status()),
+            Ask::Guests => answers::guests(containers),
+            Ask::Guest(name) => {
+                let guest = containers.guest(&name);
+                answers::guest(containers, guest.ok_or_else(|| Problem::unknown_guest(&name))?)
+            }
+            Ask::Containers => answers::containers(containers),
+            Ask::Ports => answers::ports(&config.policy, plane.into_iter().flat_map(DataPlane::ports)),
+            Ask::Endpoints => answers::endpoints(&config.policy),
+            Ask::SecurityAssociations => json!({
+                "manual": answers::manual_sas(config, &self.marks),
+                "sessions": self.sessions.as_ref().map(Sessions::status),
+            }),
+            Ask::Counters => {
+                let mut counters = json!(self.totals(None));
+                if let Some(fields) = counters.as_object_mut() {
+                    fields.remove("latency_ns");
+                }
+                counters
+            }
+            Ask::Histograms => json!(self.totals(None).latency_ns),
+        })
     }
 
     /// Writes packets of rules that are logged into the log, a bounded number of them.
@@ -335,8 +401,8 @@ impl Control {
         }
     }
 
-    fn write_status(&mut self) {
-        let status = Status {
+    fn status(&self) -> Status {
+        Status {
             host: self.plan.config.policy.hosts[self.plan.config.host.index()]
                 .name
                 .clone(),
@@ -348,7 +414,11 @@ impl Control {
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
             sessions: self.sessions.as_ref().map(Sessions::status),
-        };
+        }
+    }
+
+    fn write_status(&mut self) {
+        let status = self.status();
         if let Err(error) = status::write(&self.plan.config.state_directory, &status) {
             tracing::error!(
                 "{}: no status: {error}",

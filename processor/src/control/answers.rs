@@ -1,0 +1,164 @@
+//! What the control loop answers when it is asked: state as JSON.
+
+use std::collections::BTreeMap;
+
+use guestseal_rules::containers::{Containers, Record};
+use guestseal_rules::model::{GuestIndex, Policy, PortIndex};
+use serde_json::{Value, json};
+
+use crate::wire::ethernet::MacAddress;
+
+use super::config::{HostConfig, SaDirection, SaMode};
+use super::manual_sa::Mark;
+
+/// All guests.
+#[must_use]
+pub fn guests(containers: &Containers) -> Value {
+    let all = (0..containers.policy().guests.len() as u32).map(GuestIndex);
+    all.map(|index| guest(containers, index)).collect()
+}
+
+/// One guest.
+#[must_use]
+pub fn guest(containers: &Containers, index: GuestIndex) -> Value {
+    let policy = containers.policy();
+    let guest = &policy.guests[index.index()];
+    let record = containers.record(index);
+    let container = &policy.containers[record.container.index()];
+    json!({
+        "guest": guest.id,
+        "uuid": guest.uuid,
+        "host": policy.hosts[guest.host.index()].name,
+        "container": container.name,
+        "quarantine": container.quarantine,
+        "because": record.cause.as_ref().map(|cause| &*cause.text),
+        "since": record.cause.as_ref().map(|cause| cause.at),
+        "pinned": record.pin.is_some(),
+        "held_until": record.held_until,
+        "labels": labels(&guest.labels, record),
+        "tags": tags(record),
+        "logins": record.logins,
+        "templates": templates(policy, record),
+        "ports": guest.ports.iter().map(|port| policy.ports[port.index()].interface.clone()).collect::<Vec<_>>(),
+    })
+}
+
+fn labels(declared: &BTreeMap<String, String>, record: &Record) -> BTreeMap<String, String> {
+    let mut labels = declared.clone();
+    for (name, value) in &record.labels {
+        match value {
+            Some(value) => labels.insert(name.clone(), value.clone()),
+            None => labels.remove(name),
+        };
+    }
+    labels
+}
+
+fn tags(record: &Record) -> Value {
+    let open = record.tags.iter().filter(|(_, tag)| tag.cleared.is_none());
+    open.map(|((service, name), tag)| {
+        json!({
+            "service": service,
+            "name": name,
+            "severity": tag.severity,
+            "first": tag.first,
+            "last": tag.last,
+            "count": tag.count,
+        })
+    })
+    .collect()
+}
+
+fn templates(policy: &Policy, record: &Record) -> Value {
+    let instances = record.instances.iter();
+    instances
+        .map(|(template, instance)| {
+            json!({
+                "template": policy.templates[template.index()].name,
+                "because": &*instance.cause.text,
+                "since": instance.cause.at,
+                "until": instance.until,
+            })
+        })
+        .collect()
+}
+
+/// All containers.
+#[must_use]
+pub fn containers(containers: &Containers) -> Value {
+    let policy = containers.policy();
+    let mut members: Vec<Vec<&str>> = vec![Vec::new(); policy.containers.len()];
+    for (number, guest) in (0u32..).zip(&policy.guests) {
+        members[containers.record(GuestIndex(number)).container.index()].push(&guest.id);
+    }
+    let all = policy.containers.iter().zip(members);
+    all.map(|(container, guests)| {
+        json!({
+            "container": container.name,
+            "quarantine": container.quarantine,
+            "guests": guests,
+        })
+    })
+    .collect()
+}
+
+fn port(policy: &Policy, index: PortIndex) -> Value {
+    let port = &policy.ports[index.index()];
+    let guest = &policy.guests[port.guest.index()];
+    json!({
+        "guest": guest.id,
+        "interface": port.interface,
+        "network": policy.networks[port.network.index()].name,
+        "mac": MacAddress(port.mac).to_string(),
+        "addresses": port.addresses,
+        "router": port.router,
+    })
+}
+
+/// The guest ports of this host, and whether each is open.
+#[must_use]
+pub fn ports(policy: &Policy, open: impl Iterator<Item = (PortIndex, bool)>) -> Value {
+    open.map(|(index, open)| {
+        let mut value = port(policy, index);
+        value["open"] = open.into();
+        value
+    })
+    .collect()
+}
+
+/// Where all guest ports are.
+#[must_use]
+pub fn endpoints(policy: &Policy) -> Value {
+    let all = (0..policy.ports.len() as u32).map(PortIndex);
+    all.map(|index| {
+        let mut value = port(policy, index);
+        let host = policy.guests[policy.ports[index.index()].guest.index()].host;
+        value["host"] = policy.hosts[host.index()].name.clone().into();
+        value["vtep"] = json!(policy.hosts[host.index()].addresses);
+        value
+    })
+    .collect()
+}
+
+/// Manual security associations. `marks` are those of the outbound ones, in their order.
+#[must_use]
+pub fn manual_sas(config: &HostConfig, marks: &[Mark]) -> Value {
+    let policy = &config.policy;
+    let mut marks = marks.iter();
+    let all = config.sas.iter();
+    all.map(|sa| {
+        let out = sa.direction == SaDirection::Out;
+        json!({
+            "name": sa.name,
+            "direction": if out { "out" } else { "in" },
+            "spi": sa.spi.get(),
+            "key": policy.keys[sa.key.index()].id,
+            "suite": sa.suite.to_string(),
+            "network": policy.networks[sa.network.index()].name,
+            "peer": policy.hosts[sa.peer.index()].name,
+            "mode": if sa.mode == SaMode::Tunnel { "tunnel" } else { "transport" },
+            "next-sequence": if out { marks.next().map(Mark::next) } else { None },
+        })
+    })
+    .collect()
+}

@@ -1,0 +1,172 @@
+//! Connections: accepted, bounded in number and time, and told who is at their other end.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
+
+use super::access::{Access, Caller};
+use super::{ApiConfig, ApiError, Counter, TlsConfig, limits, routes, tls};
+
+/// How long accepting waits when the system has no descriptor left.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Opens the listeners, and starts the thread that serves them until the control loop's end is gone.
+pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError> {
+    let unix = bind(config).map_err(|source| ApiError::Socket {
+        path: config.socket.clone(),
+        source,
+    })?;
+    let tcp = match &config.tls {
+        Some(tls) => {
+            let listener = std::net::TcpListener::bind(tls.listen).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            });
+            let listener = listener.map_err(|source| ApiError::Port {
+                address: tls.listen,
+                source,
+            })?;
+            Some((listener, tls::acceptor(tls)?, tls.clone()))
+        }
+        None => None,
+    };
+    let access = config.access.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ApiError::Thread)?;
+    let serve = async move {
+        let over = counter.requests.clone();
+        let router = routes::router(counter);
+        let permits = Arc::new(Semaphore::new(limits::CONNECTIONS));
+        if let Some((listener, acceptor, tls)) = tcp {
+            let (router, permits) = (router.clone(), Arc::clone(&permits));
+            tokio::spawn(async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => accept_tcp(listener, acceptor, Arc::new(tls), router, permits).await,
+                    Err(error) => tracing::error!("control port: {error}"),
+                }
+            });
+        }
+        match UnixListener::from_std(unix) {
+            Ok(listener) => tokio::select! {
+                () = accept_unix(listener, access, router, permits) => {}
+                () = over.closed() => {}
+            },
+            Err(error) => tracing::error!("control socket: {error}"),
+        }
+    };
+    let thread = std::thread::Builder::new().name("control-api".to_owned());
+    thread
+        .spawn(move || runtime.block_on(serve))
+        .map(drop)
+        .map_err(ApiError::Thread)
+}
+
+/// A socket whose permissions are right before anybody can reach it by its name.
+fn bind(config: &ApiConfig) -> io::Result<std::os::unix::net::UnixListener> {
+    if let Some(directory) = config.socket.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let aside = config.socket.with_extension("new");
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(&aside)?;
+    std::os::unix::fs::chown(&aside, None, config.group)?;
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(config.mode))?;
+    // What an earlier process left there goes with this.
+    std::fs::rename(&aside, &config.socket)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+async fn room(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    loop {
+        // It is never closed.
+        if let Ok(permit) = Arc::clone(permits).acquire_owned().await {
+            return permit;
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, access: Access, router: Router, permits: Arc<Semaphore>) {
+    loop {
+        let permit = room(&permits).await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("control socket: {error}");
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
+        };
+        let Ok(peer) = stream.peer_cred() else { continue };
+        let caller = Caller::Local {
+            user: peer.uid(),
+            group: peer.gid(),
+            process: peer.pid(),
+            may: access.of(peer.uid(), peer.gid()),
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            serve(stream, caller, router).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn accept_tcp(
+    listener: TcpListener,
+    acceptor: tokio_rustls::TlsAcceptor,
+    config: Arc<TlsConfig>,
+    router: Router,
+    permits: Arc<Semaphore>,
+) {
+    loop {
+        let permit = room(&permits).await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("control port: {error}");
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
+        };
+        let (acceptor, config, router) = (acceptor.clone(), Arc::clone(&config), router.clone());
+        tokio::spawn(async move {
+            if let Ok(Ok(stream)) = timeout(limits::HEAD_TIME, acceptor.accept(stream)).await {
+                let caller = config.caller(stream.get_ref().1.peer_certificates());
+                serve(stream, caller, router).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, caller: Caller, router: Router) {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits::WRITE_TIME));
+    let service = TowerToHyperService::new(router.layer(Extension(caller)));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_TIME)
+        .max_buf_size(limits::HEAD)
+        // Who has said all may close this half and still wait for the answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
+    // A caller that breaks off, or says what is no HTTP, is told by hyper as far as it can be.
+    let _ = connection.await;
+}
