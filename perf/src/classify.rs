@@ -9,6 +9,7 @@ use std::num::NonZeroU32;
 use std::time::Instant;
 
 use clap::Args;
+use guestseal_rules::classify::Decision;
 use guestseal_rules::compile::Ruleset;
 use guestseal_rules::facts::Facts;
 use guestseal_rules::flow_cache::FlowCache;
@@ -138,7 +139,9 @@ fn measure(seed: &Seed, rules: u32, options: &Options) -> Result<Row, PerfError>
         let mut cache = FlowCache::new(SLOTS, [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344]);
         let mut all = Vec::new();
         for round in 0..3 {
-            let cycles = bursts(&clock, &trace, |facts| black_box(cache.classify(&ruleset, facts)));
+            let cycles = bursts(&clock, &trace, |facts, decisions| {
+                let _ = cache.classify_all(&ruleset, facts, decisions);
+            });
             // The first round fills it.
             if round > 0 {
                 all.extend(cycles);
@@ -148,7 +151,9 @@ fn measure(seed: &Seed, rules: u32, options: &Options) -> Result<Row, PerfError>
     };
     let hits = [hit(1, 1 << 14), hit(1000, 1 << 17), hit(50_000, 1 << 18)];
     let packets = filters.flows(200_000, options.seed + 3);
-    let miss = bursts(&clock, &packets, |facts| black_box(ruleset.classify(facts)));
+    let miss = bursts(&clock, &packets, |facts, decisions| {
+        ruleset.classify_all(facts, decisions)
+    });
     let world = World {
         policy: &policy,
         guests: &guests,
@@ -164,7 +169,11 @@ fn measure(seed: &Seed, rules: u32, options: &Options) -> Result<Row, PerfError>
             ));
         }
     }
-    let linear = bursts(&clock, some, |facts| black_box(world.first_match(facts, false)));
+    let linear = bursts(&clock, some, |facts, decisions| {
+        for (facts, decision) in facts.iter().zip(decisions) {
+            decision.verdict = world.first_match(facts, false);
+        }
+    });
     Ok(Row {
         ruleset: seed.name,
         rules,
@@ -199,17 +208,22 @@ fn updates(policy: &Policy, ruleset: &Ruleset, guests: &[Membership]) -> f64 {
 }
 
 /// Cycles of each burst.
-fn bursts<T>(clock: &quanta::Clock, packets: &[Facts], mut one: impl FnMut(&Facts) -> T) -> Vec<u64> {
+fn bursts(
+    clock: &quanta::Clock,
+    packets: &[Facts],
+    mut classify: impl FnMut(&[Facts], &mut [Decision]),
+) -> Vec<u64> {
     packets
         .chunks_exact(BURST)
         .map(|burst| {
             // A worker has just made them when it looks them up.
             let burst = black_box(burst.to_vec());
+            let mut decisions = [Decision::UNMATCHED; BURST];
             let begin = clock.raw();
-            for facts in &burst {
-                one(facts);
-            }
-            clock.raw() - begin
+            classify(&burst, &mut decisions);
+            let cycles = clock.raw() - begin;
+            black_box(decisions);
+            cycles
         })
         .collect()
 }

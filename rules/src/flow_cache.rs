@@ -9,7 +9,9 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use crate::classify::{Decision, Verdict};
+use arrayvec::ArrayVec;
+
+use crate::classify::{Decision, GROUP, Verdict};
 use crate::compile::Ruleset;
 use crate::facts::{Facts, Ports};
 use crate::model::{GuestIndex, MAX_GUESTS, RuleIndex};
@@ -34,7 +36,23 @@ pub struct FlowCache {
 #[repr(C, align(64))]
 struct Slot {
     key: [u64; 7],
-    verdict: Verdict,
+    held: Held,
+}
+
+#[derive(Copy, Clone, Debug)]
+enum Held {
+    Decided(Verdict),
+    /// Nothing yet: which question of this group it is. None is left when the group is done.
+    Asked(u8),
+}
+
+/// The packets of a group that the cache does not know.
+#[derive(Default)]
+struct Asked {
+    /// Which, and the place that its flow takes.
+    packets: ArrayVec<(u8, Option<u32>), GROUP>,
+    /// Those of the same flow as one before, and which of the questions that is.
+    same: ArrayVec<(u8, u8), GROUP>,
 }
 
 const _: () = assert!(size_of::<Slot>() == 64, "a cache line");
@@ -42,7 +60,7 @@ const _: () = assert!(size_of::<Slot>() == 64, "a cache line");
 /// No ruleset's generation is 0: no key is this one.
 const EMPTY: Slot = Slot {
     key: [0; 7],
-    verdict: Verdict::NoRule,
+    held: Held::Decided(Verdict::NoRule),
 };
 
 impl FlowCache {
@@ -63,29 +81,90 @@ impl FlowCache {
     /// The decision on one packet: the one made before, or a new one.
     #[inline]
     pub fn classify(&mut self, rules: &Ruleset, facts: &Facts) -> Decision {
+        let mut decision = [Decision::UNMATCHED];
+        let _ = self.classify_all(rules, std::slice::from_ref(facts), &mut decision);
+        decision[0]
+    }
+
+    /// The decisions on a batch of packets, each in its place: those made before, or new ones, which are looked up together,
+    /// a flow once. Gives the packets for which rules were looked up, of the first 64 a bit each.
+    #[inline]
+    pub fn classify_all(&mut self, rules: &Ruleset, facts: &[Facts], decisions: &mut [Decision]) -> u64 {
         if rules.generation.get() != self.generation {
             self.meet(rules.generation);
         }
-        let key = key(facts, self.generation);
-        let place = self.place(&key);
-        let slot = &mut self.slots[place];
-        if slot.key == key {
-            self.hits += 1;
-            let watched = match rules.monitored {
-                Some(_) => self.watched[place],
-                None => None,
-            };
-            let verdict = slot.verdict;
-            return Decision { verdict, watched };
+        let mut looked_up = 0;
+        let groups = facts.chunks(GROUP).zip(decisions.chunks_mut(GROUP));
+        for ((facts, decisions), first) in groups.zip((0u32..).step_by(GROUP)) {
+            let asked = self.classify_group(rules, facts, decisions);
+            looked_up |= u64::from(asked).checked_shl(first).unwrap_or(0);
         }
-        self.misses += 1;
-        let decision = rules.classify(facts);
-        self.watched[place] = decision.watched;
-        *slot = Slot {
-            key,
-            verdict: decision.verdict,
-        };
-        decision
+        looked_up
+    }
+
+    #[inline]
+    fn classify_group(&mut self, rules: &Ruleset, facts: &[Facts], decisions: &mut [Decision]) -> u16 {
+        let mut asked = Asked::default();
+        for ((number, facts), decision) in (0u8..).zip(facts).zip(decisions.iter_mut()) {
+            let key = key(facts, self.generation);
+            let place = self.place(&key);
+            let slot = &mut self.slots[place];
+            match slot.held {
+                Held::Decided(verdict) if slot.key == key => {
+                    self.hits += 1;
+                    let watched = match rules.monitored {
+                        Some(_) => self.watched[place],
+                        None => None,
+                    };
+                    *decision = Decision { verdict, watched };
+                }
+                Held::Asked(question) if slot.key == key => {
+                    self.hits += 1;
+                    asked.same.push((number, question));
+                }
+                // The place belongs to another flow of this group.
+                Held::Asked(_) => asked.packets.push((number, None)),
+                Held::Decided(_) => {
+                    slot.key = key;
+                    slot.held = Held::Asked(asked.packets.len() as u8);
+                    asked.packets.push((number, Some(place as u32)));
+                }
+            }
+        }
+        match asked.packets.is_empty() {
+            true => 0,
+            false => self.look_up(rules, facts, decisions, &asked),
+        }
+    }
+
+    /// Asks the rules, and keeps what they say. A bit for each packet asked about.
+    #[inline(never)]
+    fn look_up(
+        &mut self,
+        rules: &Ruleset,
+        facts: &[Facts],
+        decisions: &mut [Decision],
+        asked: &Asked,
+    ) -> u16 {
+        let mut looked_up = 0;
+        let packets = asked.packets.iter();
+        let questions: ArrayVec<Facts, GROUP> =
+            packets.map(|(number, _)| facts[usize::from(*number)]).collect();
+        let mut answers = [Decision::UNMATCHED; GROUP];
+        rules.classify_all(&questions, &mut answers[..questions.len()]);
+        self.misses += questions.len() as u64;
+        for ((number, place), answer) in asked.packets.iter().zip(&answers) {
+            decisions[usize::from(*number)] = *answer;
+            looked_up |= 1 << number;
+            if let Some(place) = place {
+                self.slots[*place as usize].held = Held::Decided(answer.verdict);
+                self.watched[*place as usize] = answer.watched;
+            }
+        }
+        for (number, question) in &asked.same {
+            decisions[usize::from(*number)] = answers[usize::from(*question)];
+        }
+        looked_up
     }
 
     #[cold]

@@ -7,16 +7,18 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use guestseal_rules::classify::{Action, Protection, Verdict};
+use arrayvec::ArrayVec;
+use guestseal_rules::classify::{Action, Decision, Protection, Verdict};
 use guestseal_rules::facts::{Facts, Party, Ports};
 use guestseal_rules::flow_cache::FlowCache;
 
+use crate::port::BATCH;
 use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::samples::{Sample, Sampler};
 use crate::wire::packet::{Fragment, L3, Packet};
 
-use super::batch::{Batch, Descriptor, Egress, live};
-use super::outcome::{DropReason, SentAs};
+use super::batch::{Batch, Descriptor, Egress};
+use super::outcome::{Direction, DropReason, SentAs};
 use super::tables::Tables;
 
 const TCP: u8 = 6;
@@ -46,20 +48,48 @@ impl Decisions {
         }
     }
 
-    /// What the rules say of one packet; a rule that drops is an error already.
+    /// What the rules say of each packet that is asked about, in the order of the batch: `with` gets it; a rule that drops is an
+    /// error already.
     #[inline]
-    fn decide(&mut self, descriptor: &Descriptor, tables: &Tables) -> Result<Action, DropReason> {
-        let facts = facts(descriptor);
-        let misses = self.cache.misses;
-        let decision = self.cache.classify(&tables.rules, &facts);
-        let is_new = self.cache.misses != misses;
+    fn decide(
+        &mut self,
+        batch: &mut Batch,
+        tables: &Tables,
+        is_asked: impl Fn(&Descriptor) -> bool,
+        mut with: impl FnMut(&mut Descriptor, Result<Action, DropReason>),
+    ) {
+        let is_asked = |descriptor: &Descriptor| descriptor.is_live() && is_asked(descriptor);
+        let asked = batch.iter().filter(|descriptor| is_asked(descriptor));
+        let facts: ArrayVec<Facts, BATCH> = asked.map(facts).collect();
+        let mut decisions = [Decision::UNMATCHED; BATCH];
+        let looked_up = self
+            .cache
+            .classify_all(&tables.rules, &facts, &mut decisions[..facts.len()]);
+        let descriptors = batch.iter_mut().filter(|descriptor| is_asked(descriptor));
+        for (((number, descriptor), facts), decision) in (0u32..).zip(descriptors).zip(&facts).zip(&decisions)
+        {
+            let is_new = looked_up >> number & 1 == 1;
+            let action = self.count(decision, is_new, descriptor.direction, facts);
+            with(descriptor, action);
+        }
+    }
+
+    /// Counts what a rule has met, and samples it.
+    #[inline]
+    fn count(
+        &mut self,
+        decision: &Decision,
+        is_new: bool,
+        direction: Direction,
+        facts: &Facts,
+    ) -> Result<Action, DropReason> {
         let mut sample = |rule, enforced| {
             if is_new && self.counters.is_logged(rule) {
                 self.samples.push(Sample {
                     rule,
                     enforced,
-                    direction: descriptor.direction,
-                    facts,
+                    direction,
+                    facts: *facts,
                 });
             }
         };
@@ -96,17 +126,14 @@ impl Decisions {
 
 /// Classifies what guests sent: to another guest of this host, or to the uplink, sealed or not.
 pub fn classify_guest(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
-    for descriptor in live(batch) {
-        if descriptor.egress.is_some() {
-            // The answer to what the guest asked.
-            continue;
-        }
-        let action = decisions.decide(descriptor, tables);
+    // The answer to what the guest asked has its way already.
+    let is_asked = |descriptor: &Descriptor| descriptor.egress.is_none();
+    decisions.decide(batch, tables, is_asked, |descriptor, action| {
         match action.and_then(|action| route(descriptor, action, tables)) {
             Ok(egress) => descriptor.egress = Some(egress),
             Err(reason) => descriptor.drop_for(reason),
         }
-    }
+    });
 }
 
 fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result<Egress, DropReason> {
@@ -145,28 +172,32 @@ fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result
 
 /// Classifies what came from the uplink, opened or in plaintext, and checks that it came as its rule says.
 pub fn classify_uplink(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
-    for descriptor in live(batch) {
-        let action = decisions.decide(descriptor, tables);
-        let checked = action.and_then(|action| match (action, descriptor.seal) {
-            (Action::Plaintext, None) => Ok(()),
-            (Action::Seal { .. }, None) => Err(DropReason::RuleWantsSealed),
-            (Action::Seal { key, protection }, Some(opened)) if opened == (key, protection) => Ok(()),
-            (_, Some(_)) => Err(DropReason::KeyNotOfRule),
-            (Action::Drop, None) => Err(DropReason::RuleDrops),
-        });
-        match checked {
-            Err(reason) => descriptor.drop_for(reason),
-            // Groups have no single receiver: `deliver` copies them.
-            Ok(()) => match descriptor
-                .destination
-                .and_then(|endpoint| tables.local_port(endpoint.port))
-            {
-                Some(port) => descriptor.egress = Some(Egress::Guest(port)),
-                None if descriptor.packet.is_group() => {}
-                None => descriptor.drop_for(DropReason::PortGone),
-            },
-        }
-    }
+    decisions.decide(
+        batch,
+        tables,
+        |_| true,
+        |descriptor, action| {
+            let checked = action.and_then(|action| match (action, descriptor.seal) {
+                (Action::Plaintext, None) => Ok(()),
+                (Action::Seal { .. }, None) => Err(DropReason::RuleWantsSealed),
+                (Action::Seal { key, protection }, Some(opened)) if opened == (key, protection) => Ok(()),
+                (_, Some(_)) => Err(DropReason::KeyNotOfRule),
+                (Action::Drop, None) => Err(DropReason::RuleDrops),
+            });
+            match checked {
+                Err(reason) => descriptor.drop_for(reason),
+                // Groups have no single receiver: `deliver` copies them.
+                Ok(()) => match descriptor
+                    .destination
+                    .and_then(|endpoint| tables.local_port(endpoint.port))
+                {
+                    Some(port) => descriptor.egress = Some(Egress::Guest(port)),
+                    None if descriptor.packet.is_group() => {}
+                    None => descriptor.drop_for(DropReason::PortGone),
+                },
+            }
+        },
+    );
 }
 
 /// What a rule may test of a packet.

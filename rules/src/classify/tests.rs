@@ -522,9 +522,13 @@ proptest! {
         }
         let ruleset = Ruleset::compile(&policy, &guests, &flows, first()).unwrap();
         let world = World { policy: &policy, guests: &guests, flows: &flows };
-        for facts in packets {
-            prop_assert_eq!(ruleset.classify(&facts), naive(&world, &facts), "{:?}", facts);
+        let expected: Vec<Decision> = packets.iter().map(|facts| naive(&world, facts)).collect();
+        for (facts, expected) in packets.iter().zip(&expected) {
+            prop_assert_eq!(ruleset.classify(facts), *expected, "{:?}", facts);
         }
+        let mut together = vec![Decision::UNMATCHED; packets.len()];
+        ruleset.classify_all(&packets, &mut together);
+        prop_assert_eq!(together, expected);
     }
 
     /// After any changes the ruleset, a fresh one and the definition say the same; so does a cache in which everything collides.
@@ -566,6 +570,36 @@ proptest! {
         let fresh = Ruleset::compile(&policy, &guests, &flows, generation).unwrap();
         for facts in &packets {
             prop_assert_eq!(ruleset.classify(facts), fresh.classify(facts), "{:?}", facts);
+        }
+    }
+
+    /// A batch gets what its packets get one by one, whatever else takes their places in the cache; a flow that all places are
+    /// free for is looked up once.
+    #[test]
+    fn a_batch_is_as_good_as_its_packets(
+        policy in any_policy(),
+        packets in prop::collection::vec(any_facts(), 1..8),
+        picks in prop::collection::vec(any::<Pick>(), 1..=64),
+        slots in prop::sample::select(vec![1usize, 2, 1 << 12]),
+    ) {
+        let guests = at_start(&policy);
+        let flows = Flows::default();
+        let ruleset = Ruleset::compile(&policy, &guests, &flows, first()).unwrap();
+        let world = World { policy: &policy, guests: &guests, flows: &flows };
+        let batch: Vec<Facts> = picks.iter().map(|pick| *pick.get(&packets)).collect();
+        let expected: Vec<Decision> = batch.iter().map(|facts| naive(&world, facts)).collect();
+        let mut cache = FlowCache::new(slots, [3, 5]);
+        for round in 0..3 {
+            let mut decisions = vec![Decision::UNMATCHED; batch.len()];
+            let (hits, misses) = (cache.hits, cache.misses);
+            let looked_up = cache.classify_all(&ruleset, &batch, &mut decisions);
+            prop_assert_eq!(&decisions, &expected);
+            prop_assert_eq!((cache.hits - hits) + (cache.misses - misses), batch.len() as u64);
+            prop_assert_eq!(u64::from(looked_up.count_ones()), cache.misses - misses);
+            let different: Vec<&Facts> = batch.iter().enumerate().filter(|(at, one)| !batch[..*at].contains(one)).map(|(_, one)| one).collect();
+            if different.len() == 1 {
+                prop_assert_eq!(looked_up, u64::from(round == 0));
+            }
         }
     }
 

@@ -1,20 +1,24 @@
 //! Guests to rows: which entries want this guest as `from` or `to`. The only part that changes when something happens to
 //! a guest, a few rows a guest.
 //!
-//! A guest has its port's addresses, so for each of them one row holds what entries ask of the guest and of the address: a
-//! packet of a guest costs no search of addresses. Any other address (a router's) is looked up beside the guest.
+//! A guest has its port's addresses, in the network of the port, so for each of them one row holds what entries ask of the guest,
+//! of the address and of the network: a packet of a guest costs no search of addresses. Any other address (a router's) is
+//! looked up beside the guest.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
 
+use crate::facts::Party;
 use crate::membership::Membership;
-use crate::model::{GuestIndex, Policy};
+use crate::model::{GuestIndex, NetworkIndex, Policy};
 
+use super::Fixed;
 use super::addresses::{AddressTable, Roles};
 use super::parties::GuestTerm;
-use super::rows::{Bits, Known, RowId, RowStore, row_bytes};
+use super::rows::{Bits, Known, RowId, RowStore};
+use super::traffic::TrafficTable;
 
 /// What entries ask of guests; the same as long as the policy is.
 #[derive(Debug)]
@@ -23,10 +27,17 @@ pub(crate) struct GuestQuestions {
     asked: Vec<(Vec<GuestTerm>, [Vec<u32>; 2])>,
     /// Entries that ask nothing.
     unasked: [Bits; 2],
-    /// The addresses of each guest: from where to where in `addresses`.
+    /// The addresses of each guest: from where to where in `own`.
     first: Vec<u32>,
-    /// Of one guest after the other: its ports', and none.
-    addresses: Vec<Option<IpAddr>>,
+    /// Of one guest after the other: its ports', and none of each port.
+    own: Vec<Own>,
+}
+
+/// An address that a guest has in a network.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Own {
+    network: NetworkIndex,
+    address: Option<IpAddr>,
 }
 
 /// The answers: for each guest, rows of its addresses, then of itself alone.
@@ -40,10 +51,18 @@ pub(crate) struct GuestTable {
 pub(crate) enum Found {
     /// No known guest.
     Nobody,
-    /// A guest with an address of its own.
+    /// A guest with an address of its own, in the network where it has it: the rows are about these, too.
     Whole(Roles),
-    /// A guest with another's address: the rows are about the guest alone.
+    /// A guest with another's address, or in another network: the rows are about the guest alone.
     Alone(Roles),
+}
+
+/// What the rows of guests are made of.
+struct Asked<'a> {
+    questions: &'a GuestQuestions,
+    addresses: &'a AddressTable,
+    traffic: &'a TrafficTable,
+    fixed: &'a RowStore,
 }
 
 /// The number of a list of terms among those that are asked.
@@ -87,7 +106,7 @@ pub(crate) fn rows_of_guests(policy: &Policy) -> usize {
         .iter()
         .map(|port| port.addresses.len())
         .sum::<usize>();
-    2 * (ports + 2 * policy.guests.len())
+    2 * (ports + policy.ports.len() + policy.guests.len())
 }
 
 impl GuestQuestions {
@@ -111,26 +130,31 @@ impl GuestQuestions {
                 }
             }
         }
-        let (mut first, mut addresses) = (vec![0], Vec::new());
+        let (mut first, mut all) = (vec![0], Vec::new());
         for guest in &policy.guests {
             let ports = guest
                 .ports
                 .iter()
                 .filter_map(|port| policy.ports.get(port.index()));
-            let mut own: Vec<Option<IpAddr>> = ports
-                .flat_map(|port| port.addresses.iter().copied().map(Some))
+            let mut own: Vec<Own> = ports
+                .flat_map(|port| {
+                    let addresses = port.addresses.iter().copied().map(Some).chain([None]);
+                    addresses.map(|address| Own {
+                        network: port.network,
+                        address,
+                    })
+                })
                 .collect();
             own.sort_unstable();
             own.dedup();
-            addresses.extend(own);
-            addresses.push(None);
-            first.push(addresses.len() as u32);
+            all.extend(own);
+            first.push(all.len() as u32);
         }
         Self {
             asked,
             unasked,
             first,
-            addresses,
+            own: all,
         }
     }
 
@@ -165,7 +189,7 @@ impl GuestQuestions {
         positions * 4
             + self.unasked[0].0.len() * 128
             + self.first.len() * 4
-            + self.addresses.len() * size_of::<Option<IpAddr>>()
+            + self.own.len() * size_of::<Own>()
     }
 }
 
@@ -174,96 +198,82 @@ impl GuestTable {
     pub(crate) fn build(
         questions: &GuestQuestions,
         addresses: &AddressTable,
+        traffic: &TrafficTable,
         fixed: &RowStore,
         guests: &[Membership],
     ) -> Self {
         let mut store = RowStore::new(fixed.blocks_per_row());
-        let rows = 2 * (questions.addresses.len() + questions.first.len() - 1);
+        let rows = 2 * (questions.own.len() + questions.first.len() - 1);
         (0..rows).for_each(|_| {
             store.reserve();
         });
         let mut table = Self { store };
         let mut known = Known::nothing();
+        let asked = Asked {
+            questions,
+            addresses,
+            traffic,
+            fixed,
+        };
         for (number, guest) in (0u32..).zip(guests) {
-            table.answer(
-                questions,
-                addresses,
-                fixed,
-                Some(&mut known),
-                GuestIndex(number),
-                guest,
-            );
+            table.answer(&asked, Some(&mut known), GuestIndex(number), guest);
         }
         table.store.finish();
         table
     }
 
     /// What has changed for one guest.
-    pub(crate) fn update(
-        &mut self,
-        questions: &GuestQuestions,
-        addresses: &AddressTable,
-        fixed: &RowStore,
-        guest: GuestIndex,
-        now: &Membership,
-    ) {
-        self.answer(questions, addresses, fixed, None, guest, now);
+    pub(crate) fn update(&mut self, fixed: &Fixed, guest: GuestIndex, now: &Membership) {
+        let asked = Asked {
+            questions: &fixed.questions,
+            addresses: &fixed.addresses,
+            traffic: &fixed.traffic,
+            fixed: &fixed.store,
+        };
+        self.answer(&asked, None, guest, now);
         self.store.tidy();
     }
 
     fn answer(
         &mut self,
-        questions: &GuestQuestions,
-        addresses: &AddressTable,
-        fixed: &RowStore,
+        asked: &Asked<'_>,
         mut known: Option<&mut Known>,
         guest: GuestIndex,
         now: &Membership,
     ) {
-        let Some((first, end)) = questions.places(guest) else {
+        let Some((first, end)) = asked.questions.places(guest) else {
             return;
         };
-        let answer = questions.answer(guest, now);
+        let answer = asked.questions.answer(guest, now);
         for (role, bits) in answer.iter().enumerate() {
-            for (place, address) in (first..).zip(&questions.addresses[first..end]) {
-                let mut of_address = fixed.bits(addresses.rows(*address).alone[role]);
-                for (one, other) in of_address.0.iter_mut().zip(&bits.0) {
-                    *one = one.and(other);
+            for (place, own) in (first..).zip(&asked.questions.own[first..end]) {
+                let mut of_own = asked.fixed.bits(asked.addresses.rows(own.address).alone[role]);
+                let of_network = asked.fixed.bits(asked.traffic.network(own.network));
+                for ((one, guest), network) in of_own.0.iter_mut().zip(&bits.0).zip(&of_network.0) {
+                    *one = one.and(guest).and(network);
                 }
-                let row = self.row(place + guest.index())[role];
-                self.store.overwrite(known.as_deref_mut(), row, row, &of_address);
+                let row = row(place + guest.index())[role];
+                self.store.overwrite(known.as_deref_mut(), row, row, &of_own);
             }
-            let row = self.row(end + guest.index())[role];
+            let row = row(end + guest.index())[role];
             self.store.overwrite(known.as_deref_mut(), row, row, bits);
         }
     }
 
     #[inline]
-    fn row(&self, place: usize) -> Roles {
-        let words = row_bytes(self.store.blocks_per_row()) / 4;
-        let row = (2 * place * words) as RowId;
-        [row, row + words as RowId]
-    }
-
-    #[inline]
-    pub(crate) fn find(
-        &self,
-        questions: &GuestQuestions,
-        guest: Option<GuestIndex>,
-        address: Option<IpAddr>,
-    ) -> Found {
-        let Some(guest) = guest else {
+    pub(crate) fn find(&self, questions: &GuestQuestions, party: &Party, network: NetworkIndex) -> Found {
+        let Some(guest) = party.guest else {
             return Found::Nobody;
         };
         let Some((first, end)) = questions.places(guest) else {
             return Found::Nobody;
         };
-        for (place, own) in (first..).zip(&questions.addresses[first..end]) {
-            if *own == address {
-                return Found::Whole(self.row(place + guest.index()));
+        for (place, own) in (first..).zip(&questions.own[first..end]) {
+            if own.network == network && own.address == party.address {
+                return Found::Whole(row(place + guest.index()));
             }
         }
-        Found::Alone(self.row(end + guest.index()))
+        Found::Alone(row(end + guest.index()))
     }
 
     #[inline]
@@ -274,4 +284,11 @@ impl GuestTable {
     pub(crate) fn bytes(&self) -> usize {
         self.store.bytes()
     }
+}
+
+/// The rows of a place, in both roles.
+#[inline]
+fn row(place: usize) -> Roles {
+    let row = 2 * place as RowId;
+    [row, row + 1]
 }

@@ -9,15 +9,15 @@
 //! (`flows`); all else is shared by the old and the new ruleset. Memory is bounded: what would need more is refused, by name
 //! where one rule is to blame.
 //!
-//! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache, 1,000 guests, seeds acl, fw and ipc of `guestseal-perf
-//! classify`: 155, 141, 142 at 10 rules, 254, 251, 259 at 1,000, 474, 514, 516 at 10,000; the plain list takes 240,210 to 299,000
-//! there. Beside tuple-space search (tuples in the order of their best rule, 70 to 79 of them, each asked in both directions), in
-//! one run while other work shared the core: at 1,000 rules 269, 258, 271 here and 1,330, 1,400, 1,471 there; at 10,000 rules 893,
-//! 959, 979 here and 2,323, 2,313, 2,301 there. A first form of the bit vectors, whose rows were
-//! summaries and single words found by counting bits, and which looked for a guest's address among all, took 3 times as long
-//! as this one (2,179, 2,449, 2,256 in another run): the cost is lines of memory, so a guest's own addresses have rows of
-//! their own, and which words of a block are there stands beside its number. Tuple-space search also pays for every label name
-//! and prefix length that rules use, which a guest's operator chooses; rows do not.
+//! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc of
+//! `guestseal-perf classify`, while builds shared the machine: 171, 160, 162 at 10 rules, 243, 259, 271 at 1,000, 405, 467,
+//! 474 at 10,000; the plain list takes 240,000 to 330,000 there. A row for each field by itself (five or more rows to
+//! intersect, in blocks first, one packet after the other) took 254, 252, 256 and 466, 508, 533 in the same minute: what costs is
+//! instructions for each row and word, then lines of memory, so the fields that a packet has only together (a guest with its
+//! address and network; EtherType, protocol and ports) share a row, and packets wait together. Tuple-space search (tuples in
+//! the order of their best rule, 70 to 79 of them, each asked in both directions) took 2.3 to 2.6 times as long as that
+//! earlier form at 10,000 rules and 4.9 to 5.4 times at 1,000; it also pays for every label name and prefix length that rules
+//! use, which a guest's operator chooses; rows do not.
 //!
 //! After Lakshman and Stiliadis (bit vectors, 1998), Baboescu and Varghese (summaries, 2001).
 
@@ -36,7 +36,7 @@ use std::sync::Arc;
 use crate::classify::Action;
 use crate::flows::{FlowKey, Flows};
 use crate::membership::Membership;
-use crate::model::{GuestIndex, Place, Policy, Rule};
+use crate::model::{GuestIndex, Place, Policy, Rule, RuleIndex};
 
 use addresses::{AddressTable, Asked};
 use arrange::arrange;
@@ -133,7 +133,7 @@ pub(crate) struct Index {
 /// What stays the same as long as the policy does.
 #[derive(Debug)]
 pub(crate) struct Fixed {
-    /// Words in front of a row's blocks.
+    /// Words of 64 bits in the summary of a row.
     pub(crate) parts: usize,
     pub(crate) store: RowStore,
     pub(crate) addresses: AddressTable,
@@ -141,13 +141,37 @@ pub(crate) struct Fixed {
     pub(crate) questions: GuestQuestions,
     /// By position.
     pub(crate) verdicts: Vec<EntryVerdict>,
-    /// The smallest verdict of each block.
-    pub(crate) lowest: Vec<EntryVerdict>,
 }
 
 /// Twice the rule's number, and one more if the entry needs ports: what is smaller comes first.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct EntryVerdict(pub(crate) u32);
+pub(crate) struct EntryVerdict(u32);
+
+impl EntryVerdict {
+    /// Behind every entry's.
+    pub(crate) const NONE: Self = Self(u32::MAX);
+
+    fn new(rule: u32, needs_ports: bool) -> Self {
+        Self(2 * rule + u32::from(needs_ports))
+    }
+
+    /// This, or [`Self::NONE`]; without a branch.
+    #[inline]
+    pub(crate) fn or_none(self, none: bool) -> Self {
+        Self(self.0 | u32::from(none).wrapping_neg())
+    }
+
+    #[inline]
+    pub(crate) fn rule(self) -> RuleIndex {
+        RuleIndex(self.0 >> 1)
+    }
+
+    /// Of [`Self::NONE`] nothing is needed.
+    #[inline]
+    pub(crate) fn needs_ports(self) -> bool {
+        self.0 & 1 == 1 && self != Self::NONE
+    }
+}
 
 struct Entry {
     verdict: EntryVerdict,
@@ -218,7 +242,7 @@ impl Ruleset {
         for index in std::iter::once(&mut next.enforced).chain(&mut next.monitored) {
             let (table, fixed) = (Arc::make_mut(&mut index.guests), &index.fixed);
             for (guest, now) in changed.clone() {
-                table.update(&fixed.questions, &fixed.addresses, &fixed.store, guest, now);
+                table.update(fixed, guest, now);
             }
         }
         next
@@ -257,7 +281,7 @@ impl Ruleset {
                 + fixed.addresses.bytes()
                 + fixed.traffic.bytes()
                 + fixed.questions.bytes()
-                + (fixed.verdicts.len() + fixed.lowest.len()) * size_of::<EntryVerdict>()
+                + fixed.verdicts.len() * size_of::<EntryVerdict>()
                 + index.guests.bytes()
                 + index.flows.as_ref().map_or(0, |flows| flows.bytes())
         };
@@ -317,7 +341,7 @@ fn add_entries(
                 let needs_ports = !traffic.ports.is_empty() || traffic.icmp_type.is_some();
                 entries.push(Entry {
                     // Of a rule's own alternatives, one that matches comes before one that only might.
-                    verdict: EntryVerdict(2 * number + u32::from(needs_ports)),
+                    verdict: EntryVerdict::new(number, needs_ports),
                     from: Arc::clone(from),
                     to: Arc::clone(to),
                     questions: [*from_question, *to_question],
@@ -357,21 +381,17 @@ impl Index {
         store.finish();
         let asked: Vec<[Question; 2]> = entries.iter().map(|entry| entry.questions).collect();
         let questions = GuestQuestions::build(&asked, numbered, blocks, policy);
-        let guests = GuestTable::build(&questions, &addresses, &store, guests);
+        let guests = GuestTable::build(&questions, &addresses, &traffic, &store, guests);
         let tests = wanted.iter().map(|wanted| wanted.traffic.flow);
         let flows = FlowRows::new(tests, policy.flow_tests.len(), blocks);
         let verdicts: Vec<EntryVerdict> = entries.iter().map(|entry| entry.verdict).collect();
         Ok(Self {
             fixed: Arc::new(Fixed {
-                parts: blocks.div_ceil(64),
+                parts: blocks.div_ceil(rows::WORDS),
                 store,
                 addresses,
                 traffic,
                 questions,
-                lowest: verdicts
-                    .chunks(rows::BLOCK)
-                    .map(|block| block.iter().copied().min().unwrap_or(EntryVerdict(u32::MAX)))
-                    .collect(),
                 verdicts,
             }),
             guests: Arc::new(guests),
@@ -383,11 +403,13 @@ impl Index {
 /// Reckons what rows may need before any is made.
 fn refuse_too_many_bytes(entries: &[Entry], policy: &Policy, blocks: usize) -> Result<(), TooLarge> {
     // Where a row differs from the one before it, by a block of its own.
+    let ethertypes = entries.iter().filter_map(|entry| entry.wanted.traffic.ethertype);
+    let kinds = ethertypes.collect::<std::collections::BTreeSet<_>>().len() + 1;
     let edges: usize = entries
         .iter()
         .map(|entry| {
             let ranges = |set: &AddressSet| 4 * (set.ip4.0.len() + set.ip6.0.len());
-            ranges(&entry.from) + ranges(&entry.to) + 2 * entry.wanted.traffic.ports.len()
+            ranges(&entry.from) + ranges(&entry.to) + 2 * kinds * entry.wanted.traffic.ports.len()
         })
         .sum();
     let whole = traffic::most_rows(

@@ -1,24 +1,27 @@
 //! Rows of bits, a bit an entry: a table of blocks of 512 bits, a cache line each, and which blocks a row is made of.
 //!
-//! Equal blocks are kept once: most of a row is like its neighbours. In front of a row's blocks stands a bit for each that is
-//! not empty, and beside the number of each a bit for each of its words that is not, so that an intersection reads the lines
-//! of those words only that are there in every row.
+//! Equal blocks are kept once: most of a row is like its neighbours. A row's summary has a bit for each of its words that is
+//! not empty, so that an intersection reads those words only that are there in every row.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use foldhash::fast::FixedState;
 
 /// Entries of one block.
 pub(crate) const BLOCK: usize = 512;
 
-/// Where a row begins in its store.
+/// The number of a row in its store.
 pub(crate) type RowId = u32;
 
 /// Entries of one word of a block.
 pub(crate) const WORD: usize = 64;
 
+/// Words of one block.
+pub(crate) const WORDS: usize = BLOCK / WORD;
+
 /// Blocks that a store can number. What would be one more is kept as the empty one: no entry matches, and the packet is dropped.
-const MOST_BLOCKS: usize = 1 << 24;
+const MOST_BLOCKS: usize = 1 << 26;
 
 /// The bits of 512 entries.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -37,8 +40,8 @@ impl Block {
     }
 
     /// A bit for each word that is not empty.
-    fn words(&self) -> u32 {
-        (0..8).map(|word| u32::from(self.0[word] != 0) << word).sum()
+    fn words(&self) -> u8 {
+        (0..WORDS).map(|word| u8::from(self.0[word] != 0) << word).sum()
     }
 }
 
@@ -92,10 +95,14 @@ impl Sweep {
 #[derive(Clone, Debug)]
 pub(crate) struct RowStore {
     blocks_per_row: usize,
-    /// Words of 32 bits in front of a row: two for each 64 blocks.
-    front: usize,
-    /// One row after the other: its front, and of each block its number and, in the highest byte, which of its words are not empty.
-    rows: Vec<u32>,
+    /// Words of 64 bits in the summary of a row.
+    parts: usize,
+    /// How many.
+    count: u32,
+    /// One row after the other: a bit for each word that is not empty.
+    summaries: Vec<u64>,
+    /// One row after the other: the numbers of its blocks.
+    numbers: Vec<u32>,
     /// The first is the empty one.
     blocks: Vec<Block>,
     /// Blocks after the last time that those were left out which no row has.
@@ -118,17 +125,19 @@ impl Known {
     }
 }
 
-/// Bytes of a row, and of each block.
+/// Bytes of a row of so many blocks, without the blocks themselves.
 pub(crate) fn row_bytes(blocks: usize) -> usize {
-    (blocks + 2 * blocks.div_ceil(64)) * 4
+    blocks * 4 + blocks.div_ceil(WORDS) * 8
 }
 
 impl RowStore {
     pub(crate) fn new(blocks_per_row: usize) -> Self {
         Self {
             blocks_per_row,
-            front: 2 * blocks_per_row.div_ceil(64),
-            rows: Vec::new(),
+            parts: blocks_per_row.div_ceil(WORDS),
+            count: 0,
+            summaries: Vec::new(),
+            numbers: Vec::new(),
             blocks: vec![Block::EMPTY],
             compact: 1,
         }
@@ -169,38 +178,42 @@ impl RowStore {
             return 0;
         }
         self.blocks.push(*block);
-        (self.blocks.len() as u32 - 1) | (block.words() << 24)
+        self.blocks.len() as u32 - 1
     }
 
     fn row(&mut self, known: &mut Known, blocks: &[u32]) -> RowId {
         if let Some(id) = known.rows.get(blocks) {
             return *id;
         }
-        let id = self.rows.len() as RowId;
-        self.rows.resize(self.rows.len() + self.stride(), 0);
+        let id = self.reserve();
         self.write(id, blocks);
         known.rows.insert(blocks.into(), id);
         id
     }
 
     fn write(&mut self, id: RowId, blocks: &[u32]) {
-        let row = &mut self.rows[id as usize..][..self.front + self.blocks_per_row];
-        let (front, row) = row.split_at_mut(self.front);
-        front.fill(0);
-        row.copy_from_slice(blocks);
-        for (number, _) in blocks.iter().enumerate().filter(|(_, block)| **block != 0) {
-            front[number / 32] |= 1 << (number % 32);
+        let first = id as usize * self.parts;
+        let summary = &mut self.summaries[first..first + self.parts];
+        summary.fill(0);
+        for (number, block) in blocks.iter().enumerate() {
+            let words = u64::from(self.blocks[*block as usize].words());
+            summary[number / WORDS] |= words << (WORDS * (number % WORDS));
         }
+        let numbers = self.numbers_of(id);
+        self.numbers[numbers].copy_from_slice(blocks);
     }
 
-    fn stride(&self) -> usize {
-        self.front + self.blocks_per_row
+    fn numbers_of(&self, id: RowId) -> Range<usize> {
+        let first = id as usize * self.blocks_per_row;
+        first..first + self.blocks_per_row
     }
 
     /// A row of the caller's own, empty so far: `overwrite` fills it.
     pub(crate) fn reserve(&mut self) -> RowId {
-        let id = self.rows.len() as RowId;
-        self.rows.resize(self.rows.len() + self.stride(), 0);
+        let id = self.count;
+        self.count += 1;
+        self.summaries.resize(self.summaries.len() + self.parts, 0);
+        self.numbers.resize(self.numbers.len() + self.blocks_per_row, 0);
         id
     }
 
@@ -208,18 +221,13 @@ impl RowStore {
     /// it is likely to be like.
     pub(crate) fn overwrite(&mut self, mut known: Option<&mut Known>, id: RowId, like: RowId, bits: &Bits) {
         let mut row = Vec::with_capacity(self.blocks_per_row);
-        for (number, block) in bits.0.iter().enumerate() {
-            let place = self.front + number;
-            let mut there = [
-                self.rows[id as usize + place],
-                self.rows[like as usize + place],
-                0,
-            ]
-            .into_iter();
+        let places = self.numbers_of(id).zip(self.numbers_of(like));
+        for (block, (own, like)) in bits.0.iter().zip(places) {
+            let mut there = [self.numbers[own], self.numbers[like], 0].into_iter();
             row.push(match &mut known {
                 Some(known) => self.block(known, block),
                 None => there
-                    .find(|there| self.blocks[number_of(*there)] == *block)
+                    .find(|there| self.blocks[*there as usize] == *block)
                     .unwrap_or_else(|| self.push(block)),
             });
         }
@@ -233,10 +241,8 @@ impl RowStore {
         }
         let old = std::mem::replace(&mut self.blocks, vec![Block::EMPTY]);
         let mut known = Known::nothing();
-        for first in (0..self.rows.len()).step_by(self.stride().max(1)) {
-            for place in first + self.front..first + self.stride() {
-                self.rows[place] = self.block(&mut known, &old[number_of(self.rows[place])]);
-            }
+        for place in 0..self.numbers.len() {
+            self.numbers[place] = self.block(&mut known, &old[self.numbers[place] as usize]);
         }
         self.finish();
     }
@@ -245,15 +251,17 @@ impl RowStore {
     pub(crate) fn finish(&mut self) {
         self.compact = self.blocks.len();
         self.blocks.shrink_to_fit();
-        self.rows.shrink_to_fit();
+        self.numbers.shrink_to_fit();
+        self.summaries.shrink_to_fit();
     }
 
     /// The bits of a row.
     pub(crate) fn bits(&self, id: RowId) -> Bits {
-        let row = self.get(id);
+        let numbers = &self.numbers[self.numbers_of(id)];
         Bits(
-            (0..self.blocks_per_row)
-                .map(|block| self.blocks[number_of(row.place(block))])
+            numbers
+                .iter()
+                .map(|number| self.blocks[*number as usize])
                 .collect(),
         )
     }
@@ -261,49 +269,39 @@ impl RowStore {
     #[inline]
     pub(crate) fn get(&self, id: RowId) -> Row<'_> {
         Row {
-            row: &self.rows[id as usize..],
-            front: self.front,
+            numbers: &self.numbers[self.numbers_of(id)],
             blocks: &self.blocks,
         }
     }
 
+    /// Some parts of a row's summary: a bit for each word that is not empty.
+    #[inline]
+    pub(crate) fn summary(&self, id: RowId, first: usize, parts: usize) -> &[u64] {
+        let first = id as usize * self.parts + first;
+        &self.summaries[first..first + parts]
+    }
+
     /// Bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.rows.capacity() * 4 + self.blocks.capacity() * size_of::<Block>()
+        self.summaries.capacity() * 8
+            + self.numbers.capacity() * 4
+            + self.blocks.capacity() * size_of::<Block>()
     }
 }
 
 /// One row.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Row<'a> {
-    row: &'a [u32],
-    front: usize,
+    numbers: &'a [u32],
     blocks: &'a [Block],
 }
 
-impl<'a> Row<'a> {
-    /// A bit for each of 64 blocks that is not empty.
+impl Row<'_> {
+    /// A word of bits, by its number in the row.
     #[inline]
-    pub(crate) fn front(&self, part: usize) -> u64 {
-        u64::from(self.row[2 * part]) | u64::from(self.row[2 * part + 1]) << 32
+    pub(crate) fn word(&self, word: usize) -> u64 {
+        self.blocks[self.numbers[word / WORDS] as usize].0[word % WORDS]
     }
-
-    /// Where a block is, with its words that are not empty in the highest byte.
-    #[inline]
-    pub(crate) fn place(&self, block: usize) -> u32 {
-        self.row[self.front + block]
-    }
-
-    /// A word of the block at a place.
-    #[inline]
-    pub(crate) fn word(&self, place: u32, word: usize) -> u64 {
-        self.blocks[number_of(place)].0[word % 8]
-    }
-}
-
-#[inline]
-fn number_of(place: u32) -> usize {
-    place as usize & (MOST_BLOCKS - 1)
 }
 
 #[cfg(test)]
@@ -333,8 +331,7 @@ mod tests {
                 for (row, expected) in rows.iter().zip(&expected) {
                     prop_assert_eq!(&store.bits(*row).0, &expected.0);
                     for (number, block) in expected.0.iter().enumerate() {
-                        prop_assert_eq!(store.get(*row).front(0) >> number & 1 == 1, *block != Block::EMPTY);
-                        prop_assert_eq!(store.get(*row).place(number) >> 24, block.words());
+                        prop_assert_eq!((store.summary(*row, 0, 1)[0] >> (8 * number)) as u8, block.words());
                     }
                 }
             }

@@ -27,19 +27,28 @@ pub(crate) struct TrafficTable {
     protocol_class: Vec<u16>,
     protocol_classes: usize,
     /// By EtherType, then protocol class.
-    kinds: Vec<RowId>,
+    kinds: Vec<Kind>,
     /// If an entry asks.
     vlans: Option<Vlans>,
     /// If an entry asks: by DSCP; the last of what has none.
     dscps: Option<Vec<RowId>>,
     /// By port.
     port_class: Vec<u16>,
-    port_rows: Vec<RowId>,
-    no_ports: RowId,
-    unreadable: RowId,
-    /// Codes that entries name, sorted; then by type and code class, as sent and as answered.
+    /// ICMP codes that entries name, sorted.
     icmp_codes: Vec<u8>,
+}
+
+/// The rows of one EtherType and protocol, with what they have of ports or of ICMP types.
+#[derive(Debug)]
+struct Kind {
+    /// By class of port; empty if no entry of the kind names one.
+    ports: Vec<RowId>,
+    /// By ICMP type and class of code, as sent and as answered; empty if no entry of the kind names one.
     icmp: Vec<[RowId; 2]>,
+    /// Of what has neither, and of what no entry names.
+    neither: RowId,
+    /// Of what may have any.
+    unreadable: RowId,
 }
 
 #[derive(Debug)]
@@ -91,22 +100,6 @@ impl TrafficTable {
             protocol_class[usize::from(*protocol)] = class;
         }
         let protocol_classes = protocols.len() + 1;
-        let mut kinds = Vec::new();
-        for ethertype in ethertypes.iter().map(|one| Some(*one)).chain([None]) {
-            for protocol in protocols.iter().map(|one| Some(*one)).chain([None]) {
-                kinds.push(row(&|entry| {
-                    entry
-                        .traffic
-                        .ethertype
-                        .is_none_or(|wanted| Some(wanted) == ethertype)
-                        && entry
-                            .traffic
-                            .protocol
-                            .is_none_or(|wanted| Some(u16::from(wanted)) == protocol)
-                }));
-            }
-        }
-
         let ids = sorted(
             entries
                 .iter()
@@ -133,9 +126,6 @@ impl TrafficTable {
                 .collect()
         });
 
-        let needs_none = |traffic: &Traffic| traffic.ports.is_empty() && traffic.icmp_type.is_none();
-        let no_ports = row(&|entry| needs_none(&entry.traffic));
-        let unreadable = row(&|_| true);
         let mut codes = sorted(
             entries
                 .iter()
@@ -143,40 +133,19 @@ impl TrafficTable {
                 .collect(),
         );
         let icmp_codes: Vec<u8> = codes.drain(..).map(|code| code as u8).collect();
-        let mut asked: Vec<u8> = Vec::new();
-        for entry in entries {
-            if let Some(sent) = entry.traffic.icmp_type {
-                asked.push(sent);
-                asked.extend(reply_type(entry.traffic.protocol, sent));
+        let ports = PortEdges::of(entries);
+        let mut kinds = Vec::new();
+        for ethertype in ethertypes.iter().map(|one| Some(*one)).chain([None]) {
+            for protocol in protocols.iter().map(|one| Some(*one)).chain([None]) {
+                let is_of_kind = |entry: &Wanted| {
+                    let (of_type, of_protocol) = (entry.traffic.ethertype, entry.traffic.protocol);
+                    of_type.is_none_or(|wanted| Some(wanted) == ethertype)
+                        && of_protocol.is_none_or(|wanted| Some(u16::from(wanted)) == protocol)
+                };
+                let members: Vec<bool> = entries.iter().map(|entry| is_of_kind(entry)).collect();
+                kinds.push(Kind::build(entries, &members, &ports, &icmp_codes, store, known));
             }
         }
-        asked.sort_unstable();
-        asked.dedup();
-        let mut icmp = Vec::new();
-        for kind in 0..=255u8 {
-            if asked.binary_search(&kind).is_err() {
-                icmp.extend(std::iter::repeat_n([no_ports; 2], icmp_codes.len() + 1));
-                continue;
-            }
-            for code in icmp_codes.iter().map(|code| Some(*code)).chain([None]) {
-                icmp.push([false, true].map(|reply| {
-                    row(&|entry| {
-                        let traffic = &entry.traffic;
-                        needs_none(traffic)
-                            || traffic.icmp_type.is_some_and(|sent| {
-                                let wanted = if reply {
-                                    reply_type(traffic.protocol, sent)
-                                } else {
-                                    Some(sent)
-                                };
-                                wanted == Some(kind)
-                                    && traffic.icmp_code.is_none_or(|wanted| Some(wanted) == code)
-                            })
-                    })
-                }));
-            }
-        }
-        let (port_class, port_rows) = port_classes(entries, store, known);
         Self {
             networks: network_rows,
             no_network,
@@ -186,30 +155,42 @@ impl TrafficTable {
             kinds,
             vlans,
             dscps,
-            port_class,
-            port_rows,
-            no_ports,
-            unreadable,
+            port_class: ports.class_of,
             icmp_codes,
-            icmp,
         }
     }
 
-    /// The rows of network, EtherType and protocol.
+    /// The row of a network.
     #[inline]
-    pub(crate) fn common(&self, facts: &Facts) -> [RowId; 2] {
+    pub(crate) fn network(&self, network: NetworkIndex) -> RowId {
+        *self.networks.get(network.index()).unwrap_or(&self.no_network)
+    }
+
+    /// The rows of EtherType, protocol, and ports or ICMP type and code: as sent, and as answered.
+    #[inline]
+    pub(crate) fn kind(&self, facts: &Facts) -> [RowId; 2] {
         let ethertype = self
             .ethertypes
             .iter()
             .position(|one| *one == facts.ethertype)
             .unwrap_or(self.ethertypes.len());
         let protocol = self.protocol_class[facts.protocol.map_or(256, usize::from)];
-        let network = self
-            .networks
-            .get(facts.network.index())
-            .unwrap_or(&self.no_network);
-        let kind = self.kinds[ethertype * self.protocol_classes + usize::from(protocol)];
-        [*network, kind]
+        let kind = &self.kinds[ethertype * self.protocol_classes + usize::from(protocol)];
+        match (facts.ports, facts.icmp) {
+            (Ports::Pair { source, destination }, _) => [destination, source].map(|port| {
+                let class = self.port_class[usize::from(port)];
+                *kind.ports.get(usize::from(class)).unwrap_or(&kind.neither)
+            }),
+            (Ports::Unreadable, _) => [kind.unreadable; 2],
+            (Ports::None, Some((sent, code))) if !kind.icmp.is_empty() => {
+                let class = self
+                    .icmp_codes
+                    .binary_search(&code)
+                    .unwrap_or(self.icmp_codes.len());
+                kind.icmp[usize::from(sent) * (self.icmp_codes.len() + 1) + class]
+            }
+            (Ports::None, _) => [kind.neither; 2],
+        }
     }
 
     /// Whether an entry asks of VLAN or DSCP.
@@ -235,29 +216,86 @@ impl TrafficTable {
         [vlan, dscp]
     }
 
-    /// The rows of the ports, or of the ICMP type and code: as sent, and as answered.
-    #[inline]
-    pub(crate) fn ports(&self, facts: &Facts) -> [RowId; 2] {
-        let of = |port: u16| self.port_rows[usize::from(self.port_class[usize::from(port)])];
-        match (facts.ports, facts.icmp) {
-            (Ports::Pair { source, destination }, _) => [of(destination), of(source)],
-            (Ports::Unreadable, _) => [self.unreadable; 2],
-            (Ports::None, None) => [self.no_ports; 2],
-            (Ports::None, Some((kind, code))) => {
-                let class = self
-                    .icmp_codes
-                    .binary_search(&code)
-                    .unwrap_or(self.icmp_codes.len());
-                self.icmp[usize::from(kind) * (self.icmp_codes.len() + 1) + class]
+    pub(crate) fn bytes(&self) -> usize {
+        let kinds = self.kinds.iter().map(|kind| {
+            size_of::<Kind>()
+                + kind.ports.len() * size_of::<RowId>()
+                + kind.icmp.len() * size_of::<[RowId; 2]>()
+        });
+        self.port_class.len() * 2
+            + self.networks.len() * size_of::<RowId>()
+            + self.protocol_class.len() * 2
+            + kinds.sum::<usize>()
+    }
+}
+
+/// Whether an entry wants neither ports nor an ICMP type.
+fn wants_neither(traffic: &Traffic) -> bool {
+    traffic.ports.is_empty() && traffic.icmp_type.is_none()
+}
+
+impl Kind {
+    /// Of the entries that are `members`.
+    fn build(
+        entries: &[&Wanted],
+        members: &[bool],
+        ports: &PortEdges,
+        codes: &[u8],
+        store: &mut RowStore,
+        known: &mut Known,
+    ) -> Self {
+        let blocks = store.blocks_per_row();
+        let those = || {
+            entries
+                .iter()
+                .zip(members)
+                .enumerate()
+                .filter(|(_, (_, member))| **member)
+        };
+        let bits = |wants: &dyn Fn(&Traffic) -> bool| {
+            let wanted = those().filter(|(_, (entry, _))| wants(&entry.traffic));
+            Bits::of(blocks, wanted.map(|(position, _)| position))
+        };
+        let neither = bits(&wants_neither);
+        let mut kind = Self {
+            ports: Vec::new(),
+            icmp: Vec::new(),
+            neither: store.intern(known, &neither),
+            unreadable: store.intern(known, &bits(&|_| true)),
+        };
+        let mut asked: Vec<u8> = Vec::new();
+        for (_, (entry, _)) in those() {
+            if let Some(sent) = entry.traffic.icmp_type {
+                asked.push(sent);
+                asked.extend(reply_type(entry.traffic.protocol, sent));
             }
         }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.port_class.len() * 2
-            + 4 * (self.port_rows.len() + self.kinds.len() + self.networks.len())
-            + self.icmp.len() * 8
-            + self.protocol_class.len()
+        if !asked.is_empty() {
+            kind.icmp = vec![[kind.neither; 2]; 256 * (codes.len() + 1)];
+            asked.sort_unstable();
+            asked.dedup();
+        }
+        for sent in asked {
+            let classes = codes.iter().map(|code| Some(*code)).chain([None]);
+            for (class, code) in classes.enumerate() {
+                kind.icmp[usize::from(sent) * (codes.len() + 1) + class] = [false, true].map(|reply| {
+                    let wants = |traffic: &Traffic| {
+                        let is_type = |wanted| match reply {
+                            true => reply_type(traffic.protocol, wanted) == Some(sent),
+                            false => wanted == sent,
+                        };
+                        wants_neither(traffic)
+                            || traffic.icmp_type.is_some_and(is_type)
+                                && traffic.icmp_code.is_none_or(|wanted| Some(wanted) == code)
+                    };
+                    store.intern(known, &bits(&wants))
+                });
+            }
+        }
+        if those().any(|(_, (entry, _))| !entry.traffic.ports.is_empty()) {
+            kind.ports = ports.rows(members, neither, store, known);
+        }
+        kind
     }
 }
 
@@ -277,63 +315,75 @@ pub(crate) fn most_rows<'a>(traffic: impl Iterator<Item = &'a Traffic>, networks
     }
     // An ICMP type has rows as sent and as answered, and so has its answer. 65 DSCPs, and a few that stand alone.
     networks
-        + (ethertypes.len() + 1) * (protocols.len() + 1)
+        + 2 * (ethertypes.len() + 1) * (protocols.len() + 1)
         + vlans.len()
-        + 4 * types.len() * (codes.len() + 1)
+        + 4 * types.len() * (codes.len() + 1) * (ethertypes.len() + 1)
         + 80
 }
 
-/// The class of each port, and the row of each class.
-fn port_classes(entries: &[&Wanted], store: &mut RowStore, known: &mut Known) -> (Vec<u16>, Vec<RowId>) {
-    let mut edges: Vec<(u32, usize)> = Vec::new();
-    for (position, entry) in entries.iter().enumerate() {
-        if entry.traffic.ports.is_empty() {
-            continue;
-        }
-        // Ranges that overlap become one, so that none ends inside another.
-        let mut ranges: Vec<(u32, u32)> = entry
-            .traffic
-            .ports
-            .iter()
-            .map(|range| (u32::from(*range.start()), u32::from(*range.end())))
-            .collect();
-        ranges.sort_unstable();
-        let mut last: Option<(u32, u32)> = None;
-        for range in ranges {
-            match &mut last {
-                Some((_, end)) if range.0 <= *end + 1 => *end = (*end).max(range.1),
-                _ => {
-                    if let Some((first, end)) = last.replace(range) {
-                        edges.extend([(first, position), (end + 1, position)]);
+/// Where an entry's ports begin and end: cut into classes of ports, in each of which the same entries hold.
+struct PortEdges {
+    class_of: Vec<u16>,
+    /// By class, the entries that begin or end there.
+    classes: Vec<Vec<usize>>,
+}
+
+impl PortEdges {
+    fn of(entries: &[&Wanted]) -> Self {
+        let mut edges: Vec<(u32, usize)> = Vec::new();
+        for (position, entry) in entries.iter().enumerate() {
+            // Ranges that overlap become one, so that none ends inside another.
+            let ports = entry.traffic.ports.iter();
+            let mut ranges: Vec<(u32, u32)> = ports
+                .map(|range| (u32::from(*range.start()), u32::from(*range.end())))
+                .collect();
+            ranges.sort_unstable();
+            let mut last: Option<(u32, u32)> = None;
+            for range in ranges {
+                match &mut last {
+                    Some((_, end)) if range.0 <= *end + 1 => *end = (*end).max(range.1),
+                    _ => {
+                        if let Some((first, end)) = last.replace(range) {
+                            edges.extend([(first, position), (end + 1, position)]);
+                        }
                     }
                 }
             }
+            if let Some((first, end)) = last {
+                edges.extend([(first, position), (end + 1, position)]);
+            }
         }
-        if let Some((first, end)) = last {
-            edges.extend([(first, position), (end + 1, position)]);
+        edges.sort_unstable_by_key(|edge| edge.0);
+        let mut class_of = Vec::with_capacity(1 << 16);
+        let mut classes: Vec<Vec<usize>> = vec![Vec::new()];
+        let mut next = edges.iter().peekable();
+        for port in 0..1u32 << 16 {
+            let mut here = Vec::new();
+            while let Some((_, position)) = next.next_if(|edge| edge.0 == port) {
+                here.push(*position);
+            }
+            if port == 0 {
+                classes[0] = here;
+            } else if !here.is_empty() {
+                classes.push(here);
+            }
+            class_of.push((classes.len() - 1) as u16);
         }
+        Self { class_of, classes }
     }
-    edges.sort_unstable_by_key(|edge| edge.0);
-    let free = |traffic: &Traffic| traffic.ports.is_empty() && traffic.icmp_type.is_none();
-    let positions = entries
-        .iter()
-        .enumerate()
-        .filter(|(_, entry)| free(&entry.traffic));
-    let free = Bits::of(store.blocks_per_row(), positions.map(|(position, _)| position));
-    let mut sweep = Sweep::new(free);
-    let mut class_of = Vec::with_capacity(1 << 16);
-    let mut rows: Vec<RowId> = Vec::new();
-    let mut next = edges.iter().peekable();
-    let mut changed = true;
-    for port in 0..1u32 << 16 {
-        while let Some((_, position)) = next.next_if(|edge| edge.0 == port) {
-            changed = true;
-            sweep.flip(*position);
+
+    /// The row of each class, of some of the entries; `neither` has those of them that hold for every port.
+    fn rows(&self, members: &[bool], neither: Bits, store: &mut RowStore, known: &mut Known) -> Vec<RowId> {
+        let mut sweep = Sweep::new(neither);
+        let mut row = None;
+        let mut rows = Vec::with_capacity(self.classes.len());
+        for class in &self.classes {
+            for position in class.iter().filter(|position| members[**position]) {
+                sweep.flip(*position);
+                row = None;
+            }
+            rows.push(*row.get_or_insert_with(|| store.intern_sweep(known, &mut sweep)));
         }
-        if std::mem::take(&mut changed) {
-            rows.push(store.intern_sweep(known, &mut sweep));
-        }
-        class_of.push((rows.len() - 1) as u16);
+        rows
     }
-    (class_of, rows)
 }

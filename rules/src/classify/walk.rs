@@ -1,0 +1,220 @@
+//! The first entry that a packet meets, of several packets at once.
+//!
+//! Intersects the rows of a packet's fields (see [`crate::compile`]), as it is and as a reply: of each 64 entries whether any
+//! may match, then the words of bits that are left. Each of these steps waits for memory, so it is taken for a whole group of
+//! packets before the next, and no branch of a step depends on what that step reads for the first time.
+
+use arrayvec::ArrayVec;
+
+use crate::compile::rows::{RowId, RowStore, WORD};
+use crate::compile::{Class, EntryVerdict, Found, Index};
+use crate::facts::{Facts, Party};
+use crate::model::NetworkIndex;
+
+/// Packets of one group.
+pub(crate) const GROUP: usize = 16;
+
+/// Words of a summary that are looked at together.
+const PARTS: usize = 4;
+
+/// A row of one of the stores.
+#[derive(Copy, Clone)]
+struct RowOf {
+    store: Store,
+    row: RowId,
+}
+
+#[derive(Copy, Clone)]
+enum Store {
+    Fixed,
+    Guests,
+    Flows,
+}
+
+/// What is asked of the entries: of each way, as the packet is and as a reply, the rows that an entry must be in.
+struct Question<const ROWS: usize> {
+    /// Which of the group.
+    packet: u8,
+    /// It opens a connection: it is no reply.
+    opening: bool,
+    ways: [[RowOf; ROWS]; 2],
+}
+
+/// The rows of one side of a packet, in both roles.
+#[derive(Copy, Clone)]
+struct PartyRows {
+    store: Store,
+    roles: [RowId; 2],
+    missing: Missing,
+}
+
+/// What the rows of a side are not about.
+#[derive(Copy, Clone)]
+enum Missing {
+    Nothing,
+    Network,
+    /// Nor about its address, whose rows these are.
+    Address([RowId; 2]),
+}
+
+impl PartyRows {
+    #[inline]
+    fn row(&self, role: usize) -> RowOf {
+        RowOf {
+            store: self.store,
+            row: self.roles[role],
+        }
+    }
+}
+
+fn fixed(row: RowId) -> RowOf {
+    RowOf {
+        store: Store::Fixed,
+        row,
+    }
+}
+
+impl Index {
+    /// What each packet of a group meets first. `told` is empty or of each packet.
+    #[inline]
+    pub(super) fn look_up(&self, group: &[Facts], told: &[[Class; 2]], found: &mut [EntryVerdict; GROUP]) {
+        let table = &*self.fixed;
+        let mut plain: ArrayVec<Question<3>, GROUP> = ArrayVec::new();
+        let mut strange: ArrayVec<Question<4>, GROUP> = ArrayVec::new();
+        let mut rich: ArrayVec<Question<9>, GROUP> = ArrayVec::new();
+        for (packet, facts) in (0u8..).zip(group.iter().take(GROUP)) {
+            let opening = facts.opening;
+            let source = self.party(&facts.source, facts.network);
+            let destination = self.party(&facts.destination, facts.network);
+            let [sent, answered] = table.traffic.kind(facts).map(fixed);
+            let there = [source.row(0), destination.row(1), sent];
+            let back = [destination.row(0), source.row(1), answered];
+            let flows = self.flows.as_ref().zip(told.get(usize::from(packet)));
+            let asks_more = flows.is_some() || table.traffic.asks_more();
+            match (source.missing, destination.missing) {
+                (Missing::Nothing, Missing::Nothing | Missing::Network)
+                | (Missing::Network, Missing::Nothing)
+                    if !asks_more =>
+                {
+                    plain.push(Question {
+                        packet,
+                        opening,
+                        ways: [there, back],
+                    });
+                }
+                (Missing::Network, Missing::Network) if !asks_more => {
+                    let network = fixed(table.traffic.network(facts.network));
+                    strange.push(Question {
+                        packet,
+                        opening,
+                        ways: [there, back].map(|[from, to, kind]| [from, to, kind, network]),
+                    });
+                }
+                _ => {
+                    let network = fixed(table.traffic.network(facts.network));
+                    // What nothing asks of is as good as the network asked of once more.
+                    let more = table.traffic.more(facts);
+                    let [vlan, dscp] = more.map(|row| row.map_or(network, fixed));
+                    let address = |party: &PartyRows, role: usize| match party.missing {
+                        Missing::Address(roles) => fixed(roles[role]),
+                        _ => network,
+                    };
+                    let told = match flows {
+                        Some((rows, told)) => told.map(|class| RowOf {
+                            store: Store::Flows,
+                            row: rows.row(class),
+                        }),
+                        None => [network; 2],
+                    };
+                    let way =
+                        |[from, to, kind]: [RowOf; 3], sender: &PartyRows, receiver: &PartyRows, told| {
+                            let (sender, receiver) = (address(sender, 0), address(receiver, 1));
+                            [from, to, kind, network, sender, receiver, vlan, dscp, told]
+                        };
+                    rich.push(Question {
+                        packet,
+                        opening,
+                        ways: [
+                            way(there, &source, &destination, told[0]),
+                            way(back, &destination, &source, told[1]),
+                        ],
+                    });
+                }
+            }
+        }
+        self.walk(&plain, found);
+        self.walk(&strange, found);
+        self.walk(&rich, found);
+    }
+
+    #[inline]
+    fn party(&self, party: &Party, network: NetworkIndex) -> PartyRows {
+        let (table, guests) = (&*self.fixed, &*self.guests);
+        let (store, roles, missing) = match guests.find(&table.questions, party, network) {
+            Found::Whole(roles) => (Store::Guests, roles, Missing::Nothing),
+            Found::Nobody => {
+                let nobody = table.addresses.rows(party.address).nobody;
+                (Store::Fixed, nobody, Missing::Network)
+            }
+            Found::Alone(roles) => {
+                let alone = table.addresses.rows(party.address).alone;
+                (Store::Guests, roles, Missing::Address(alone))
+            }
+        };
+        PartyRows {
+            store,
+            roles,
+            missing,
+        }
+    }
+
+    /// The first entry that is in every row of a way of each question.
+    #[inline]
+    fn walk<const ROWS: usize>(&self, questions: &[Question<ROWS>], found: &mut [EntryVerdict; GROUP]) {
+        if questions.is_empty() {
+            return;
+        }
+        let table = &*self.fixed;
+        let stores: [&RowStore; 3] = [
+            &table.store,
+            self.guests.store(),
+            self.flows.as_ref().map_or(&table.store, |flows| flows.store()),
+        ];
+        for first in (0..table.parts).step_by(PARTS) {
+            let parts = PARTS.min(table.parts - first);
+            let mut words = [[[0u64; PARTS]; 2]; GROUP];
+            for (question, words) in questions.iter().zip(&mut words) {
+                for (way, words) in question.ways.iter().zip(words) {
+                    let mut all = [u64::MAX; PARTS];
+                    for row in way {
+                        let summary = stores[row.store as usize].summary(row.row, first, parts);
+                        for (all, word) in all.iter_mut().zip(summary) {
+                            *all &= word;
+                        }
+                    }
+                    *words = all;
+                }
+            }
+            for (question, words) in questions.iter().zip(&words) {
+                let best = &mut found[usize::from(question.packet)];
+                let ways = if question.opening { 1 } else { 2 };
+                for (way, words) in question.ways.iter().zip(words).take(ways) {
+                    let rows = way.each_ref().map(|row| stores[row.store as usize].get(row.row));
+                    for (part, word) in words.iter().enumerate().take(parts) {
+                        let mut left = *word;
+                        while left != 0 {
+                            let word = (first + part) * 64 + left.trailing_zeros() as usize;
+                            left &= left - 1;
+                            let bits = rows.iter().fold(u64::MAX, |all, row| all & row.word(word));
+                            // No branch: whether a word has a bit is anybody's guess.
+                            let position = (word * WORD + bits.trailing_zeros() as usize)
+                                & usize::from(bits != 0).wrapping_neg();
+                            let met = table.verdicts[position].or_none(bits == 0);
+                            *best = met.min(*best);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
