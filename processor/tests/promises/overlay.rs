@@ -252,6 +252,51 @@ fn fragments_go_along_and_escape_no_rule() {
 }
 
 #[test]
+fn tags_and_extension_headers_go_along() {
+    let policy = both("vxlan");
+    let (mut one, mut two) = hosts(&policy, &Options::default());
+    let tagged = |tags: &[u16], port| {
+        let whole = between(BLUE1, BLUE2, false, UDP, &udp(4000, port, b"tagged"));
+        let mut frame = whole[..12].to_vec();
+        for tag in tags {
+            frame.extend([0x81, 0]);
+            frame.extend(tag.to_be_bytes());
+        }
+        frame.extend(&whole[12..]);
+        frame
+    };
+    // Destination options in front of UDP.
+    let mut behind_options = vec![UDP, 0, 1, 4, 0, 0, 0, 0];
+    behind_options.extend(udp(4000, 4001, b"options"));
+    for (frame, sent_as) in [
+        (tagged(&[10], 4001), SentAs::Encrypted),
+        (tagged(&[10, 20], 514), SentAs::Authenticated),
+        (tagged(&[10], 53), SentAs::Plaintext),
+        (
+            between(BLUE1, BLUE2, true, 60, &behind_options),
+            SentAs::Encrypted,
+        ),
+    ] {
+        let before = one.count(Outcome::Sent(sent_as));
+        one.guest_sends(BLUE1, &frame);
+        let wire = one.on_wire();
+        assert_eq!(
+            one.count(Outcome::Sent(sent_as)),
+            before + 1,
+            "{:?}",
+            one.outcomes()
+        );
+        two.wire_brings(0, &wire[0]);
+        assert_eq!(two.at_guest(BLUE2), [frame]);
+    }
+    // The port that is forbidden is found behind tags and options, too.
+    let mut to_telnet = vec![TCP, 0, 1, 4, 0, 0, 0, 0];
+    to_telnet.extend(tcp(4000, 23, SYN, b""));
+    one.guest_sends(BLUE1, &between(BLUE1, BLUE2, true, 60, &to_telnet));
+    assert_eq!((one.on_wire(), one.dropped(DropReason::RuleDrops)), (NOTHING, 1));
+}
+
+#[test]
 fn a_vtep_speaks_for_its_own_guests_only() {
     let policy = both("vxlan");
     let header = vxlan::header(vni(BLUE_VNI));
