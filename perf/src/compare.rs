@@ -81,7 +81,12 @@ pub fn compare(options: &Options) -> Result<bool, PerfError> {
     let builds =
         std::path::absolute(&options.builds).map_err(PerfError::io(options.builds.display().to_string()))?;
     std::fs::create_dir_all(&builds).map_err(PerfError::io(builds.display().to_string()))?;
-    let programs = [built(&options.base, &builds)?, built(&options.head, &builds)?];
+    // Both are resolved before either is built: a name may come to mean another commit meanwhile.
+    let hashes = [hash_of(&options.base)?, hash_of(&options.head)?];
+    let programs = [
+        built(hashes[0].as_deref(), &builds)?,
+        built(hashes[1].as_deref(), &builds)?,
+    ];
     let mut pairs: Vec<[Rows; 2]> = Vec::new();
     for number in 0..options.pairs {
         check_interrupted()?;
@@ -101,12 +106,12 @@ pub fn compare(options: &Options) -> Result<bool, PerfError> {
     eprintln!();
     let judged = judge(&pairs, options.threshold / 100.0)?;
     println!(
-        "{:<58} {:>7} {:>7} {:>8}  95 % of medians   by chance",
+        "{:<66} {:>7} {:>7} {:>8}  95 % of medians   by chance",
         "row", "base", "head", "change"
     );
     for one in &judged {
         println!(
-            "{:<58} {:>7.1} {:>7.1} {:>+7.1}%  {:>+6.1}% {:>+6.1}%   {:.4}{}",
+            "{:<66} {:>7.1} {:>7.1} {:>+7.1}%  {:>+6.1}% {:>+6.1}%   {:.4}{}",
             one.row,
             one.base,
             one.head,
@@ -180,24 +185,32 @@ fn judge(pairs: &[[Rows; 2]], threshold: f64) -> Result<Vec<Judged>, PerfError> 
         .collect())
 }
 
-/// The program of a revision, built unless it is there.
-fn built(revision: &str, builds: &Path) -> Result<PathBuf, PerfError> {
-    let program = |target: &Path| target.join("release").join("guestseal-perf");
+/// The commit of a revision; none for the working tree.
+fn hash_of(revision: &str) -> Result<Option<String>, PerfError> {
     if revision == "." {
-        let target = builds.join("working-tree");
-        build(Path::new("."), &target, revision)?;
-        return Ok(program(&target));
+        return Ok(None);
     }
-    let hash = run(Command::new("git")
+    run(Command::new("git")
         .args(["rev-parse", "--verify", "--quiet"])
         .arg(format!("{revision}^{{commit}}")))
-    .map_err(|_| PerfError::Wrong(format!("{revision} is no revision of this repository")))?;
-    let kept = builds.join(&hash);
+    .map(Some)
+    .map_err(|_| PerfError::Wrong(format!("{revision} is no revision of this repository")))
+}
+
+/// The program of a commit, built unless it is there, or of the working tree.
+fn built(hash: Option<&str>, builds: &Path) -> Result<PathBuf, PerfError> {
+    let program = |target: &Path| target.join("release").join("guestseal-perf");
+    let Some(hash) = hash else {
+        let target = builds.join("working-tree");
+        build(Path::new("."), &target, "the working tree")?;
+        return Ok(program(&target));
+    };
+    let kept = builds.join(hash);
     if !kept.exists() {
-        let tree = Worktree::new(&hash, builds)?;
+        let tree = Worktree::new(hash, builds)?;
         // One directory for all revisions: what they have in common is built once.
         let target = builds.join("target");
-        build(&tree.0, &target, revision)?;
+        build(&tree.0, &target, hash)?;
         std::fs::copy(program(&target), &kept).map_err(PerfError::io(kept.display().to_string()))?;
     }
     Ok(kept)
@@ -332,9 +345,7 @@ mod tests {
 
     #[test]
     fn what_is_no_revision_is_named() {
-        let said = built("no-such-revision", Path::new("target/compare"))
-            .unwrap_err()
-            .to_string();
+        let said = hash_of("no-such-revision").unwrap_err().to_string();
         assert_eq!(said, "no-such-revision is no revision of this repository");
     }
 }

@@ -274,31 +274,35 @@ fn handoff(cpus: [usize; 2], clock: &quanta::Clock) -> Result<(f64, f64), PerfEr
 /// Cycles for one cache line to go from one CPU to another.
 fn cache_line(cpus: [usize; 2], clock: &quanta::Clock) -> Result<f64, PerfError> {
     const TIMES: u64 = 200_000;
+    const PIECE: u64 = 500;
     #[repr(align(128))]
     struct Line(AtomicU64);
     let line = Arc::new(Line(AtomicU64::new(0)));
-    // Each writes what follows the other's number.
+    // Each writes what follows the other's number. The median of pieces: a CPU that is taken away spoils one.
     let play = |cpu, mut number: u64, line: &Line| {
         pin(cpu)?;
-        let begin = clock.raw();
+        let mut pieces = Vec::new();
         while number < TIMES {
-            while line.0.load(Ordering::Acquire) != number {
-                std::hint::spin_loop();
+            let (begin, end) = (clock.raw(), number + PIECE);
+            while number < end {
+                while line.0.load(Ordering::Acquire) != number {
+                    std::hint::spin_loop();
+                }
+                line.0.store(number + 1, Ordering::Release);
+                number += 2;
             }
-            line.0.store(number + 1, Ordering::Release);
-            number += 2;
+            pieces.push((clock.raw() - begin) as f64 / PIECE as f64);
         }
-        Ok::<u64, PerfError>(clock.raw() - begin)
+        Ok::<f64, PerfError>(median(&pieces))
     };
-    let cycles = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let other = scope.spawn(|| play(cpus[1], 1, &line));
         let cycles = play(cpus[0], 0, &line);
-        other
+        let ended = other
             .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            .and(cycles)
-    });
-    Ok(cycles? as f64 / TIMES as f64)
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        ended.and(cycles)
+    })
 }
 
 #[cfg(test)]
