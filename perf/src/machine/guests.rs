@@ -75,7 +75,7 @@ pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
     type Step = fn(&mut Bench) -> Result<(), PerfError>;
     let steps: [(&str, Step); 6] = [
         (
-            "QEMU's defaults: guestseal names what to turn off; ping passes, TCP does not",
+            "QEMU's defaults: guestseal names what to turn off; ping passes, and a page by TCP",
             Bench::defaults,
         ),
         ("ping in both networks, and between them nothing", Bench::pings),
@@ -201,18 +201,11 @@ impl Bench {
         self.machines[1].begin("httpd", "httpd -f -p 80 -h /tmp")?;
         self.listens(1, ":80")?;
         self.machines[1].run("echo page >/tmp/page")?;
-        // curl's 28: not refused, no answer.
-        let fetch = "curl -sSf --max-time 5 http://10.1.0.2/page";
-        let (status, said) = self.machines[0].try_run(fetch)?;
-        if status != 28 {
-            return Err(PerfError::Wrong(format!(
-                "TCP with QEMU's defaults should get no answer, seen: status {status}, {said}"
-            )));
-        }
+        // Short enough to need no cutting; its checksums are left to the card.
+        self.machines[0].run("curl -sSf --max-time 5 http://10.1.0.2/page")?;
         for machine in &mut self.machines {
             machine.run(&format!("ethtool -K eth0 {IN_GUEST}; ethtool -K eth1 {IN_GUEST}"))?;
         }
-        self.machines[0].run(fetch)?;
         Ok(())
     }
 

@@ -141,6 +141,7 @@ impl Host {
             // What an overlay puts in front of the longest frame must fit.
             uplink_mtu: 1600,
             owners: vec![(PortIndex(number as u32), vec![WorkerId(0)])],
+            leave_checksums: vec![PortIndex(number as u32)],
             next_hops: vec![next_hop; 2],
             sas: Arc::new(sas),
         };

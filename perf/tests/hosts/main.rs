@@ -29,6 +29,10 @@ const TESTS: &[(&str, Body)] = &[
         traffic::both_modes,
     ),
     ("traffic::generic_xdp", traffic::generic),
+    (
+        "traffic::guests_leave_checksums_and_segments_to_their_card",
+        traffic::guests_offload,
+    ),
     ("traffic::two_queues_cross", traffic::two_queues),
     (
         "traffic::an_orderly_end_accounts_for_everything",

@@ -14,7 +14,7 @@ use guestseal_rules::compile::Ruleset;
 use guestseal_rules::model::{GuestPort, NetworkKind, PortIndex};
 use guestseal_xdp::{
     Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program, UplinkConfig,
-    UplinkProgram, XdpError,
+    UplinkProgram, XdpError, XdpMode,
 };
 use rtrb::Consumer;
 
@@ -782,14 +782,6 @@ fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedP
 
 fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<OpenPort, StartError> {
     let link = link::describe(interface)?;
-    if link::may_offload(interface) {
-        tracing::warn!(
-            "guest port {interface} is a tap with vnet_hdr: QEMU by default lets the guest leave checksums and segments to \
-             the host, and what it leaves unfinished arrives broken. Unless that is off already: in the guest ethtool -K \
-             eth0 tx off tso off gso off, or for QEMU's device csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,\
-             host_ecn=off (libvirt: <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>)"
-        );
-    }
     let program = GuestProgram::load()?.attach(Attachment {
         ifindex: link.index,
         mode: config.xdp_mode,
@@ -797,6 +789,19 @@ fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Re
     })?;
     if let Some(reason) = program.fallback() {
         tracing::warn!("XDP on {interface} is generic, which is slower: native was refused: {reason}");
+    }
+    if link::has_virtio_header(interface) {
+        tracing::warn!(
+            "guest port {interface} is a tap with vnet_hdr: QEMU by default lets the guest leave the cutting of segments to the \
+             host, and what is longer than a frame of the UMEM is lost. Unless that is off already: in the guest ethtool -K \
+             eth0 tx off tso off gso off, or for QEMU's device csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,\
+             host_ecn=off (libvirt: <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>)"
+        );
+    } else if link.driver.is_none() && program.mode()? == XdpMode::Generic {
+        tracing::warn!(
+            "guest port {interface} has generic XDP: what its guest leaves to be cut into segments, and is longer than a frame \
+             of the UMEM, is lost. Unless that is off already: in the guest ethtool -K eth0 tso off gso off"
+        );
     }
     Ok(OpenPort {
         link,
@@ -858,6 +863,15 @@ fn make_tables(plan: &Blueprint, uplink: &Link, ports: &[ServedPort]) -> Tables 
         uplink_mac: uplink.mac,
         uplink_mtu: uplink.mtu,
         owners,
+        leave_checksums: ports
+            .iter()
+            .filter(|port| {
+                port.open
+                    .as_ref()
+                    .is_some_and(|open| open.link.may_leave_checksums())
+            })
+            .map(|port| port.index)
+            .collect(),
         next_hops: plan.next_hops.clone(),
         sas: Arc::clone(&plan.sas),
     };

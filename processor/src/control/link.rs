@@ -50,6 +50,13 @@ impl Link {
             .is_some_and(|driver| UNSOUND.contains(&driver.as_str()))
     }
 
+    /// Whether frames may come from it with checksums that their sender has left to the device: what is no hardware, such as
+    /// veth and tap, hands them over as they are.
+    #[must_use]
+    pub fn may_leave_checksums(&self) -> bool {
+        self.driver.is_none()
+    }
+
     /// Bytes of a packet, Ethernet header and all, that the driver puts into one frame of this size in zero-copy mode. What
     /// is longer it cuts, and what it does with the pieces is not to be relied on: igb was seen to send frames out whose
     /// contents had been replaced.
@@ -136,11 +143,10 @@ pub fn describe(name: &str) -> Result<Link, LinkError> {
     })
 }
 
-/// Whether the guest behind a tap may leave checksums and segmentation to the host: QEMU opened it with a virtio-net header
-/// (`IFF_VNET_HDR`), and lets the guest use it unless the device's options say otherwise, which cannot be seen from here.
-/// AF_XDP carries such packets as they are, unfinished.
+/// Whether a tap carries virtio-net headers (`IFF_VNET_HDR`): then QEMU lets the guest leave segments to be cut by the host,
+/// unless the device's options say otherwise, which cannot be seen from here.
 #[must_use]
-pub fn may_offload(name: &str) -> bool {
+pub fn has_virtio_header(name: &str) -> bool {
     const IFF_VNET_HDR: u32 = 0x4000;
     std::fs::read_to_string(PathBuf::from("/sys/class/net").join(name).join("tun_flags"))
         .ok()
@@ -324,6 +330,7 @@ mod tests {
             driver: driver.map(str::to_owned),
         };
         assert!(!link(Some("igb")).zero_copy_is_sound());
+        assert!(link(None).may_leave_checksums() && !link(Some("igb")).may_leave_checksums());
         assert!(link(Some("virtio_net")).zero_copy_is_sound() && link(None).zero_copy_is_sound());
         assert_eq!(link(Some("igb")).zero_copy_room(2048), 1024);
         assert_eq!(link(Some("igb")).zero_copy_room(4096), 3072);

@@ -25,6 +25,8 @@ pub struct LocalPort {
     pub endpoint: Endpoint,
     /// The workers that have a queue of it, in the order of the queues; never empty while the port is open.
     pub owners: Vec<WorkerId>,
+    /// Whether its guest may leave checksums to the device.
+    pub leaves_checksums: bool,
 }
 
 /// The MACs that lead to a host, while the kernel knows them: one for each family, since routes may differ.
@@ -115,6 +117,8 @@ pub struct Parts {
     pub uplink_mtu: usize,
     /// For each local port by the policy's number, the workers that have a queue of it.
     pub owners: Vec<(PortIndex, Vec<WorkerId>)>,
+    /// Those of them whose guests may leave checksums to the device.
+    pub leave_checksums: Vec<PortIndex>,
     /// For each host by its number, the MACs that lead to it.
     pub next_hops: Vec<NextHops>,
     /// The security associations.
@@ -140,6 +144,7 @@ impl Tables {
                     .copied()
                     .unwrap_or_else(|| Endpoint::of(policy, index)),
                 owners,
+                leaves_checksums: parts.leave_checksums.contains(&index),
             });
         }
         let carriers: Arc<[Option<Carrier>]> = policy
@@ -192,6 +197,7 @@ impl Tables {
                 .copied()
                 .unwrap_or(port.endpoint),
             owners: port.owners.clone(),
+            leaves_checksums: port.leaves_checksums,
         };
         Self {
             ports: self.ports.iter().map(moved).collect(),

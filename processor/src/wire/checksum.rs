@@ -1,5 +1,7 @@
 //! The Internet checksum (RFC 1071).
 
+use std::net::IpAddr;
+
 /// The folded one's complement sum of `bytes`, taken as big-endian 16-bit words, an odd last byte padded with zero.
 ///
 /// Four bytes at a time, since 2^16 is 1 in one's complement; in the machine's byte order, which is turned once at the
@@ -31,6 +33,31 @@ pub fn update(checksum: u16, changes: &[(u16, u16)]) -> u16 {
         total += u64::from(!before) + u64::from(*after);
     }
     !fold(total)
+}
+
+/// The folded sum of the pseudo header of an upper-layer packet of `length` bytes (RFC 9293 3.1, RFC 8200 8.1). It is never 0,
+/// since no protocol number that has a checksum is.
+#[inline]
+#[must_use]
+pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: u32) -> u16 {
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(address) => sum(&address.octets()),
+        IpAddr::V6(address) => sum(&address.octets()),
+    };
+    let parts = [
+        address(source),
+        address(destination),
+        u16::from(protocol),
+        sum(&length.to_be_bytes()),
+    ];
+    add(&parts)
+}
+
+/// One's complement sum of sums.
+#[inline]
+#[must_use]
+pub fn add(sums: &[u16]) -> u16 {
+    fold(sums.iter().map(|sum| u64::from(*sum)).sum())
 }
 
 /// The checksum field's value for `bytes` in which that field is zero.

@@ -74,17 +74,8 @@ fn set_checksum(message: &mut [u8], sum: u16) {
 
 /// The checksum of an ICMPv6 message whose field is zero (RFC 4443 2.3).
 fn checksum_v6(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
-    let length = (message.len() as u32).to_be_bytes();
-    let parts = [
-        checksum::sum(&source.octets()),
-        checksum::sum(&destination.octets()),
-        checksum::sum(&length),
-        u16::from(ICMPV6),
-        checksum::sum(message),
-    ];
-    let total: u32 = parts.into_iter().map(u32::from).sum();
-    let total = (total & 0xffff) + (total >> 16);
-    !((total & 0xffff) + (total >> 16)) as u16
+    let pseudo = checksum::pseudo_header(source.into(), destination.into(), ICMPV6, message.len() as u32);
+    !checksum::add(&[pseudo, checksum::sum(message)])
 }
 
 /// A neighbour advertisement (RFC 4861 4.4).

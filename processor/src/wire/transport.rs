@@ -1,4 +1,6 @@
-//! Ports and flags of TCP, UDP and SCTP (RFC 9293, RFC 768, RFC 9260).
+//! Ports, flags and checksums of TCP, UDP and SCTP (RFC 9293, RFC 768, RFC 9260).
+
+use std::net::IpAddr;
 
 use super::checksum;
 
@@ -73,6 +75,36 @@ pub fn clamp_mss(segment: &mut [u8], most: u16) -> bool {
     false
 }
 
+/// Finishes the checksum of a whole TCP segment or UDP datagram whose sender left it to its network card; whether it was left.
+///
+/// Such a sender has put the sum of the pseudo header there. A finished checksum that happens to have this value comes out
+/// as it went in. UDP's 0 for none (RFC 768, RFC 6935) is no such sum.
+#[inline]
+pub fn finish_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &mut [u8]) -> bool {
+    let place = match protocol {
+        TCP => 16,
+        UDP => 6,
+        _ => return false,
+    };
+    let pseudo = checksum::pseudo_header(source, destination, protocol, segment.len() as u32);
+    let Some(field) = segment.get(place..place + 2) else {
+        return false;
+    };
+    if field != pseudo.to_be_bytes() {
+        return false;
+    }
+    // The field holds what the pseudo header would add.
+    let sum = match !checksum::sum(segment) {
+        // As a UDP checksum 0 means none (RFC 768).
+        0 if protocol == UDP => 0xffff,
+        sum => sum,
+    };
+    if let Some(field) = segment.get_mut(place..place + 2) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+    true
+}
+
 /// Writes two bytes that may lie across words of the checksum.
 fn lower(segment: &mut [u8], place: usize, value: u16) -> Option<()> {
     const CHECKSUM: usize = 16;
@@ -141,7 +173,85 @@ mod tests {
         }
     }
 
+    /// The sum of 16-bit words over pseudo header and segment, as RFC 9293 3.1 and RFC 8200 8.1 draw them.
+    fn reference(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
+        let octets = |address| match address {
+            IpAddr::V4(address) => std::net::Ipv4Addr::octets(&address).to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let length = (segment.len() as u32).to_be_bytes();
+        let mut bytes = [
+            &octets(source)[..],
+            &octets(destination),
+            &length,
+            &[0, 0, 0, protocol],
+        ]
+        .concat();
+        bytes.extend(segment);
+        bytes.resize(bytes.len().next_multiple_of(2), 0);
+        let mut total: u32 = bytes
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
+        while total > 0xffff {
+            total = (total & 0xffff) + (total >> 16);
+        }
+        total as u16
+    }
+
+    fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
+        prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(source, destination)| (source.into(), destination.into())),
+            any::<([u8; 16], [u8; 16])>()
+                .prop_map(|(source, destination)| (source.into(), destination.into())),
+        ]
+    }
+
     proptest! {
+        /// What the sum comes to is forced to every value by two bytes of payload, 0 and 0xffff among them.
+        #[test]
+        fn a_checksum_is_finished_or_left(
+            (source, destination) in addresses(), is_tcp: bool, mut segment in prop::collection::vec(any::<u8>(), 22..80),
+            wanted in prop_oneof![Just(None), Just(Some(0)), Just(Some(0xffffu16)), any::<u16>().prop_map(Some)],
+        ) {
+            let (protocol, place) = if is_tcp { (TCP, 16) } else { (UDP, 6) };
+            segment[place..place + 2].fill(0);
+            if let Some(wanted) = wanted {
+                segment[20..22].fill(0);
+                let rest = reference(source, destination, protocol, &segment);
+                segment[20..22].copy_from_slice(&checksum::add(&[wanted, !rest]).to_be_bytes());
+            }
+            let right = match !reference(source, destination, protocol, &segment) {
+                0 if protocol == UDP => 0xffff,
+                sum => sum,
+            };
+            let pseudo = reference(source, destination, protocol, &[]);
+            let begun = checksum::add(&[pseudo, segment.len() as u16]);
+            let mut finished = segment.clone();
+            finished[place..place + 2].copy_from_slice(&right.to_be_bytes());
+            let mut unfinished = segment.clone();
+            unfinished[place..place + 2].copy_from_slice(&begun.to_be_bytes());
+            prop_assert!(finish_checksum(source, destination, protocol, &mut unfinished));
+            prop_assert_eq!(&unfinished, &finished);
+            let mut again = finished.clone();
+            prop_assert_eq!(finish_checksum(source, destination, protocol, &mut again), right == begun);
+            prop_assert_eq!(again, finished);
+            // None: not UDP's either.
+            let mut none = segment.clone();
+            prop_assert!(!finish_checksum(source, destination, protocol, &mut none));
+            prop_assert_eq!(none, segment);
+        }
+
+        #[test]
+        fn any_bytes_are_finished_or_left(
+            (source, destination) in addresses(), protocol: u8, mut bytes in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let before = bytes.clone();
+            if !finish_checksum(source, destination, protocol, &mut bytes) {
+                prop_assert_eq!(bytes, before);
+            }
+        }
+
         #[test]
         fn any_bytes_are_clamped_or_left(mut bytes in prop::collection::vec(any::<u8>(), 0..70), most in any::<u16>()) {
             let before = bytes.clone();

@@ -93,6 +93,8 @@ pub(crate) struct Options {
     pub(crate) selector: Selector,
     /// No manual SAs: the hosts make sessions.
     pub(crate) sessions: bool,
+    /// Guests may leave checksums to the device.
+    pub(crate) leaves_checksums: bool,
 }
 
 impl Default for Options {
@@ -110,6 +112,7 @@ impl Default for Options {
             cross: false,
             selector: Selector::default(),
             sessions: false,
+            leaves_checksums: true,
         }
     }
 }
@@ -244,6 +247,10 @@ impl Host {
                 host: HostIndex(number as u16),
                 uplink_mac: host_mac(number),
                 uplink_mtu: 1500,
+                leave_checksums: match options.leaves_checksums {
+                    true => owners.iter().map(|(index, _)| *index).collect(),
+                    false => Vec::new(),
+                },
                 owners,
                 next_hops: (0..policy.hosts.len()).map(next_hops).collect(),
                 sas: Arc::new(table),

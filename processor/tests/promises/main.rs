@@ -15,4 +15,5 @@ mod overlay_behaves;
 mod quarantine;
 mod seals_and_opens;
 mod two_workers;
+mod unfinished_checksums;
 mod waits_for_session;

@@ -1,0 +1,31 @@
+//! Finishes checksums that guests have left to their network card.
+//!
+//! A guest on a veth or a tap may leave the checksums of TCP and UDP to the device (`CHECKSUM_PARTIAL`), and nothing that AF_XDP
+//! hands over says so: the field is what tells. Takes parsed packets of such ports and completes their bytes in place;
+//! fragments and what is finished stay as they are. Never drops.
+
+use crate::port::umem::Umem;
+use crate::wire::packet::{Fragment, L3};
+use crate::wire::transport;
+
+use super::batch::{Batch, live};
+use super::tables::{LocalPort, Tables};
+
+/// Finishes the checksums of a batch that came from a guest port, if its guest may leave them.
+#[inline]
+pub fn finish(batch: &mut Batch, tables: &Tables, port: u16, umem: &Umem) {
+    let leaves = |port: &LocalPort| port.leaves_checksums;
+    if !tables.ports.get(usize::from(port)).is_some_and(leaves) {
+        return;
+    }
+    for descriptor in live(batch) {
+        let packet = &descriptor.packet;
+        if packet.l3 != L3::Ip || packet.fragment != Fragment::Whole || packet.ports.is_none() {
+            continue;
+        }
+        let segment = usize::from(packet.l4_offset)..usize::from(packet.end);
+        if let Some(segment) = umem.room_mut(&mut descriptor.frame).get_mut(segment) {
+            transport::finish_checksum(packet.source, packet.destination, packet.protocol, segment);
+        }
+    }
+}
