@@ -11,6 +11,7 @@ pub mod classify;
 pub mod compare;
 pub mod demo;
 pub mod deployment;
+pub mod enforcement;
 pub mod handshake;
 pub mod machine;
 pub mod namespaces;

@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{classify, compare, demo, handshake, machine, pipeline, veth, workers};
+use guestseal_perf::{classify, compare, demo, enforcement, handshake, machine, pipeline, veth, workers};
 
 #[derive(Debug, Parser)]
 #[command(
     name = "guestseal-perf",
     version,
     about = "Shows and measures Guestseal",
-    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf veth --short --html veth.html\n  guestseal-perf compare main HEAD\n  guestseal-perf classify --json\n  guestseal-perf handshake --json"
+    after_help = "Examples:\n  guestseal-perf demo --json demo.json\n  guestseal-perf pipeline --json\n  guestseal-perf veth --short --html veth.html\n  guestseal-perf compare main HEAD\n  guestseal-perf classify --json\n  guestseal-perf handshake --json\n  guestseal-perf enforcement --json"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -40,6 +40,8 @@ enum Command {
     Vm(machine::Options),
     /// Measures session set-up on one core beside boringtun
     Handshake(handshake::Options),
+    /// Measures how long the old rules still hold when a guest is tagged, under traffic. Needs root
+    Enforcement(enforcement::Options),
     /// Measures the classifier: cycles a packet out of the flow cache, past it, and rule by rule
     Classify(classify::Options),
     /// A part that a guest of the demo plays
@@ -57,6 +59,9 @@ fn main() -> ExitCode {
         Command::Vm(options) => watch_signals().and_then(|()| machine::run(&options)),
         Command::Handshake(options) => watch_signals()
             .and_then(|()| handshake::run(&options))
+            .map(|()| true),
+        Command::Enforcement(options) => watch_signals()
+            .and_then(|()| enforcement::run(&options))
             .map(|()| true),
         Command::Classify(options) => classify::run(&options).map(|()| true),
         Command::Actor(actor) => actor.play().map(|()| true).map_err(PerfError::io("actor")),

@@ -3,6 +3,7 @@
 
 mod net;
 
+mod control;
 mod devices;
 mod foreign;
 mod forge;
@@ -74,6 +75,15 @@ const TESTS: &[(&str, Body)] = &[
         "sessions::forged_handshakes_cost_traffic_little",
         sessions::forged_handshakes,
     ),
+    (
+        "control::what_was_answered_outlives_sigkill",
+        control::acknowledged,
+    ),
+    (
+        "control::garbage_costs_the_traffic_nothing",
+        control::garbage_beside_traffic,
+    ),
+    ("control::each_tag_is_enforced", control::tags_are_enforced),
     (
         "overload::a_flood_is_counted_bounded_and_over_at_once",
         overload::flood,
