@@ -126,11 +126,23 @@ fn names(policy: &Policy, found: &mut Found) {
     let keys: HashSet<usize> = policy
         .rules
         .iter()
-        .filter_map(|rule| match rule.action {
+        .flat_map(|rule| [Some(rule.action), rule.also_accept.map(|also| also.action)])
+        .filter_map(|action| match action? {
             Action::Seal { key, .. } => Some(key.index()),
             _ => None,
         })
         .collect();
+    for rule in &policy.rules {
+        if let Some(also) = rule.also_accept {
+            let message = format!(
+                "rule \"{}\" also accepts {} until {}",
+                rule.name,
+                also.action.verb(),
+                also.until
+            );
+            found.warn(&rule.place, message);
+        }
+    }
     for (number, key) in policy.keys.iter().enumerate() {
         if !keys.contains(&number) && !key.retired {
             found.warn(&key.place, format!("key \"{}\" is named by no rule", key.id));

@@ -152,6 +152,21 @@ pub(super) fn render(status: &Value) -> String {
             out += &format!("  rules of template {template}: {}\n", text(because));
         }
     }
+    for rule in status["transitions"].as_array().into_iter().flatten() {
+        let state = if rule["active"] == true {
+            "ALSO ACCEPTS"
+        } else {
+            "no longer accepts"
+        };
+        out += &format!(
+            "rule {} ({}) {state} {}, until {}: {} packets\n",
+            text(&rule["rule"]),
+            text(&rule["action"]),
+            text(&rule["also_accepts"]),
+            text(&rule["until"]),
+            rule["packets"]
+        );
+    }
     out += &render_sessions(&status["sessions"]);
     let events = &status["events"];
     out += &format!(

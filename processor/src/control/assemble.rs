@@ -24,7 +24,7 @@ use crate::path::classify::Decisions;
 use crate::path::endpoints::Endpoints;
 use crate::path::flood::Floods;
 use crate::path::notices::{Notice, notices};
-use crate::path::tables::{NextHops, Parts, Tables};
+use crate::path::tables::{AlsoAccepted, NextHops, Parts, Tables};
 use crate::path::waiting::WaitingRoom;
 use crate::port::Port;
 use crate::port::pool::FramePool;
@@ -101,6 +101,8 @@ pub struct Blueprint {
     pub next_hops: Vec<NextHops>,
     /// The counters of each worker.
     pub counters: Vec<Arc<Counters>>,
+    /// The second forms that rules accept now.
+    pub also_accepted: Arc<AlsoAccepted>,
     /// The rules' counters of each worker.
     pub rule_counters: Vec<Arc<RuleCounters>>,
     /// What wakes the control loop.
@@ -585,6 +587,12 @@ impl DataPlane {
         !self.heard.is_empty() || self.notices.iter().any(|ring| !ring.is_empty())
     }
 
+    /// Replaces the second forms that rules accept, and nothing else.
+    pub fn publish_also_accepted(&self, accepted: &Arc<AlsoAccepted>) {
+        let tables = self.tables.load().with_also_accepted(Arc::clone(accepted));
+        self.tables.store(Arc::new(tables));
+    }
+
     /// Replaces where security associations are, and nothing else.
     pub fn publish_sas(&self, sas: &Arc<SaTable>) {
         let tables = self.tables.load().with_sas(Arc::clone(sas));
@@ -875,5 +883,5 @@ fn make_tables(plan: &Blueprint, uplink: &Link, ports: &[ServedPort]) -> Tables 
         next_hops: plan.next_hops.clone(),
         sas: Arc::clone(&plan.sas),
     };
-    Tables::new(&plan.config.policy, parts)
+    Tables::new(&plan.config.policy, parts).with_also_accepted(Arc::clone(&plan.also_accepted))
 }

@@ -14,4 +14,5 @@ pub mod sessions;
 pub mod sources;
 pub mod status;
 pub mod supervise;
+pub mod transition;
 pub mod wake;

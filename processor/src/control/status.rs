@@ -16,6 +16,7 @@ use crate::telemetry::totals::Totals;
 
 use super::guests::EventTotals;
 use super::sessions::SessionsStatus;
+use super::transition::Transition;
 
 /// The status.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +39,8 @@ pub struct Status {
     pub guests: Vec<GuestStatus>,
     /// Sessions with other hosts, if this host makes any.
     pub sessions: Option<SessionsStatus>,
+    /// Rules that accept two forms for a time.
+    pub transitions: Vec<Transition>,
 }
 
 /// A guest that is not as the policy alone has it.

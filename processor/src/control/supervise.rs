@@ -36,6 +36,7 @@ use super::manual_sa::{self, ManualSaError, Mark};
 use super::reach::{self, Reach};
 use super::sessions::{Sessions, SessionsError};
 use super::status::{self, Status};
+use super::transition::Transitions;
 use super::wake::wait;
 
 /// How often the control loop turns at least, whether something wakes it or not. A block of sequence numbers lasts longer at any rate that a worker reaches.
@@ -110,6 +111,7 @@ struct Control {
     desk: Option<Desk>,
     guests: Guests,
     sessions: Option<Sessions>,
+    transitions: Transitions,
     since: Moment,
     marks: Vec<Mark>,
     reach: Reach,
@@ -144,6 +146,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             rules: guests.ruleset().clone(),
             endpoints: Arc::new(Endpoints::new(&config.policy)),
             next_hops: vec![NextHops::default(); config.policy.hosts.len()],
+            also_accepted: Arc::default(),
             counters: each_worker().map(|_| Arc::default()).collect(),
             rule_counters: each_worker()
                 .map(|_| Arc::new(RuleCounters::new(&config.policy)))
@@ -153,6 +156,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         desk: None,
         guests,
         sessions,
+        transitions: Transitions::default(),
         since: now(),
         marks: manual.marks,
         reach: Reach::default(),
@@ -191,6 +195,7 @@ impl Control {
         mut log: Option<Log<'_, BufWriter<File>>>,
     ) -> Result<Frames, RunError> {
         let begin = Instant::now();
+        self.follow_transitions();
         let mut plane = DataPlane::start(&self.plan, owned).map_err(|(error, _)| error)?;
         for line in plane.describe() {
             tracing::info!("{line}");
@@ -221,6 +226,9 @@ impl Control {
             }
             turn = Instant::now() + TURN;
             self.tend_marks();
+            if self.follow_transitions() {
+                plane.publish_also_accepted(&self.plan.also_accepted);
+            }
             self.collect(&mut plane);
             self.log_samples(&mut plane);
             if looked.elapsed() >= LOOK {
@@ -278,6 +286,15 @@ impl Control {
         }
         wait(&descriptors, until);
         woken.awake();
+    }
+
+    /// Looks which rules accept two forms; whether they are others than before.
+    fn follow_transitions(&mut self) -> bool {
+        let changed = self.transitions.look(&self.plan.config.policy, now());
+        if changed {
+            self.plan.also_accepted = Arc::clone(self.transitions.accepted());
+        }
+        changed
     }
 
     /// Lets sessions do what is due.
@@ -414,6 +431,9 @@ impl Control {
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
             sessions: self.sessions.as_ref().map(Sessions::status),
+            transitions: self
+                .transitions
+                .status(&self.plan.config.policy, &self.plan.rule_counters),
         }
     }
 

@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use guestseal_rules::classify::{Action, Decision, Protection, Verdict};
 use guestseal_rules::facts::{Facts, Party, Ports};
 use guestseal_rules::flow_cache::FlowCache;
+use guestseal_rules::model::RuleIndex;
 
 use crate::port::BATCH;
 use crate::telemetry::rules::RuleCounters;
@@ -56,7 +57,7 @@ impl Decisions {
         batch: &mut Batch,
         tables: &Tables,
         is_asked: impl Fn(&Descriptor) -> bool,
-        mut with: impl FnMut(&mut Descriptor, Result<Action, DropReason>),
+        mut with: impl FnMut(&mut Descriptor, Result<(RuleIndex, Action), DropReason>, &RuleCounters),
     ) {
         let is_asked = |descriptor: &Descriptor| descriptor.is_live() && is_asked(descriptor);
         let asked = batch.iter().filter(|descriptor| is_asked(descriptor));
@@ -70,7 +71,7 @@ impl Decisions {
         {
             let is_new = looked_up >> number & 1 == 1;
             let action = self.count(decision, is_new, descriptor.direction, facts);
-            with(descriptor, action);
+            with(descriptor, action, &self.counters);
         }
     }
 
@@ -82,7 +83,7 @@ impl Decisions {
         is_new: bool,
         direction: Direction,
         facts: &Facts,
-    ) -> Result<Action, DropReason> {
+    ) -> Result<(RuleIndex, Action), DropReason> {
         let mut sample = |rule, enforced| {
             if is_new && self.counters.is_logged(rule) {
                 self.samples.push(Sample {
@@ -103,7 +104,7 @@ impl Decisions {
                 sample(rule, true);
                 match action {
                     Action::Drop => Err(DropReason::RuleDrops),
-                    action => Ok(action),
+                    action => Ok((rule, action)),
                 }
             }
             Verdict::NoRule => Err(DropReason::NoRule),
@@ -128,8 +129,8 @@ impl Decisions {
 pub fn classify_guest(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
     // The answer to what the guest asked has its way already.
     let is_asked = |descriptor: &Descriptor| descriptor.egress.is_none();
-    decisions.decide(batch, tables, is_asked, |descriptor, action| {
-        match action.and_then(|action| route(descriptor, action, tables)) {
+    decisions.decide(batch, tables, is_asked, |descriptor, action, _| {
+        match action.and_then(|(_, action)| route(descriptor, action, tables)) {
             Ok(egress) => descriptor.egress = Some(egress),
             Err(reason) => descriptor.drop_for(reason),
         }
@@ -172,32 +173,37 @@ fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result
 
 /// Classifies what came from the uplink, opened or in plaintext, and checks that it came as its rule says.
 pub fn classify_uplink(batch: &mut Batch, tables: &Tables, decisions: &mut Decisions) {
-    decisions.decide(
-        batch,
-        tables,
-        |_| true,
-        |descriptor, action| {
-            let checked = action.and_then(|action| match (action, descriptor.seal) {
-                (Action::Plaintext, None) => Ok(()),
-                (Action::Seal { .. }, None) => Err(DropReason::RuleWantsSealed),
-                (Action::Seal { key, protection }, Some(opened)) if opened == (key, protection) => Ok(()),
-                (_, Some(_)) => Err(DropReason::KeyNotOfRule),
-                (Action::Drop, None) => Err(DropReason::RuleDrops),
-            });
-            match checked {
-                Err(reason) => descriptor.drop_for(reason),
-                // Groups have no single receiver: `deliver` copies them.
-                Ok(()) => match descriptor
-                    .destination
-                    .and_then(|endpoint| tables.local_port(endpoint.port))
-                {
-                    Some(port) => descriptor.egress = Some(Egress::Guest(port)),
-                    None if descriptor.packet.is_group() => {}
-                    None => descriptor.drop_for(DropReason::PortGone),
-                },
+    let is_asked = |_: &Descriptor| true;
+    decisions.decide(batch, tables, is_asked, |descriptor, action, counters| {
+        let checked = action.and_then(|(rule, action)| {
+            let came = match descriptor.seal {
+                Some((key, protection)) => Action::Seal { key, protection },
+                None => Action::Plaintext,
+            };
+            match (action, came) {
+                (Action::Plaintext | Action::Seal { .. }, came) if action == came => Ok(()),
+                (Action::Plaintext | Action::Seal { .. }, came) if tables.also_accepts(rule, came) => {
+                    counters.also_accepted(rule);
+                    Ok(())
+                }
+                (Action::Seal { .. }, Action::Plaintext) => Err(DropReason::RuleWantsSealed),
+                (_, Action::Seal { .. }) => Err(DropReason::KeyNotOfRule),
+                (_, _) => Err(DropReason::RuleDrops),
             }
-        },
-    );
+        });
+        match checked {
+            Err(reason) => descriptor.drop_for(reason),
+            // Groups have no single receiver: `deliver` copies them.
+            Ok(()) => match descriptor
+                .destination
+                .and_then(|endpoint| tables.local_port(endpoint.port))
+            {
+                Some(port) => descriptor.egress = Some(Egress::Guest(port)),
+                None if descriptor.packet.is_group() => {}
+                None => descriptor.drop_for(DropReason::PortGone),
+            },
+        }
+    });
 }
 
 /// What a rule may test of a packet.

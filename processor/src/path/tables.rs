@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use guestseal_rules::classify::Action;
 use guestseal_rules::compile::Ruleset;
-use guestseal_rules::model::{HostIndex, NetworkIndex, Policy, PortIndex, Vni};
+use guestseal_rules::model::{HostIndex, NetworkIndex, Policy, PortIndex, RuleIndex, Vni};
 
 use crate::sa::table::SaTable;
 use crate::wire::ethernet::MacAddress;
@@ -91,7 +92,11 @@ pub struct Tables {
     carriers: Arc<[Option<Carrier>]>,
     by_vni: Arc<HashMap<(u16, Vni), NetworkIndex, FixedState>>,
     by_address: Arc<HashMap<IpAddr, HostIndex, FixedState>>,
+    also_accepted: Arc<AlsoAccepted>,
 }
+
+/// The second forms that rules accept now.
+pub type AlsoAccepted = HashMap<RuleIndex, Action, FixedState>;
 
 impl std::fmt::Debug for Tables {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -176,6 +181,7 @@ impl Tables {
             carriers,
             by_vni: Arc::new(by_vni),
             by_address: Arc::new(by_address),
+            also_accepted: Arc::default(),
         }
     }
 
@@ -204,6 +210,21 @@ impl Tables {
             endpoints,
             ..self.clone()
         }
+    }
+
+    /// The same with other second forms that rules accept.
+    #[must_use]
+    pub fn with_also_accepted(&self, also_accepted: Arc<AlsoAccepted>) -> Self {
+        Self {
+            also_accepted,
+            ..self.clone()
+        }
+    }
+
+    /// Whether a rule accepts a form that is not its own.
+    #[must_use]
+    pub fn also_accepts(&self, rule: RuleIndex, form: Action) -> bool {
+        self.also_accepted.get(&rule) == Some(&form)
     }
 
     /// The same with other security associations.

@@ -15,6 +15,7 @@ pub struct RuleCounters {
 struct RuleCounter {
     enforced: Counter,
     watched: Counter,
+    also_accepted: Counter,
     log: bool,
 }
 
@@ -25,6 +26,7 @@ impl RuleCounters {
         let one = |log| RuleCounter {
             enforced: Counter::default(),
             watched: Counter::default(),
+            also_accepted: Counter::default(),
             log,
         };
         Self {
@@ -46,6 +48,22 @@ impl RuleCounters {
         if let Some(counter) = self.rules.get(rule.index()) {
             counter.watched.add(1);
         }
+    }
+
+    /// A packet came in the second form that a rule accepts for a time.
+    #[inline]
+    pub fn also_accepted(&self, rule: RuleIndex) {
+        if let Some(counter) = self.rules.get(rule.index()) {
+            counter.also_accepted.add(1);
+        }
+    }
+
+    /// Packets that came in a rule's second form.
+    #[must_use]
+    pub fn in_second_form(&self, rule: RuleIndex) -> u64 {
+        self.rules
+            .get(rule.index())
+            .map_or(0, |counter| counter.also_accepted.get())
     }
 
     /// Whether packets of a rule are sampled into the log.

@@ -389,6 +389,22 @@ impl Host {
         }
     }
 
+    /// What a rule accepts besides what it says; nothing but that for every other rule.
+    pub(crate) fn also_accepts(&mut self, rule: &str, forms: &[Action]) {
+        let rules = &self.containers.policy().rules;
+        let number = rules.iter().position(|one| one.name == rule).expect("a rule");
+        let forms = forms.iter().map(|form| (RuleIndex(number as u32), *form));
+        let tables = self.tables.load().with_also_accepted(Arc::new(forms.collect()));
+        self.tables.store(Arc::new(tables));
+    }
+
+    /// Packets that came in a rule's second form.
+    pub(crate) fn in_second_form(&self, rule: &str) -> u64 {
+        let rules = &self.containers.policy().rules;
+        let number = rules.iter().position(|one| one.name == rule).expect("a rule");
+        self.rules.in_second_form(RuleIndex(number as u32))
+    }
+
     /// Changes where SAs are, for every worker's next batch.
     pub(crate) fn publish_sas(&mut self, change: impl FnOnce(&mut SaTable)) {
         let tables = self.tables.load();

@@ -14,6 +14,7 @@ mod overlay;
 mod overlay_behaves;
 mod quarantine;
 mod seals_and_opens;
+mod two_forms;
 mod two_workers;
 mod unfinished_checksums;
 mod waits_for_session;

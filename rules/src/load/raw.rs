@@ -479,9 +479,26 @@ pub(super) struct RawRule {
     /// The suite that the key must have.
     #[serde(default)]
     pub(super) suite: Maybe<At<Suite>>,
+    /// A second form that receivers take for a time, while hosts change one by one.
+    #[serde(default)]
+    pub(super) also_accept: Maybe<At<RawAlsoAccept>>,
     /// Whether its packets are sampled into the log.
     #[serde(default)]
     pub(super) log: bool,
+}
+
+/// What receivers take besides what the rule's action says.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAlsoAccept {
+    /// Plaintext where the rule seals; encrypt or authenticate where it does not, or does so otherwise.
+    pub(super) action: RawAction,
+    /// The key of encrypt and authenticate.
+    #[serde(default)]
+    pub(super) key: Maybe<At<String>>,
+    /// Until when, as RFC 3339 writes it.
+    pub(super) until: At<String>,
 }
 
 /// Conditions on a party: every field that is there holds. Where several values are listed, one of them does.

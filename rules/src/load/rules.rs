@@ -6,9 +6,11 @@ use serde_saphyr::Location;
 
 use crate::classify::{Action, Protection};
 use crate::compile::parties;
+use crate::event::Moment;
 use crate::model::{
-    Cidr, ContainerIndex, Glob, GroupIndex, KeyIndex, LabelTest, NetworkIndex, Owner, Place, ProtocolPorts,
-    Rule, Section, SectionIndex, Selector, Service, Suite, TemplateIndex, Term, Traffic, VlanTest, service,
+    AlsoAccept, Cidr, ContainerIndex, Glob, GroupIndex, KeyIndex, LabelTest, NetworkIndex, Owner, Place,
+    ProtocolPorts, Rule, Section, SectionIndex, Selector, Service, Suite, TemplateIndex, Term, Traffic,
+    VlanTest, service,
 };
 
 use super::names::Kind;
@@ -217,6 +219,7 @@ impl Resolver {
         let to = self.party(source, name_at, "to", &raw.to, owner);
         let traffic = self.traffic(source, raw);
         let action = self.action(source, raw, name_at, [&from, &to]);
+        let also_accept = self.also_accept(source, raw, action);
         let place = source.place(name_at);
         self.policy.rules.push(Rule {
             name: raw.name.value.clone(),
@@ -224,6 +227,7 @@ impl Resolver {
             to,
             traffic,
             action,
+            also_accept,
             log: raw.log,
             section,
             owner,
@@ -374,6 +378,56 @@ impl Resolver {
         };
         self.check_suite(source, raw, key);
         Action::Seal { protection, key }
+    }
+
+    fn also_accept(&mut self, source: &File, raw: &RawRule, action: Action) -> Option<AlsoAccept> {
+        let also = raw.also_accept.as_ref()?;
+        let protection = match also.value.action {
+            RawAction::Encrypt => Some(Protection::Encrypt),
+            RawAction::Authenticate => Some(Protection::Authenticate),
+            RawAction::Plaintext => None,
+            RawAction::Drop => {
+                self.fail(
+                    source,
+                    &also.at,
+                    "nothing is accepted by drop: expected encrypt, authenticate or plaintext",
+                );
+                return None;
+            }
+        };
+        let second = match (protection, &*also.value.key) {
+            (None, None) => Some(Action::Plaintext),
+            (Some(protection), Some(key)) => {
+                let key = self.key_of(source, key);
+                key.map(|key| Action::Seal { protection, key })
+            }
+            (None, Some(key)) => {
+                self.fail(source, &key.at, "a key goes with encrypt or authenticate only");
+                None
+            }
+            (Some(_), None) => {
+                self.fail(source, &also.at, "what is sealed needs a key: expected key");
+                None
+            }
+        };
+        if second == Some(action) || matches!(raw.action, RawAction::Drop) {
+            let message = "this is no second form of what the rule does: expected another action or key, and no rule that drops";
+            self.fail(source, &also.at, message);
+        }
+        let until = &also.value.until;
+        let moment = until.value.parse::<jiff::Timestamp>().ok();
+        let moment = moment.and_then(|time| Moment::try_from(time).ok());
+        if moment.is_none() {
+            let message = format!(
+                "\"{}\" is no moment: expected one such as 2026-12-01T12:00:00Z",
+                until.value
+            );
+            self.fail(source, &until.at, message);
+        }
+        Some(AlsoAccept {
+            action: second?,
+            until: moment?,
+        })
     }
 
     /// A key has one suite: the same bytes are never used by two ciphers.

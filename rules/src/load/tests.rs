@@ -145,6 +145,26 @@ fn every_mistake_is_named_with_its_place_and_what_was_expected() {
         ("a multicast address", "192.0.2.2", "224.0.0.1"),
         ("two addresses of one family", "'2001:db8::1'", "192.0.2.9"),
         ("an address of two hosts", "192.0.2.2", "192.0.2.1"),
+        (
+            "a second form that is none",
+            "action: encrypt, key: k1}",
+            "action: encrypt, key: k1, also-accept: {action: drop, until: '2026-12-01T12:00:00Z'}}",
+        ),
+        (
+            "a second form that is the first",
+            "action: encrypt, key: k1}",
+            "action: encrypt, key: k1, also-accept: {action: encrypt, key: k1, until: '2026-12-01T12:00:00Z'}}",
+        ),
+        (
+            "a second form without its key",
+            "action: encrypt, key: k1}",
+            "action: encrypt, key: k1, also-accept: {action: authenticate, until: '2026-12-01T12:00:00Z'}}",
+        ),
+        (
+            "a second form without an end",
+            "action: encrypt, key: k1}",
+            "action: encrypt, key: k1, also-accept: {action: plaintext, until: soon}}",
+        ),
         ("no public key", "{name: h1, ", "{name: h1, public-key: 2f, "),
         (
             "three public keys",

@@ -17,7 +17,7 @@ pub use container::{Container, Damping, Release, SecurityService, Transfer};
 pub use criteria::{Criteria, LoginTest, TagTest};
 pub use glob::Glob;
 pub use key::{Key, Suite};
-pub use rule::{FlowTest, LabelTest, Owner, Place, Rule, Selector, Term, Traffic, VlanTest};
+pub use rule::{AlsoAccept, FlowTest, LabelTest, Owner, Place, Rule, Selector, Term, Traffic, VlanTest};
 pub use service::{ProtocolPorts, Service};
 pub use template::Template;
 

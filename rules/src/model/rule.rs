@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use crate::classify::Action;
+use crate::event::Moment;
 
 use super::{
     Cidr, ContainerIndex, CriteriaIndex, FlowTestIndex, Glob, GroupIndex, GuestIndex, NetworkIndex,
@@ -76,6 +77,15 @@ pub enum Selector {
     All(Vec<Term>),
     /// Those that at least one of these means.
     OneOf(Vec<Selector>),
+}
+
+/// A second form in which a receiver takes what a rule means, while hosts change from one form to the other one by one.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct AlsoAccept {
+    /// The form: sealed under a key, or plaintext; never drop.
+    pub action: Action,
+    /// Until when.
+    pub until: Moment,
 }
 
 /// Which frames a rule means by their VLAN tag.
@@ -156,6 +166,8 @@ pub struct Rule {
     pub traffic: Vec<Traffic>,
     /// What happens.
     pub action: Action,
+    /// What a receiver takes as well, for a time.
+    pub also_accept: Option<AlsoAccept>,
     /// Whether its packets are sampled into the log.
     pub log: bool,
     /// The section it stands in.

@@ -195,26 +195,33 @@ fn channels(policy: &Policy) -> Vec<Carried> {
     let mut seen = std::collections::HashSet::new();
     let mut channels = Vec::new();
     for rule in &policy.rules {
-        let Action::Seal { protection, key } = rule.action else {
-            continue;
-        };
+        let actions = [Some(rule.action), rule.also_accept.map(|also| also.action)];
         let (from, to) = (networks_of(policy, &rule.from), networks_of(policy, &rule.to));
-        let there = (0..).map(NetworkIndex).zip(&policy.networks);
-        for (network, _) in there.filter(|(_, network)| network.kind != NetworkKind::Retired) {
-            let meant = |networks: &Option<Vec<NetworkIndex>>| {
-                networks.as_ref().is_none_or(|all| all.contains(&network))
-            };
-            let carried = Carried {
-                network,
-                key,
-                protection,
-            };
-            if meant(&from) && meant(&to) && seen.insert(carried) {
-                channels.push(carried);
+        for (protection, key) in actions.into_iter().flatten().filter_map(sealing) {
+            let there = (0..).map(NetworkIndex).zip(&policy.networks);
+            for (network, _) in there.filter(|(_, network)| network.kind != NetworkKind::Retired) {
+                let meant = |networks: &Option<Vec<NetworkIndex>>| {
+                    networks.as_ref().is_none_or(|all| all.contains(&network))
+                };
+                let carried = Carried {
+                    network,
+                    key,
+                    protection,
+                };
+                if meant(&from) && meant(&to) && seen.insert(carried) {
+                    channels.push(carried);
+                }
             }
         }
     }
     channels
+}
+
+fn sealing(action: Action) -> Option<(Protection, KeyIndex)> {
+    match action {
+        Action::Seal { protection, key } => Some((protection, key)),
+        _ => None,
+    }
 }
 
 /// The networks that a selector can mean, if it says so.
