@@ -46,15 +46,23 @@ pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
     }
 }
 
-/// Checks one plaintext packet from the uplink: who may have sent it, and for whom it is.
-pub fn guard_plaintext(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch).filter(|one| one.seal.is_none() && !one.overlay) {
-        if let Err(reason) = admit_plaintext(descriptor, tables) {
+/// Checks what came from the uplink: who may have sent it, and for whom it is.
+pub fn guard_uplink(batch: &mut Batch, tables: &Tables) {
+    for descriptor in live(batch) {
+        let admitted = if descriptor.overlay {
+            admit_overlay(descriptor, tables)
+        } else if descriptor.seal.is_some() {
+            admit_opened(descriptor, tables)
+        } else {
+            admit_plaintext(descriptor, tables)
+        };
+        if let Err(reason) = admitted {
             descriptor.drop_for(reason);
         }
     }
 }
 
+/// A packet in plaintext: a declared sender lives on another host, and nobody else speaks with a declared address.
 fn admit_plaintext(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), DropReason> {
     let packet = descriptor.packet;
     let sender = tables.endpoints.by_flat_mac(packet.source_mac).copied();
@@ -87,52 +95,31 @@ fn admit_plaintext(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), D
     }
 }
 
-/// Checks a packet that an SA has opened: the source must live on the SA's peer, the destination here.
-pub fn guard_opened(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch).filter(|one| one.seal.is_some() && !one.overlay) {
-        let (source, destination) = (descriptor.packet.source, descriptor.packet.destination);
-        let network = descriptor.network;
-        // An address that is no endpoint's own can only be behind a router, which the frame's MAC then names.
-        let behind = |mac| {
-            tables
-                .endpoints
-                .by_mac(network, mac)
-                .filter(|endpoint| endpoint.router)
-        };
-        let sender = tables
-            .endpoints
-            .by_address(network, source)
-            .or_else(|| behind(descriptor.packet.source_mac))
-            .copied();
-        let receiver = tables
-            .endpoints
-            .by_address(network, destination)
-            .or_else(|| behind(descriptor.packet.destination_mac))
-            .copied();
-        descriptor.source = sender;
-        descriptor.destination = receiver;
-        match (sender, receiver) {
-            (None, _) | (_, None) => descriptor.drop_for(DropReason::NoEndpoint),
-            (Some(sender), _) if Some(sender.host) != descriptor.peer => {
-                descriptor.drop_for(DropReason::WrongHost)
-            }
-            (_, Some(receiver)) if receiver.host != tables.host => descriptor.drop_for(DropReason::NotOurs),
-            _ => {}
-        }
+/// A packet that an SA has opened: the source must live on the SA's peer, the destination here.
+fn admit_opened(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), DropReason> {
+    let packet = &descriptor.packet;
+    // An address that is no endpoint's own can only be behind a router, which the frame's MAC then names.
+    let lives_at = |address, mac| {
+        let own = tables.endpoints.by_address(descriptor.network, address);
+        let behind = || tables.endpoints.by_mac(descriptor.network, mac);
+        own.or_else(|| behind().filter(|endpoint| endpoint.router))
+            .copied()
+    };
+    let sender = lives_at(packet.source, packet.source_mac);
+    let receiver = lives_at(packet.destination, packet.destination_mac);
+    descriptor.source = sender;
+    descriptor.destination = receiver;
+    match (sender, receiver) {
+        (None, _) | (_, None) => Err(DropReason::NoEndpoint),
+        (Some(sender), _) if Some(sender.host) != descriptor.peer => Err(DropReason::WrongHost),
+        (_, Some(receiver)) if receiver.host != tables.host => Err(DropReason::NotOurs),
+        _ => Ok(()),
     }
 }
 
-/// Checks a frame that an overlay brought, opened or bare: its sender must live on the host that sent it, its receiver here.
+/// A frame that an overlay brought, opened or bare: its sender must live on the host that sent it, its receiver here.
 ///
 /// Endpoints are those of the frame's own network: equal MACs and addresses of others have no part in it.
-pub fn guard_overlay(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch).filter(|descriptor| descriptor.overlay) {
-        if let Err(reason) = admit_overlay(descriptor, tables) {
-            descriptor.drop_for(reason);
-        }
-    }
-}
-
 fn admit_overlay(descriptor: &mut Descriptor, tables: &Tables) -> Result<(), DropReason> {
     let network = descriptor.network;
     let packet = &descriptor.packet;
@@ -224,9 +211,9 @@ fn asks_for_address(packet: &Packet) -> bool {
     }
 }
 
-/// The endpoint that has both the MAC and, if it is an IP packet, the address; of no IP packet, the one that has the MAC.
+/// Of an IP packet, the endpoint that has both the address and the MAC.
 ///
-/// By the address first, which is one look-up where going by the MAC would be two; routers and strangers go by the MAC.
+/// One look-up where going by the MAC would be two; routers, strangers and what is no IP packet go by the MAC.
 #[inline]
 fn by_both(
     packet: &Packet,

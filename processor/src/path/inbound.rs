@@ -43,9 +43,7 @@ pub fn open_and_deliver(
         context.engine,
     );
     ledger.passed("open");
-    guard::guard_overlay(batch, context.tables);
-    guard::guard_opened(batch, context.tables);
-    guard::guard_plaintext(batch, context.tables);
+    guard::guard_uplink(batch, context.tables);
     ledger.passed("guard");
     classify::classify_uplink(batch, context.tables, context.decisions);
     ledger.passed("classify");
