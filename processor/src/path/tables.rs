@@ -95,6 +95,16 @@ pub struct Tables {
     also_accepted: Arc<AlsoAccepted>,
 }
 
+/// The first of a host's own addresses whose family the other host has, too, and the other's first of that family.
+#[inline]
+#[must_use]
+pub fn between(own: &[IpAddr], theirs: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
+    own.iter().find_map(|local| {
+        let remote = theirs.iter().find(|one| one.is_ipv6() == local.is_ipv6())?;
+        Some((*local, *remote))
+    })
+}
+
 /// The second forms that rules accept now.
 pub type AlsoAccepted = HashMap<RuleIndex, Action, FixedState>;
 
@@ -260,10 +270,7 @@ impl Tables {
     pub fn addresses_towards(&self, host: HostIndex) -> Option<(IpAddr, IpAddr)> {
         let theirs = &self.hosts.get(usize::from(host.0))?.addresses;
         let own = &self.hosts.get(usize::from(self.host.0))?.addresses;
-        own.iter().find_map(|local| {
-            let remote = theirs.iter().find(|one| one.is_ipv6() == local.is_ipv6())?;
-            Some((*local, *remote))
-        })
+        between(own, theirs)
     }
 
     /// The local number of a port of this host.

@@ -10,6 +10,7 @@ use crate::keys::derive::Channel;
 use crate::keys::handshake::output::{ChannelId, Pair, PeerId};
 use crate::keys::handshake::shared::Peer;
 use crate::keys::identity::PublicKey;
+use crate::path::tables::between;
 use crate::sa::table::OutboundKey;
 
 /// What one channel carries, by the policy's numbers.
@@ -90,10 +91,7 @@ impl Scope {
         let own = &policy.hosts[host.index()];
         let reach = |number: usize| {
             let other = policy.hosts.get(number)?;
-            let (local, remote) = own.addresses.iter().find_map(|local| {
-                let same = |remote: &&IpAddr| remote.is_ipv4() == local.is_ipv4();
-                Some((*local, *other.addresses.iter().find(same)?))
-            })?;
+            let (local, remote) = between(&own.addresses, &other.addresses)?;
             let host = HostIndex(number as u16);
             (!other.public_keys.is_empty()).then_some(KnownPeer { host, local, remote })
         };
