@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::control::config::HostConfig;
 use crate::control::status;
+use crate::telemetry::totals::{RULES_SHOWN, rule_line};
 
 use super::Failure;
 
@@ -116,15 +117,12 @@ pub(super) fn render(status: &Value) -> String {
             None => line(&name.replace('_', " "), count),
         }
     }
-    out += "rules that do not seal, or only watch\n";
+    out += &format!("{RULES_SHOWN}\n");
     for rule in totals["rules"].as_array().into_iter().flatten() {
         let monitor = rule["monitor"].as_bool().unwrap_or(false);
-        let action = text(&rule["action"]);
-        if monitor || matches!(action.as_str(), "plaintext" | "drop") {
-            let mode = if monitor { "would be " } else { "" };
-            let what = format!("{mode}{action}: {}", text(&rule["rule"]));
-            out += &format!("  {what:<28} {:>14}\n", rule["packets"].as_u64().unwrap_or(0));
-        }
+        let packets = rule["packets"].as_u64().unwrap_or(0);
+        let line = rule_line(&text(&rule["action"]), &text(&rule["rule"]), monitor, packets);
+        out.extend(line.map(|line| line + "\n"));
     }
     out += "containers, guests\n";
     for (name, count) in status["containers"].as_object().into_iter().flatten() {

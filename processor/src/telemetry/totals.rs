@@ -285,21 +285,25 @@ impl fmt::Display for Totals {
 impl Totals {
     /// What leaves in plaintext, what is excluded, and what only is watched: always shown, with its packets.
     fn write_rules(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = self
-            .rules
-            .iter()
-            .filter(|rule| rule.monitor || matches!(rule.action, "plaintext" | "drop"))
+        let lines = self.rules.iter();
+        let mut lines = lines
+            .filter_map(|rule| rule_line(rule.action, &rule.rule, rule.monitor, rule.packets))
             .peekable();
-        if shown.peek().is_some() {
-            writeln!(f, "rules that do not seal, or only watch")?;
+        if lines.peek().is_some() {
+            writeln!(f, "{RULES_SHOWN}")?;
         }
-        for rule in shown {
-            let mode = if rule.monitor { "would be " } else { "" };
-            let what = format!("{mode}{}: {}", rule.action, rule.rule);
-            writeln!(f, "  {what:<28} {:>14}", rule.packets)?;
-        }
-        Ok(())
+        lines.try_for_each(|line| writeln!(f, "{line}"))
     }
+}
+
+/// What stands above the lines of [`rule_line`].
+pub(crate) const RULES_SHOWN: &str = "rules that do not seal, or only watch";
+
+/// The line of a rule, if it is one that is always shown.
+pub(crate) fn rule_line(action: &str, rule: &str, monitor: bool, packets: u64) -> Option<String> {
+    let mode = if monitor { "would be " } else { "" };
+    let what = format!("{mode}{action}: {rule}");
+    (monitor || matches!(action, "plaintext" | "drop")).then(|| format!("  {what:<28} {packets:>14}"))
 }
 
 #[cfg(test)]
