@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::event::{Moment, What};
-use crate::model::{Criteria, GuestIndex, NetworkIndex, Policy};
+use crate::model::{Container, Criteria, GuestIndex, NetworkIndex, Policy};
 
 use super::moves::Told;
 use super::record::{about, is_login};
@@ -26,16 +26,9 @@ pub(super) struct Neighbours {
 impl Neighbours {
     pub(super) fn new(policy: &Policy) -> Self {
         let mut asked = Vec::new();
-        let transfers = policy.containers.iter().flat_map(|container| {
-            let release = container.release.iter().map(|release| &release.when);
-            container
-                .transfers
-                .iter()
-                .map(|transfer| &transfer.when)
-                .chain(release)
-        });
+        let containers = policy.containers.iter().flat_map(Container::criteria);
         let templates = policy.templates.iter().map(|template| &template.when);
-        for criteria in policy.criteria.iter().chain(transfers).chain(templates) {
+        for criteria in policy.criteria.iter().chain(containers).chain(templates) {
             collect(criteria, &mut asked);
         }
         let mut guests = vec![
@@ -167,15 +160,8 @@ impl Containers {
     /// When something is due for a guest.
     pub(super) fn next_due_of(&self, guest: GuestIndex) -> Option<Moment> {
         let record = &self.records[guest.index()];
-        let own = self.policy.chain(record.container).flat_map(|container| {
-            let container = &self.policy.containers[container.index()];
-            let release = container.release.iter().map(|release| &release.when);
-            container
-                .transfers
-                .iter()
-                .map(|transfer| &transfer.when)
-                .chain(release)
-        });
+        let chain = self.policy.chain(record.container);
+        let own = chain.flat_map(|container| self.policy.containers[container.index()].criteria());
         let templates = self.policy.templates.iter().map(|template| &template.when);
         let everywhere = self
             .policy

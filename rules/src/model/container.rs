@@ -25,6 +25,14 @@ pub struct Container {
     pub place: Place,
 }
 
+impl Container {
+    /// What its transfers and its release ask.
+    pub(crate) fn criteria(&self) -> impl Iterator<Item = &Criteria> {
+        let transfers = self.transfers.iter().map(|transfer| &transfer.when);
+        transfers.chain(self.release.iter().map(|release| &release.when))
+    }
+}
+
 /// A service whose tags count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SecurityService {
