@@ -40,6 +40,14 @@ struct Question<const ROWS: usize> {
     ways: [[RowOf; ROWS]; 2],
 }
 
+impl<const ROWS: usize> Question<ROWS> {
+    /// The ways that it goes.
+    #[inline]
+    fn ways(&self) -> &[[RowOf; ROWS]] {
+        &self.ways[..if self.opening { 1 } else { 2 }]
+    }
+}
+
 /// The rows of one side of a packet, in both roles.
 #[derive(Copy, Clone)]
 struct PartyRows {
@@ -184,7 +192,7 @@ impl Index {
             let parts = PARTS.min(table.parts - first);
             let mut words = [[[0u64; PARTS]; 2]; GROUP];
             for (question, words) in questions.iter().zip(&mut words) {
-                for (way, words) in question.ways.iter().zip(words) {
+                for (way, words) in question.ways().iter().zip(words) {
                     let mut all = [u64::MAX; PARTS];
                     for row in way {
                         let summary = stores[row.store as usize].summary(row.row, first, parts);
@@ -197,8 +205,7 @@ impl Index {
             }
             for (question, words) in questions.iter().zip(&words) {
                 let best = &mut found[usize::from(question.packet)];
-                let ways = if question.opening { 1 } else { 2 };
-                for (way, words) in question.ways.iter().zip(words).take(ways) {
+                for (way, words) in question.ways().iter().zip(words) {
                     let rows = way.each_ref().map(|row| stores[row.store as usize].get(row.row));
                     for (part, word) in words.iter().enumerate().take(parts) {
                         let mut left = *word;
