@@ -21,7 +21,7 @@ use guestseal_rules::model::{ContainerIndex, GuestIndex, Policy};
 use serde::Serialize;
 
 use crate::classbench::{Dice, Filters, SEEDS, Seed};
-use crate::process::PerfError;
+use crate::process::{PerfError, json_text};
 
 const BURST: usize = 64;
 const SLOTS: usize = 1 << 16;
@@ -94,11 +94,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         }
     }
     if options.json {
-        let text = serde_json::to_string_pretty(&rows).map_err(|error| PerfError::Malformed {
-            what: "rows".into(),
-            why: error.to_string(),
-        })?;
-        println!("{text}");
+        println!("{}", json_text("rows", &rows)?);
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::process::{PerfError, check_interrupted, cpus, run};
+use crate::process::{PerfError, check_interrupted, cpus, json_text, run};
 use crate::statistics::{holm, interval, median, sign_flip};
 
 /// How improbable it must be that an equal program looks so slow.
@@ -123,7 +123,7 @@ pub fn compare(options: &Options) -> Result<bool, PerfError> {
         );
     }
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&judged).map_err(|error| malformed("rows", &error))?;
+        let text = json_text("rows", &judged)?;
         std::fs::write(path, text).map_err(PerfError::io(path.display().to_string()))?;
     }
     let blamed = judged.iter().filter(|one| one.blamed).count();

@@ -16,7 +16,7 @@ use crate::actor;
 use crate::capture::{Capture, count_kinds, kinds_with};
 use crate::deployment::{Deployment, Host, imbalance, number};
 use crate::namespaces::{Topology, remove_leftovers};
-use crate::process::{PerfError, Running, cpus, run, wait_for};
+use crate::process::{PerfError, Running, cpus, json_text, run, wait_for};
 
 /// The policy that the demo shows.
 pub const POLICY: &str = include_str!("../../rules/examples/demo/policy.yaml");
@@ -92,10 +92,7 @@ pub fn run_demo(json: Option<&Path>) -> Result<bool, PerfError> {
     report.ok = report.checks.iter().all(|check| check.ok);
     print!("{}", render(report, std::io::stdout().is_terminal()));
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(report).map_err(|error| PerfError::Malformed {
-            what: "report".into(),
-            why: error.to_string(),
-        })?;
+        let text = json_text("report", report)?;
         std::fs::write(path, text + "\n").map_err(PerfError::io(path.display().to_string()))?;
     }
     Ok(report.ok)

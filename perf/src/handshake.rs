@@ -23,7 +23,7 @@ use guestseal_rules::classify::Protection;
 use guestseal_rules::model::Suite;
 use serde::Serialize;
 
-use crate::process::PerfError;
+use crate::process::{PerfError, json_text};
 use crate::resume::resume_after_restart;
 
 /// Handshakes of a round.
@@ -71,11 +71,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         resume_after_restart_ms,
     };
     if options.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| PerfError::Malformed {
-            what: "report".into(),
-            why: error.to_string(),
-        })?;
-        println!("{text}");
+        println!("{}", json_text("report", &report)?);
     } else {
         println!("handshakes a second, both hosts on one core");
         println!("  guestseal {:>8.0}", report.handshakes_per_second);

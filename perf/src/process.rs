@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -75,6 +76,17 @@ impl PerfError {
         let what = what.into();
         move |source| PerfError::Io { what, source }
     }
+}
+
+/// A report for machines.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub fn json_text(what: &str, report: &impl Serialize) -> Result<String, PerfError> {
+    serde_json::to_string_pretty(report).map_err(|error| PerfError::Malformed {
+        what: what.into(),
+        why: error.to_string(),
+    })
 }
 
 /// Set by Ctrl-C and SIGTERM once [`watch_signals`] was called.

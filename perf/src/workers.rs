@@ -26,7 +26,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 
 use crate::pipeline::seal::{Outbound, Size, umem};
-use crate::process::{PerfError, cpus};
+use crate::process::{PerfError, cpus, json_text};
 use crate::statistics::median;
 
 /// `guestseal-perf workers`.
@@ -127,11 +127,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         model: model.collect(),
     };
     if options.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| PerfError::Malformed {
-            what: "report".into(),
-            why: error.to_string(),
-        })?;
-        println!("{text}");
+        println!("{}", json_text("report", &report)?);
         return Ok(());
     }
     println!(

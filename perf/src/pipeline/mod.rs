@@ -27,7 +27,7 @@ use self::cipher::Cipher;
 use self::host::{Host, Rotation, Rules};
 use self::packets::{Network, Packets, Size};
 use self::stages::{Stages, TimedEngine};
-use crate::process::{PerfError, check_interrupted};
+use crate::process::{PerfError, check_interrupted, json_text};
 
 /// Bursts of a block at least.
 const BLOCK: usize = 32;
@@ -150,11 +150,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         compiled = Some((case.network, case.rules, case.sas, rules));
     }
     if options.json {
-        let text = serde_json::to_string_pretty(&rows).map_err(|error| PerfError::Malformed {
-            what: "rows".into(),
-            why: error.to_string(),
-        })?;
-        println!("{text}");
+        println!("{}", json_text("rows", &rows)?);
     }
     Ok(())
 }

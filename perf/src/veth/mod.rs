@@ -21,7 +21,7 @@ use self::scenario::{Scenario, Setup, attach_sink, cannot, ifindex, said};
 use self::trial::{Ages, difference, percentile, search};
 use crate::namespaces::{Namespace, remove_leftovers};
 use crate::pipeline::seal::{Sealer, Size, plain};
-use crate::process::{PerfError, check_interrupted, cpus, run_line};
+use crate::process::{PerfError, check_interrupted, cpus, json_text, run_line};
 use crate::{pipeline, report};
 
 /// Packets of the list that a generator sends in turns: a multiple of what a mix and the flows come to.
@@ -222,10 +222,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         report.pipeline = pipeline::rows_for_report()?;
     }
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| PerfError::Malformed {
-            what: "report".into(),
-            why: error.to_string(),
-        })?;
+        let text = json_text("report", &report)?;
         std::fs::write(path, text).map_err(PerfError::io(path.display().to_string()))?;
     }
     if let Some(path) = &options.html {
