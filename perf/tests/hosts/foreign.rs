@@ -1,6 +1,7 @@
 //! The other end is not ours: scapy and OpenSSL (python3-cryptography) open what is sealed here and seal what is opened.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use guestseal_perf::deployment::number;
@@ -57,6 +58,22 @@ pub(crate) fn associations(net: &Net) -> Value {
     net.deployment.sas.iter().map(one).collect()
 }
 
+/// Lets the peer open a capture, of which nothing may fail to open and of each of these SAs so many packets must: how many
+/// opened of each SA, and what of their payload was found.
+pub(crate) fn opened(net: &Net, file: &Path, names: &[&str], least: u64) -> Result<Value> {
+    let answer = peer(
+        Command::new(PYTHON).args(["-c", PEER, "open"]),
+        &json!({"pcap": file, "associations": associations(net)}),
+    )?;
+    ensure(answer["failed"] == 0, || answer.to_string())?;
+    for name in names {
+        ensure(number(&answer["opened"], &format!("/{name}")) >= least, || {
+            format!("too little of {name} opened: {answer}")
+        })?;
+    }
+    Ok(answer)
+}
+
 pub(crate) fn opens_elsewhere() -> Result<()> {
     let mut net = net("opens")?;
     net.start(0, &[])?;
@@ -85,13 +102,7 @@ pub(crate) fn opens_elsewhere() -> Result<()> {
     })?;
     let file = capture.file().to_owned();
     capture.stop()?;
-    let answer = peer(
-        Command::new(PYTHON).args(["-c", PEER, "open"]),
-        &json!({"pcap": file, "associations": associations(&net)}),
-    )?;
-    // Per SA: how many packets opened, and what of their payload was found.
-    ensure(answer["failed"] == 0, || answer.to_string())?;
-    for name in [
+    let names = [
         "blue-any-h1-h2",
         "blue-any-h2-h1",
         "red-any-h1-h2",
@@ -99,11 +110,8 @@ pub(crate) fn opens_elsewhere() -> Result<()> {
         "blue-mail-h1-h2",
         "blue-mail-h2-h1",
         "blue-log-h1-h2",
-    ] {
-        ensure(number(&answer["opened"], &format!("/{name}")) > 0, || {
-            format!("nothing of {name} opened: {answer}")
-        })?;
-    }
+    ];
+    let answer = opened(&net, &file, &names, 1)?;
     let markers = answer["markers"].as_array().cloned().unwrap_or_default();
     ensure(
         markers == [json!("marker-of-log"), json!("marker-of-mail")],

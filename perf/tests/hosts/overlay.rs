@@ -6,7 +6,7 @@ use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::{Running, wait_for};
 use serde_json::json;
 
-use crate::foreign::{PEER, PYTHON, associations, peer};
+use crate::foreign::{PEER, PYTHON, associations, opened, peer};
 use crate::net::{Net, PATIENCE, Result, ensure};
 
 const POLICY: &str = include_str!("../../../rules/examples/overlay/policy.yaml");
@@ -260,21 +260,13 @@ pub(crate) fn scapy() -> Result<()> {
     }
     let file = capture.file().to_owned();
     capture.stop()?;
-    let answer = peer(
-        std::process::Command::new(PYTHON).args(["-c", PEER, "open"]),
-        &json!({"pcap": file, "associations": associations(&net)}),
-    )?;
-    ensure(answer["failed"] == 0, || answer.to_string())?;
-    for name in [
+    let names = [
         "blue-any-h1-h2",
         "blue-any-h2-h1",
         "red-any-h1-h2",
         "red-any-h2-h1",
-    ] {
-        ensure(number(&answer["opened"], &format!("/{name}")) >= 5, || {
-            format!("little of {name} opened: {answer}")
-        })?;
-    }
+    ];
+    opened(&net, &file, &names, 5)?;
     // The second host is now scapy's.
     net.stop(1)?;
     let mut messages = Vec::new();
