@@ -123,6 +123,32 @@ pub struct TagSet {
     pub name: String,
     /// How bad, 0 to 100.
     pub severity: u8,
+    /// How long it lasts if it is not set again; until it is cleared without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasts: Option<Lasts>,
+}
+
+/// A duration, as policy files write it: `90s`, `12h`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Lasts(pub Duration);
+
+impl TryFrom<String> for Lasts {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match crate::load::duration(&text) {
+            Ok(Duration::ZERO) => Err("lasts: expected more than nothing".to_owned()),
+            Ok(duration) => Ok(Self(duration)),
+            Err(why) => Err(format!("lasts: \"{text}\" {why}")),
+        }
+    }
+}
+
+impl From<Lasts> for String {
+    fn from(lasts: Lasts) -> Self {
+        format!("{}ms", lasts.0.as_millis())
+    }
 }
 
 /// Tags are cleared.

@@ -131,6 +131,9 @@ enum TagCommand {
         /// How bad, 0 to 100
         #[arg(long, value_parser = clap::value_parser!(u8).range(..=100))]
         severity: u8,
+        /// How long it lasts if it is not set again, such as 12h; without it until it is cleared
+        #[arg(long, value_name = "DURATION")]
+        lasts: Option<String>,
     },
     /// Clears tags; * stands for any characters
     Clear {
@@ -171,9 +174,13 @@ impl Ctl {
                         service,
                         name,
                         severity,
+                        lasts,
                     },
             } => {
-                let body = json!({"service": service, "name": name, "severity": severity});
+                let mut body = json!({"service": service, "name": name, "severity": severity});
+                if let Some(lasts) = lasts {
+                    body["lasts"] = lasts.as_str().into();
+                }
                 post(&of_guest(guest, "/tags"), &body)?
             }
             Command::Tag {

@@ -64,6 +64,7 @@ fn tags(record: &Record) -> Value {
             "first": tag.first,
             "last": tag.last,
             "count": tag.count,
+            "until": tag.until,
         })
     })
     .collect()

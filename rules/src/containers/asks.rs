@@ -182,6 +182,7 @@ impl Containers {
             .chain(instances)
             .chain(record.held_until)
             .chain(flow)
+            .chain(record.tag_ends())
             .filter(|due| *due > self.now)
             .min()
     }

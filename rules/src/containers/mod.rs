@@ -321,7 +321,7 @@ impl Containers {
         let now = self.now;
         let record = &mut self.records[guest.index()];
         match &event.what {
-            What::Tag(set) => tagged(record.set_tag(set, own))?,
+            What::Tag(set) => tagged(record.set_tag(set, own, now))?,
             What::Clear(clear) => something(record.clear_tags(clear, own))?,
             What::Login(login) => {
                 let known = record.logins.get(&login.user);
@@ -402,7 +402,7 @@ impl Containers {
     fn apply_parked(&mut self, event: &Event, own: Moment) -> Result<(), Refusal> {
         let record = self.parked.get_mut(&event.guest).ok_or(Refusal::UnknownGuest)?;
         match &event.what {
-            What::Tag(set) => tagged(record.set_tag(set, own))?,
+            What::Tag(set) => tagged(record.set_tag(set, own, self.now))?,
             What::Clear(clear) => something(record.clear_tags(clear, own))?,
             _ => return Err(Refusal::GuestAway),
         }

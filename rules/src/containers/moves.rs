@@ -42,6 +42,7 @@ impl Containers {
                 changes.unsettled.insert(guest);
                 continue;
             }
+            self.records[guest.index()].end_tags(self.now);
             waiting.extend(self.count_answers(guest));
             self.make_instances(guest, told);
             let moved = self.move_once(guest, told, changes);

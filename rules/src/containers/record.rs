@@ -31,6 +31,8 @@ pub struct Tag {
     pub count: u32,
     /// When it was cleared: it is remembered so that what was set before that and comes late does not set it again.
     pub cleared: Option<Moment>,
+    /// When it is over unless it is set again; `None`: when it is cleared.
+    pub until: Option<Moment>,
 }
 
 /// Why a guest is where it is, or why a template's rules are there.
@@ -135,8 +137,13 @@ impl Record {
         }
     }
 
-    pub(super) fn set_tag(&mut self, set: &TagSet, at: Moment) -> Tagged {
+    /// Sets a tag of the time `at`; what would be over by `now` comes too late.
+    pub(super) fn set_tag(&mut self, set: &TagSet, at: Moment, now: Moment) -> Tagged {
         let key = (set.service.clone(), set.name.clone());
+        let until = set.lasts.map(|lasts| at.after(lasts.0));
+        if until.is_some_and(|until| until <= now) {
+            return Tagged::Late;
+        }
         if let Some(tag) = self.tags.get_mut(&key) {
             match tag.cleared {
                 Some(cleared) if at <= cleared => return Tagged::Late,
@@ -147,6 +154,7 @@ impl Record {
             }
             tag.severity = set.severity;
             tag.last = at;
+            tag.until = until;
             tag.count = tag.count.saturating_add(1);
             return Tagged::New;
         }
@@ -159,6 +167,7 @@ impl Record {
             last: at,
             count: 1,
             cleared: None,
+            until,
         };
         self.tags.insert(key, tag);
         Tagged::New
@@ -181,6 +190,19 @@ impl Record {
             .or(mildest.min().map(|(_, key)| key));
         let Some(key) = found.cloned() else { return false };
         self.tags.remove(&key).is_some()
+    }
+
+    /// Ends the tags that have lasted long enough.
+    pub(super) fn end_tags(&mut self, now: Moment) {
+        for tag in self.tags.values_mut().filter(|tag| tag.cleared.is_none()) {
+            tag.cleared = tag.until.filter(|until| *until <= now);
+        }
+    }
+
+    /// When the next tag is over.
+    pub(super) fn tag_ends(&self) -> Option<Moment> {
+        let open = self.tags.values().filter(|tag| tag.cleared.is_none());
+        open.filter_map(|tag| tag.until).min()
     }
 
     /// Whether a tag was cleared.

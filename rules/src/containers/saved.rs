@@ -87,6 +87,8 @@ struct SavedTag {
     count: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cleared: Option<Moment>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<Moment>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,6 +210,7 @@ fn save(record: &Record, policy: &Policy) -> SavedGuest {
         last: tag.last,
         count: tag.count,
         cleared: tag.cleared,
+        until: tag.until,
     });
     let instances = record.instances.iter().map(|(index, instance)| {
         let saved = SavedInstance {
@@ -279,6 +282,7 @@ fn restore(saved: &SavedGuest, policy: &Policy) -> Record {
             last: tag.last,
             count: tag.count,
             cleared: tag.cleared,
+            until: tag.until,
         };
         ((tag.service.clone(), tag.name.clone()), known)
     });

@@ -125,6 +125,43 @@ fn a_tag_moves_its_guest_and_nobody_else_and_clearing_leads_back_after_the_time_
 }
 
 #[test]
+fn a_tag_that_lasts_for_a_time_is_over_then_unless_it_is_set_again() {
+    let brief = "\"tag\": {\"service\": \"av\", \"name\": \"eicar\", \"severity\": 90, \"lasts\": \"60s\"}";
+    let mut world = World::new(CONTAINERS);
+    world.tell(0, "g0", brief).unwrap();
+    world.tell(50, "g0", brief).unwrap();
+    world.wait(109);
+    let tag =
+        |world: &World| world.containers.record(GuestIndex(0)).tags[&("av".into(), "eicar".into())].clone();
+    assert_eq!((tag(&world).cleared, tag(&world).until), (None, Some(at(110))));
+    let (mut restored, _) = Containers::restore(policy(CONTAINERS), &world.containers.save());
+    restored.advance(at(110), &mut Changes::default());
+    world.wait(110);
+    assert_eq!(restored.save(), world.containers.save(), "saved or not");
+    assert_eq!(tag(&world).cleared, Some(at(110)));
+    assert_eq!(world.is_in("g0"), "quarantine");
+    world.wait(140);
+    assert_eq!(world.is_in("g0"), "default", "30 s after the tag was over");
+    let old = format!("\"time\": \"{}\", {brief}", at(141));
+    assert_eq!(
+        world.tell(201, "g0", &old),
+        Err(Refusal::Late),
+        "it is over already"
+    );
+    world.tell(202, "g0", brief).unwrap();
+    world.tell(203, "g0", &self::tag("av", "eicar", 90)).unwrap();
+    world.wait(10_000);
+    assert_eq!(world.is_in("g0"), "quarantine", "what was said last holds");
+    for wrong in ["0s", "an hour", "400d"] {
+        let text = brief.replace("60s", wrong);
+        assert!(
+            serde_json::from_str::<Event>(&format!("{{\"guest\": \"g0\", {text}}}")).is_err(),
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
 fn the_time_to_release_begins_again_with_every_break() {
     let mut world = World::new(CONTAINERS);
     world.tell(0, "g0", &tag("av", "eicar", 90)).unwrap();

@@ -120,6 +120,10 @@ struct TagBody {
     name: String,
     /// How bad, 0 to 100.
     severity: u8,
+    /// How long it lasts if it is not set again, such as `12h`; until it is cleared without it.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    lasts: Option<event::Lasts>,
     /// When it was seen, as RFC 3339 writes it; now without it.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -243,6 +247,7 @@ async fn set_tag(
         service: tag.service,
         name: tag.name,
         severity: tag.severity,
+        lasts: tag.lasts,
     });
     api.event(&caller, guest, tag.time, what).await
 }
