@@ -182,6 +182,10 @@ pub struct Topology {
     pub wire: Namespace,
 }
 
+/// For `ethtool -K`: what AF_XDP would not carry is left to no card. That is unfinished checksums, segments to be cut, and VLAN
+/// tags beside the packet.
+pub const NO_OFFLOADS: &str = "tx off tso off gso off tx-udp-segmentation off tx-sctp-segmentation off tx-gso-list off txvlan off tx-vlan-stag-hw-insert off";
+
 /// The MTU of guests: what ESP adds to it fits into the wire's 1500.
 pub const GUEST_MTU: u32 = 1400;
 
@@ -256,8 +260,7 @@ impl Topology {
             spec.interface,
             host.name()
         ))?;
-        // AF_XDP carries neither unfinished checksums nor segments to be cut.
-        namespace.run("ethtool -K eth0 tx off tso off gso off")?;
+        namespace.run(&format!("ethtool -K eth0 {NO_OFFLOADS}"))?;
         namespace
             .run("sysctl -qw net.ipv6.conf.eth0.accept_dad=0 net.ipv6.conf.eth0.router_solicitations=0")?;
         namespace.ip(&format!("link set eth0 mtu {GUEST_MTU} up"))?;

@@ -1,8 +1,6 @@
 //! Devices that fail under load cost counted packets or a rebind, never the worker, and no hand is needed.
 
-use guestseal_perf::process::wait_for;
-
-use crate::net::{Net, PATIENCE, Result, wait_for_spi};
+use crate::net::{Net, Result, wait_for_spi};
 
 pub(crate) fn uplink_down() -> Result<()> {
     let mut net = Net::running("down", 1)?;
@@ -33,7 +31,7 @@ pub(crate) fn uplink_deleted() -> Result<()> {
         net.wait_for_sent("blue-1", 5000)?;
         // The wire's end goes, and the uplink with it.
         net.topology.wire.ip("link del host0")?;
-        wait_for_word(&mut net, "uplink uplink is gone")?;
+        net.wait_for_word(0, "uplink uplink is gone")?;
         net.wait_for_sent("blue-1", 5000)?;
         net.topology.connect_host(0, 1)?;
         net.pings("blue-1", "10.1.0.2")?;
@@ -48,7 +46,7 @@ pub(crate) fn guest_port() -> Result<()> {
     let mut net = Net::running("port", 1)?;
     net.pings("blue-1", "10.1.0.2")?;
     net.guest("blue-1").ip("link del eth0")?;
-    wait_for_word(&mut net, "guest port gp-blue-1 is gone")?;
+    net.wait_for_word(0, "guest port gp-blue-1 is gone")?;
     // Its neighbour does not notice.
     net.pings("red-1", "10.2.0.2")?;
     net.topology.connect_guest(0)?;
@@ -57,14 +55,5 @@ pub(crate) fn guest_port() -> Result<()> {
     net.pings("blue-2", "10.1.0.1")?;
     net.stop(0)?;
     net.stop(1)?;
-    Ok(())
-}
-
-fn wait_for_word(net: &mut Net, word: &str) -> Result<()> {
-    let process = &mut net.host(0).process;
-    wait_for(word, PATIENCE, || {
-        process.check_runs()?;
-        Ok(process.errors().contains(word).then_some(()))
-    })?;
     Ok(())
 }

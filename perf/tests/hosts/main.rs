@@ -9,6 +9,7 @@ mod foreign;
 mod forge;
 mod killed;
 mod measured;
+mod offloads;
 mod overlay;
 mod overload;
 mod sessions;
@@ -31,9 +32,14 @@ const TESTS: &[(&str, Body)] = &[
     ),
     ("traffic::generic_xdp", traffic::generic),
     (
-        "traffic::guests_leave_checksums_and_segments_to_their_card",
-        traffic::guests_offload,
+        "offloads::checksums_and_segments_are_left_to_the_card",
+        offloads::left_to_the_card,
     ),
+    (
+        "offloads::what_would_be_lost_is_refused_until_turned_off",
+        offloads::refused,
+    ),
+    ("offloads::fixed_until_the_end_and_after_sigkill", offloads::fixed),
     ("traffic::two_queues_cross", traffic::two_queues),
     (
         "traffic::an_orderly_end_accounts_for_everything",

@@ -164,6 +164,16 @@ impl Net {
         actor::play_in(program(), namespace, words)
     }
 
+    /// Waits until guestseal on a host has said something.
+    pub(crate) fn wait_for_word(&mut self, host: usize, word: &str) -> Result<()> {
+        let process = &mut self.host(host).process;
+        wait_for(word, PATIENCE, || {
+            process.check_runs()?;
+            Ok(process.errors().contains(word).then_some(()))
+        })?;
+        Ok(())
+    }
+
     /// The SPI of an SA.
     pub(crate) fn spi(&self, name: &str) -> u32 {
         self.deployment

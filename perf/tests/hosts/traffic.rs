@@ -75,43 +75,6 @@ pub(crate) fn generic() -> Result<()> {
     Ok(())
 }
 
-/// Guests with everything left to their card, as a veth has it by default: what they leave is finished, and what they would
-/// leave to be cut the kernel has taken from them.
-pub(crate) fn guests_offload() -> Result<()> {
-    let mut net = Net::new("offload", 1)?;
-    for guest in ["blue-1", "blue-2"] {
-        net.guest(guest).run("ethtool -K eth0 tx on tso on gso on")?;
-    }
-    for host in 0..2 {
-        net.write_host(host, 1)?;
-        net.start(host, &[])?;
-    }
-    let features = net.guest("blue-1").run("ethtool -k eth0")?;
-    ensure(features.contains("tx-checksumming: on"), || features.clone())?;
-    ensure(features.contains("tcp-segmentation-offload: off"), || {
-        features.clone()
-    })?;
-    net.pings("blue-1", "10.1.0.2")?;
-    net.pings("blue-2", "fd00:1::1")?;
-    let _server = Running::start(
-        "iperf3",
-        net.deployment.directory(),
-        net.guest("blue-2").command("iperf3").arg("-s"),
-    )?;
-    for line in [
-        "iperf3 -c 10.1.0.2 -n 4M --connect-timeout 2000",
-        "iperf3 -c fd00:1::2 -n 4M --connect-timeout 2000",
-        "iperf3 -c 10.1.0.2 -u -b 10M -n 1M -l 1300 --connect-timeout 2000",
-        "iperf3 -c fd00:1::2 -u -b 10M -n 1M -l 1300 --connect-timeout 2000",
-    ] {
-        wait_for(line, PATIENCE, || Ok(net.guest("blue-1").run(line).ok()))?;
-    }
-    for host in 0..2 {
-        net.stop(host)?;
-    }
-    Ok(())
-}
-
 /// Two workers a host: queues, SAs and guest ports are dealt over them, so that packets have to go over.
 pub(crate) fn two_queues() -> Result<()> {
     let mut net = Net::running("queues", 2)?;

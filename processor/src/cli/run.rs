@@ -44,6 +44,9 @@ pub(super) struct Run {
     /// Workers never sleep
     #[arg(long)]
     busy_poll: bool,
+    /// What guests leave to their cards and would be lost is turned off, and put back at the end
+    #[arg(long)]
+    fix_offloads: bool,
     /// The AEAD engine; auto takes the fastest that can run here
     #[arg(long, value_enum, value_name = "ENGINE")]
     aead: Option<Choice>,
@@ -110,6 +113,7 @@ impl Run {
             }),
             zero_copy: self.zero_copy,
             busy_poll: self.busy_poll,
+            fix_offloads: self.fix_offloads,
             aead: self.aead,
             histogram_log: self.histogram_log.clone(),
             events: self.events.clone(),

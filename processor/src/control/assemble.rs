@@ -14,7 +14,7 @@ use guestseal_rules::compile::Ruleset;
 use guestseal_rules::model::{GuestPort, NetworkKind, PortIndex};
 use guestseal_xdp::{
     Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program, UplinkConfig,
-    UplinkProgram, XdpError, XdpMode,
+    UplinkProgram, XdpError,
 };
 use rtrb::Consumer;
 
@@ -44,6 +44,7 @@ use crate::worker::run::{Command, Commands, Ports, Stop, Worker};
 use super::announce;
 use super::config::HostConfig;
 use super::link::{self, Link, LinkError};
+use super::offloads::{self, OffloadError};
 
 /// Why there is no data plane.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,9 @@ pub enum StartError {
     /// An XDP program.
     #[error(transparent)]
     Xdp(#[from] XdpError),
+    /// What a guest leaves to its card.
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
     /// A queue that the uplink has not.
     #[error(
         "{interface} has {has} receive queues: queue {queue} is not among them (see ethtool -l {interface})"
@@ -116,6 +120,8 @@ struct ServedPort {
     interface: String,
     /// While it is there.
     open: Option<OpenPort>,
+    /// Why it could not be opened, said once.
+    trouble: String,
 }
 
 #[derive(Debug)]
@@ -461,11 +467,17 @@ impl DataPlane {
             }
             if now.is_some() {
                 match self.open_guest(number, &plan.config) {
-                    Ok(()) => news.push(format!("guest port {interface} is open")),
-                    Err(error) => news.push(format!(
-                        "guest port {interface} stays closed: {}",
-                        super::supervise::chain(&error)
-                    )),
+                    Ok(()) => {
+                        self.ports[number].trouble.clear();
+                        news.push(format!("guest port {interface} is open"));
+                    }
+                    Err(error) => {
+                        let trouble = super::supervise::chain(&error);
+                        if self.ports[number].trouble != trouble {
+                            news.push(format!("guest port {interface} stays closed: {trouble}"));
+                            self.ports[number].trouble = trouble;
+                        }
+                    }
                 }
             }
         }
@@ -783,6 +795,7 @@ fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedP
             index: PortIndex(number as u32),
             interface: port.interface.clone(),
             open,
+            trouble: String::new(),
         });
     }
     Ok(ports)
@@ -798,19 +811,8 @@ fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Re
     if let Some(reason) = program.fallback() {
         tracing::warn!("XDP on {interface} is generic, which is slower: native was refused: {reason}");
     }
-    if link::has_virtio_header(interface) {
-        tracing::warn!(
-            "guest port {interface} is a tap with vnet_hdr: QEMU by default lets the guest leave the cutting of segments to the \
-             host, and what is longer than a frame of the UMEM is lost. Unless that is off already: in the guest ethtool -K \
-             eth0 tx off tso off gso off, or for QEMU's device csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,\
-             host_ecn=off (libvirt: <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>)"
-        );
-    } else if link.driver.is_none() && program.mode()? == XdpMode::Generic {
-        tracing::warn!(
-            "guest port {interface} has generic XDP: what its guest leaves to be cut into segments, and is longer than a frame \
-             of the UMEM, is lost. Unless that is off already: in the guest ethtool -K eth0 tso off gso off"
-        );
-    }
+    let fix = config.fix_offloads.then_some(&*config.state_directory);
+    offloads::check(&link, program.mode()?, fix)?;
     Ok(OpenPort {
         link,
         program,

@@ -137,6 +137,8 @@ pub struct HostConfig {
     pub zero_copy: ZeroCopy,
     /// Never sleep.
     pub busy_poll: bool,
+    /// What guests leave to their cards and would be lost is turned off, and put back at the end.
+    pub fix_offloads: bool,
     /// The AEAD engine wanted.
     pub aead: Choice,
     /// Where high-water marks are.
@@ -170,6 +172,8 @@ pub struct Overrides {
     pub zero_copy: Option<ZeroCopy>,
     /// Never sleep.
     pub busy_poll: bool,
+    /// What guests leave to their cards and would be lost is turned off, and put back at the end.
+    pub fix_offloads: bool,
     /// AEAD engine.
     pub aead: Option<Choice>,
     /// Histogram log.
@@ -197,6 +201,8 @@ struct RawHost {
     zero_copy: ZeroCopy,
     #[serde(default)]
     busy_poll: bool,
+    #[serde(default)]
+    fix_offloads: bool,
     #[serde(default)]
     aead: Choice,
     #[serde(default)]
@@ -496,6 +502,7 @@ impl HostConfig {
             }),
             zero_copy: overrides.zero_copy.unwrap_or(raw.zero_copy),
             busy_poll: overrides.busy_poll || raw.busy_poll,
+            fix_offloads: overrides.fix_offloads || raw.fix_offloads,
             aead: overrides.aead.unwrap_or(raw.aead),
             state_directory,
             pin_directory: overrides

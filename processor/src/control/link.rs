@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -143,15 +144,58 @@ pub fn describe(name: &str) -> Result<Link, LinkError> {
     })
 }
 
-/// Whether a tap carries virtio-net headers (`IFF_VNET_HDR`): then QEMU lets the guest leave segments to be cut by the host,
-/// unless the device's options say otherwise, which cannot be seen from here.
+/// Of a tap, whether it carries virtio-net headers (`IFF_VNET_HDR`): then QEMU lets the guest leave segments to be cut by the
+/// host, unless the device's options say otherwise, which cannot be seen from here. None of what is no tap.
 #[must_use]
-pub fn has_virtio_header(name: &str) -> bool {
+pub fn virtio_header(tap: &str) -> Option<bool> {
     const IFF_VNET_HDR: u32 = 0x4000;
-    std::fs::read_to_string(PathBuf::from("/sys/class/net").join(name).join("tun_flags"))
-        .ok()
-        .and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok())
-        .is_some_and(|flags| flags & IFF_VNET_HDR != 0)
+    let flags = std::fs::read_to_string(PathBuf::from("/sys/class/net").join(tap).join("tun_flags")).ok()?;
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).ok()?;
+    Some(flags & IFF_VNET_HDR != 0)
+}
+
+/// The name of an interface.
+///
+/// # Errors
+/// If there is none.
+pub fn name_of(index: u32) -> std::io::Result<String> {
+    let (family, kind) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM);
+    let socket = rustix::net::socket(family, kind, None)?;
+    Ok(rustix::net::netdevice::index_to_name(&socket, index)?)
+}
+
+/// The other end of a veth.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its index, in its own network namespace.
+    pub index: u32,
+    /// The number by which this network namespace knows that one; none if it is this one.
+    pub namespace: Option<i32>,
+}
+
+/// The other end of an interface that is a veth; none if it is something else.
+///
+/// # Errors
+/// Those of netlink; also if there is no such interface.
+pub fn peer(interface: u32) -> std::io::Result<Option<Peer>> {
+    let mut wanted = LinkMessage::default();
+    wanted.header.index = interface;
+    let answer = ask(RouteNetlinkMessage::GetLink(wanted), 0)?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload else {
+        return Ok(None);
+    };
+    let (mut is_veth, mut index, mut namespace) = (false, None, None);
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::LinkInfo(info) => is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::Link(found) => index = Some(found),
+            LinkAttribute::LinkNetNsId(found) => namespace = Some(found),
+            _ => {}
+        }
+    }
+    Ok(index
+        .filter(|index| is_veth && *index != 0)
+        .map(|index| Peer { index, namespace }))
 }
 
 /// Where packets to an address go out of an interface by the kernel's routes: to a gateway or to the address itself; `None` if
@@ -283,7 +327,10 @@ fn change(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<()> {
 }
 
 /// Asks for one answer.
-fn ask(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+pub(super) fn ask(
+    wanted: RouteNetlinkMessage,
+    flags: u16,
+) -> std::io::Result<NetlinkMessage<RouteNetlinkMessage>> {
     let socket = Socket::new(NETLINK_ROUTE)?;
     socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
     let mut request = NetlinkMessage::from(wanted);

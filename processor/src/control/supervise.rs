@@ -33,6 +33,7 @@ use super::config::HostConfig;
 use super::guests::{Guests, GuestsError, now};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
+use super::offloads::{OffloadError, PutBack};
 use super::reach::{self, Reach};
 use super::sessions::{Sessions, SessionsError};
 use super::status::{self, Status};
@@ -59,6 +60,9 @@ pub enum RunError {
     /// The data plane.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// What guests leave to their cards.
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
     /// The SAs.
     #[error(transparent)]
     Sa(#[from] ManualSaError),
@@ -182,6 +186,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         }
         _ => None,
     };
+    let _put_back = PutBack::new(&config.state_directory)?;
     let frames = control.serve(manual.owned, options, stop, log)?;
     Ok(control.totals(Some(frames)))
 }
