@@ -7,6 +7,7 @@ mod control;
 mod devices;
 mod foreign;
 mod forge;
+mod frames;
 mod killed;
 mod measured;
 mod offloads;
@@ -14,6 +15,7 @@ mod overlay;
 mod overload;
 mod sessions;
 mod traffic;
+mod vlan;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use net::Result;
@@ -26,6 +28,12 @@ const TESTS: &[(&str, Body)] = &[
     ("overlay::linux_vxlan_is_the_far_end", overlay::linux_vxlan),
     ("overlay::routes_are_followed", overlay::routes),
     ("overlay::scapy_opens_and_seals", overlay::scapy),
+    ("vlan::each_of_a_trunk_is_a_port_of_its_own", vlan::trunk),
+    (
+        "vlan::tags_fragments_and_extension_headers_within_a_network",
+        vlan::within_a_network,
+    ),
+    ("frames::too_long_ones_are_counted", frames::too_long),
     (
         "traffic::both_modes_both_families_and_the_hosts_own",
         traffic::both_modes,

@@ -24,21 +24,21 @@ pub fn arrivals(policy: &Policy, before: &Tables, now: &Tables) -> Vec<Announcem
         let known = number.and_then(|number| before.ports.get(usize::from(number)));
         known.is_some_and(|known| is_here(known, before))
     };
-    (0u16..)
-        .zip(&*now.ports)
-        .filter(|(_, port)| now.carrier(port.endpoint.network).is_some())
-        .filter(|(_, port)| is_here(port, now) && !was_here(port))
-        .flat_map(|(number, port)| {
+    now.ports
+        .iter()
+        .filter(|port| now.carrier(port.endpoint.network).is_some())
+        .filter(|port| is_here(port, now) && !was_here(port))
+        .flat_map(|port| {
             let addresses = &policy.ports[port.endpoint.port.index()].addresses;
             addresses
                 .iter()
-                .map(move |address| (number, frame(&port.endpoint, *address)))
+                .map(move |address| (port.through, frame(&port.endpoint, port.vlan, *address)))
         })
         .collect()
 }
 
-/// One announcement of one address.
-fn frame(endpoint: &Endpoint, address: IpAddr) -> Box<[u8]> {
+/// One announcement of one address, as the guest itself would send it.
+fn frame(endpoint: &Endpoint, vlan: Option<u16>, address: IpAddr) -> Box<[u8]> {
     let mac = endpoint.mac;
     let (destination, ethertype, payload) = match address {
         IpAddr::V4(address) => {
@@ -66,5 +66,14 @@ fn frame(endpoint: &Endpoint, address: IpAddr) -> Box<[u8]> {
         source: mac,
         ethertype: ethertype.into(),
     };
-    [header.as_bytes(), &payload].concat().into()
+    let (macs, ethertype) = header.as_bytes().split_at(12);
+    let tag = vlan.map(ethernet::tag);
+    [
+        macs,
+        tag.as_ref().map_or(&[], |tag| &tag[..]),
+        ethertype,
+        &payload,
+    ]
+    .concat()
+    .into()
 }

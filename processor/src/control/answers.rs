@@ -109,6 +109,7 @@ fn port(policy: &Policy, index: PortIndex) -> Value {
     json!({
         "guest": guest.id,
         "interface": port.interface,
+        "vlan": port.vlan,
         "network": policy.networks[port.network.index()].name,
         "mac": MacAddress(port.mac).to_string(),
         "addresses": port.addresses,

@@ -118,7 +118,9 @@ pub struct Blueprint {
 struct ServedPort {
     index: PortIndex,
     interface: String,
-    /// While it is there.
+    /// The number of the one that has the interface: itself, or of a trunk's ports the first.
+    through: usize,
+    /// While it is there; only of one that has the interface.
     open: Option<OpenPort>,
     /// Why it could not be opened, said once.
     trouble: String,
@@ -178,8 +180,6 @@ pub struct Remains {
     pub exchanged: Vec<Box<Latencies>>,
     /// Where the frames were.
     pub frames: Frames,
-    /// What the kernel dropped before it was received.
-    pub kernel: Vec<crate::port::KernelDrops>,
     /// What the XDP programs decided, by interface.
     pub xdp: Vec<(String, XdpCounters)>,
 }
@@ -373,7 +373,7 @@ impl DataPlane {
                 commands: receiver,
                 obeyed: obeys,
                 notices: teller,
-                closed_drops: crate::port::KernelDrops::default(),
+                closed_drops: plan.counters[number].kernel_drops(),
                 stop: Arc::clone(&stop),
                 busy_poll: config.busy_poll,
             };
@@ -429,7 +429,9 @@ impl DataPlane {
             mode_of(&self.program),
             self.umem.frames()
         )];
-        lines.extend(self.ports.iter().map(|port| match &port.open {
+        let with_interface = self.ports.iter().enumerate();
+        let with_interface = with_interface.filter(|(number, port)| port.through == *number);
+        lines.extend(with_interface.map(|(_, port)| match &port.open {
             Some(open) => format!(
                 "guest port {}: XDP {}, sockets {sockets}",
                 port.interface,
@@ -442,7 +444,8 @@ impl DataPlane {
 
     /// The guest ports that it serves, and whether each is open.
     pub fn ports(&self) -> impl Iterator<Item = (PortIndex, bool)> + '_ {
-        self.ports.iter().map(|port| (port.index, port.open.is_some()))
+        let is_open = |port: &ServedPort| self.ports[port.through].open.is_some();
+        self.ports.iter().map(move |port| (port.index, is_open(port)))
     }
 
     /// Whether the uplink is still the interface that the plane was made for.
@@ -455,6 +458,9 @@ impl DataPlane {
     pub fn follow_guest_ports(&mut self, plan: &Blueprint) -> Vec<String> {
         let mut news = Vec::new();
         for number in 0..self.ports.len() {
+            if self.ports[number].through != number {
+                continue;
+            }
             let interface = self.ports[number].interface.clone();
             let now = link::index_of(&interface);
             let before = self.ports[number].open.as_ref().map(|open| open.link.index);
@@ -611,6 +617,13 @@ impl DataPlane {
         self.tables.store(Arc::new(tables));
     }
 
+    /// Lets the workers tell what the kernel has dropped.
+    pub fn ask_for_drops(&mut self) {
+        for worker in (0..self.commands.len() as u16).map(WorkerId) {
+            self.command(worker, Command::TellDrops);
+        }
+    }
+
     /// The packets of rules that are logged, since the last look.
     pub fn logged(&mut self) -> impl Iterator<Item = Sample> + '_ {
         self.logged
@@ -660,7 +673,6 @@ impl DataPlane {
                 total: self.umem.frames(),
                 ..Frames::default()
             },
-            kernel: Vec::new(),
             xdp: self.closed_xdp,
         };
         for (mut worker, mut told) in workers.into_iter().zip(self.notices) {
@@ -683,8 +695,7 @@ impl DataPlane {
                 .drain()
                 .filter(|item| matches!(item, Item::Packet(..) | Item::Free(_)))
                 .count();
-            remains.kernel.push(worker.ports.kernel_drops());
-            remains.kernel.push(worker.closed_drops);
+            worker.tell_drops();
             remains.owned.push(worker.sas);
             remains.recorders.push(worker.recorder);
         }
@@ -782,16 +793,18 @@ fn check_workers(config: &HostConfig, uplink: &Link) -> Result<(), StartError> {
 }
 
 fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedPort>, StartError> {
-    let mut ports = Vec::new();
+    let mut ports: Vec<ServedPort> = Vec::new();
     for (number, port) in config.policy.ports.iter().enumerate() {
         if config.policy.guests[port.guest.index()].host != config.host {
             continue;
         }
+        let first = ports.iter().position(|other| other.interface == port.interface);
         let open = match link::index_of(&port.interface) {
-            Some(_) => Some(attach_guest(&port.interface, config, pins)?),
-            None => None,
+            Some(_) if first.is_none() => Some(attach_guest(&port.interface, config, pins)?),
+            _ => None,
         };
         ports.push(ServedPort {
+            through: first.unwrap_or(ports.len()),
             index: PortIndex(number as u32),
             interface: port.interface.clone(),
             open,
@@ -855,15 +868,12 @@ fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize
 }
 
 fn make_tables(plan: &Blueprint, uplink: &Link, ports: &[ServedPort]) -> Tables {
+    let open = |port: &ServedPort| ports[port.through].open.as_ref();
     let owners = ports
         .iter()
         .map(|port| {
-            (
-                port.index,
-                port.open
-                    .as_ref()
-                    .map_or_else(Vec::new, |open| open.owners.clone()),
-            )
+            let owners = open(port).map_or_else(Vec::new, |open| open.owners.clone());
+            (port.index, owners)
         })
         .collect();
     let parts = Parts {
@@ -875,11 +885,7 @@ fn make_tables(plan: &Blueprint, uplink: &Link, ports: &[ServedPort]) -> Tables 
         owners,
         leave_checksums: ports
             .iter()
-            .filter(|port| {
-                port.open
-                    .as_ref()
-                    .is_some_and(|open| open.link.may_leave_checksums())
-            })
+            .filter(|port| open(port).is_some_and(|open| open.link.may_leave_checksums()))
             .map(|port| port.index)
             .collect(),
         next_hops: plan.next_hops.clone(),

@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 use crate::aead::choice::{EngineError, choose};
 use crate::path::endpoints::Endpoints;
 use crate::path::tables::NextHops;
-use crate::port::KernelDrops;
 use crate::sa::slots::Owned;
 use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
 use crate::telemetry::rules::RuleCounters;
@@ -121,7 +120,6 @@ struct Control {
     reach: Reach,
     all: Latencies,
     interval: Latencies,
-    kernel: Vec<KernelDrops>,
     xdp: Vec<(String, guestseal_xdp::Counters)>,
 }
 
@@ -166,7 +164,6 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         reach: Reach::default(),
         all: Latencies::default(),
         interval: Latencies::default(),
-        kernel: Vec::new(),
         xdp: Vec::new(),
     };
     let file = |path: &PathBuf, source| RunError::File {
@@ -264,6 +261,7 @@ impl Control {
                 self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
                 logged = Instant::now();
                 self.write_status();
+                plane.ask_for_drops();
             }
         }
         let frames = self.take_apart(plane, true).0;
@@ -549,7 +547,6 @@ impl Control {
             recorders,
             exchanged,
             frames,
-            kernel,
             xdp,
         } = plane.stop(detach);
         self.xdp.extend(xdp);
@@ -564,7 +561,6 @@ impl Control {
             self.interval.merge(latencies);
             self.all.merge(latencies);
         }
-        self.kernel.extend(kernel);
         (frames, owned)
     }
 
@@ -578,7 +574,6 @@ impl Control {
             .counters
             .iter()
             .for_each(|counters| totals.add(counters));
-        self.kernel.iter().for_each(|drops| totals.add_kernel(*drops));
         for (interface, counters) in &self.xdp {
             totals.add_xdp(interface.clone(), *counters);
         }

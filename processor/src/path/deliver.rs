@@ -6,6 +6,7 @@ use crate::port::pool::FramePool;
 use super::batch::{Batch, Descriptor, Egress, NextStep, WorkerId};
 use super::outcome::{Direction, DropReason, Outcome};
 use super::tables::Tables;
+use super::trunk;
 
 /// Where packets can leave from one worker.
 pub trait Exits {
@@ -39,6 +40,9 @@ pub trait Ledger {
 
     /// A packet was made here: a copy for one more receiver, or a message to a guest. It ends like any packet.
     fn copied(&mut self);
+
+    /// A message was made for a guest whose packet was too long.
+    fn told_too_long(&mut self);
 
     /// The batch has gone through a stage.
     fn passed(&mut self, stage: &'static str);
@@ -182,6 +186,7 @@ pub fn transmit(
             _ => own,
         },
     );
+    trunk::tag(batch, tables, pool.umem());
     // Taken apart at once: only what is used is read of each descriptor.
     for descriptor in batch.drain(..) {
         let Descriptor {

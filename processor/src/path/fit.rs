@@ -55,6 +55,7 @@ pub fn tell_senders(
             continue;
         }
         ledger.copied();
+        ledger.told_too_long();
         let mut message = Descriptor::new(
             frame,
             Packet::EMPTY,

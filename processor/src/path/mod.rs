@@ -25,4 +25,5 @@ mod outer;
 pub mod parse;
 pub mod seal;
 pub mod tables;
+pub mod trunk;
 pub mod waiting;

@@ -1,11 +1,11 @@
-//! Outbound: guest port -> parse -> (finish) -> guard -> (answer) -> classify -> (flood) -> select SA -> (wait, hand over) ->
+//! Outbound: guest port -> parse -> (take VLAN tag off) -> (finish) -> guard -> (answer) -> classify -> (flood) -> select SA -> (wait, hand over) ->
 //! (encapsulate) -> seal -> uplink.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
 use super::deliver::{Exits, Ledger, hand_over, replicate, transmit};
 use super::outcome::Direction;
-use super::{answer, classify, encapsulate, finish, fit, flood, guard, local, parse, seal};
+use super::{answer, classify, encapsulate, finish, fit, flood, guard, local, parse, seal, trunk};
 use crate::port::Burst;
 
 /// Takes what a guest port received all the way, or as far as this worker goes. `now` is asked for only if a packet has
@@ -26,6 +26,7 @@ pub fn outbound(
         Direction::Outbound,
         Some(port),
     );
+    trunk::untag(&mut batch, context.tables, port, context.pool.umem());
     finish::finish(&mut batch, context.tables, port, context.pool.umem());
     ledger.passed("parse");
     decide(context, &mut batch, ledger);

@@ -102,12 +102,14 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
+    FrameTooLong, "receive", Trouble, "The frame is longer than one of the UMEM (umem: frame-size): the kernel has dropped it.";
     Truncated, "parse", Hostile, "The frame ends before a header that it announces does.";
     BadIpHeader, "parse", Hostile, "An IP version, header length, total length or header checksum is impossible.";
     BadExtensionHeader, "parse", Hostile, "An IPv6 extension header is unknown, out of bounds, or the chain is longer than 8.";
     BadFragment, "parse", Hostile, "A fragment is so small or so placed that it could hide a header (RFC 1858).";
     BadTransportHeader, "parse", Hostile, "A transport header is impossible.";
     BadVlan, "parse", Hostile, "VLAN tags are stacked deeper than two.";
+    UnknownVlan, "parse", Hostile, "The VLAN tag, or that there is none, is that of no guest port of the trunk it came from.";
     GuestMoved, "guard", Policy, "The guest that the port is for lives on another host now.";
     SpoofedMac, "guard", Hostile, "The source MAC is not the one of the guest port it came from.";
     SpoofedSource, "guard", Hostile, "The source IP is not one of the guest port it came from.";

@@ -3,7 +3,7 @@
 //! Control builds a new one and replaces the old; a worker takes it once a batch. Look-ups allocate nothing. What does not
 //! change with the rules is shared by the old and the new.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -28,6 +28,10 @@ pub struct LocalPort {
     pub owners: Vec<WorkerId>,
     /// Whether its guest may leave checksums to the device.
     pub leaves_checksums: bool,
+    /// The local port that has the interface: itself, or of a trunk's ports the first.
+    pub through: u16,
+    /// The VLAN that it is of a trunk; none if frames carry no tag there.
+    pub vlan: Option<u16>,
 }
 
 /// The MACs that lead to a host, while the kernel knows them: one for each family, since routes may differ.
@@ -88,6 +92,9 @@ pub struct Tables {
     /// Guest ports of this host, by local number.
     pub ports: Arc<[LocalPort]>,
     local: Arc<HashMap<PortIndex, u16, FixedState>>,
+    /// The ports of trunks, by the one that has the interface, and VLAN.
+    trunks: Arc<HashMap<(u16, Option<u16>), u16, FixedState>>,
+    trunk_interfaces: Arc<HashSet<u16, FixedState>>,
     /// What carries each network.
     carriers: Arc<[Option<Carrier>]>,
     by_vni: Arc<HashMap<(u16, Vni), NetworkIndex, FixedState>>,
@@ -149,9 +156,12 @@ impl Tables {
             next_hops: parts.next_hops.get(number).copied().unwrap_or_default(),
         });
         let mut local = HashMap::default();
-        let mut ports = Vec::new();
+        let mut ports: Vec<LocalPort> = Vec::new();
+        let mut interfaces: HashMap<&str, u16> = HashMap::new();
         for (index, owners) in parts.owners {
-            local.insert(index, ports.len() as u16);
+            let number = ports.len() as u16;
+            local.insert(index, number);
+            let declared = &policy.ports[index.index()];
             ports.push(LocalPort {
                 endpoint: parts
                     .endpoints
@@ -160,8 +170,17 @@ impl Tables {
                     .unwrap_or_else(|| Endpoint::of(policy, index)),
                 owners,
                 leaves_checksums: parts.leave_checksums.contains(&index),
+                through: *interfaces.entry(&declared.interface).or_insert(number),
+                vlan: declared.vlan,
             });
         }
+        let tagged = ports.iter().filter(|port| port.vlan.is_some());
+        let trunk_interfaces: HashSet<u16, FixedState> = tagged.map(|port| port.through).collect();
+        let trunks = (0u16..)
+            .zip(&ports)
+            .filter(|(_, port)| trunk_interfaces.contains(&port.through))
+            .map(|(number, port)| ((port.through, port.vlan), number))
+            .collect();
         let carriers: Arc<[Option<Carrier>]> = policy
             .networks
             .iter()
@@ -188,6 +207,8 @@ impl Tables {
             uplink_mtu: parts.uplink_mtu,
             ports: ports.into(),
             local: Arc::new(local),
+            trunks: Arc::new(trunks),
+            trunk_interfaces: Arc::new(trunk_interfaces),
             carriers,
             by_vni: Arc::new(by_vni),
             by_address: Arc::new(by_address),
@@ -212,8 +233,7 @@ impl Tables {
                 .of_port(port.endpoint.port)
                 .copied()
                 .unwrap_or(port.endpoint),
-            owners: port.owners.clone(),
-            leaves_checksums: port.leaves_checksums,
+            ..port.clone()
         };
         Self {
             ports: self.ports.iter().map(moved).collect(),
@@ -278,6 +298,27 @@ impl Tables {
     #[must_use]
     pub fn local_port(&self, port: PortIndex) -> Option<u16> {
         self.local.get(&port).copied()
+    }
+
+    /// Whether a port has the interface of a trunk.
+    #[inline]
+    #[must_use]
+    pub fn is_trunk(&self, port: u16) -> bool {
+        self.has_trunks() && self.trunk_interfaces.contains(&port)
+    }
+
+    /// Whether this host has trunks at all.
+    #[inline]
+    #[must_use]
+    pub fn has_trunks(&self) -> bool {
+        !self.trunk_interfaces.is_empty()
+    }
+
+    /// Of the trunk whose interface a port has, the port of a VLAN, or of untagged frames.
+    #[inline]
+    #[must_use]
+    pub fn trunk_member(&self, port: u16, vlan: Option<u16>) -> Option<u16> {
+        self.trunks.get(&(port, vlan)).copied()
     }
 
     /// Whether `address` is one of a host's own addresses on the wire.

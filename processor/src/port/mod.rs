@@ -38,8 +38,23 @@ pub struct KernelDrops {
     pub ring_full: u64,
     /// The fill ring was empty.
     pub fill_empty: u64,
+    /// It is longer than a frame of the UMEM.
+    pub too_long: u64,
     /// Any other reason.
     pub other: u64,
+}
+
+impl std::ops::Add for KernelDrops {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            ring_full: self.ring_full + other.ring_full,
+            fill_empty: self.fill_empty + other.fill_empty,
+            too_long: self.too_long + other.too_long,
+            other: self.other + other.other,
+        }
+    }
 }
 
 /// One queue of one interface.

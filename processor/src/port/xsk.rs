@@ -355,9 +355,9 @@ impl Port for XskPort {
             |seen| KernelDrops {
                 ring_full: seen.rx_ring_full(),
                 fill_empty: seen.rx_fill_ring_empty_descs(),
-                // In copy mode the kernel counts an empty fill ring as "dropped", too.
-                other: seen.rx_dropped().saturating_sub(seen.rx_fill_ring_empty_descs())
-                    + seen.rx_invalid_descs(),
+                // Dropped is what found no frame in the fill ring, and what is longer than one.
+                too_long: seen.rx_dropped().saturating_sub(seen.rx_fill_ring_empty_descs()),
+                other: seen.rx_invalid_descs(),
             },
         )
     }

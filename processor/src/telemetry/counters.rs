@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::path::outcome::Outcome;
+use crate::port::KernelDrops;
 
 /// A counter with one writer: adding is a load and a store, no locked instruction.
 #[derive(Debug, Default)]
@@ -49,6 +50,9 @@ pub struct Counters {
     pub flow_misses: Counter,
     /// Samples of logged rules that found no room on their way to the log.
     pub lost_samples: Counter,
+    /// Messages made for guests whose packets were too long.
+    pub told_too_long: Counter,
+    kernel: [Counter; 4],
     outcomes: [Counter; Outcome::COUNT],
 }
 
@@ -62,6 +66,8 @@ impl Default for Counters {
             flow_hits: Counter::default(),
             flow_misses: Counter::default(),
             lost_samples: Counter::default(),
+            told_too_long: Counter::default(),
+            kernel: Default::default(),
             outcomes: std::array::from_fn(|_| Counter::default()),
         }
     }
@@ -73,5 +79,25 @@ impl Counters {
     #[must_use]
     pub fn outcome(&self, outcome: Outcome) -> &Counter {
         &self.outcomes[outcome.index()]
+    }
+
+    /// What the kernel has dropped before it was received, as last told.
+    #[must_use]
+    pub fn kernel_drops(&self) -> KernelDrops {
+        let [ring_full, fill_empty, too_long, other] = self.kernel.each_ref().map(Counter::get);
+        KernelDrops {
+            ring_full,
+            fill_empty,
+            too_long,
+            other,
+        }
+    }
+
+    /// Tells what the kernel has dropped; only the worker may.
+    pub fn set_kernel_drops(&self, drops: KernelDrops) {
+        let now = [drops.ring_full, drops.fill_empty, drops.too_long, drops.other];
+        for (counter, count) in self.kernel.iter().zip(now) {
+            counter.become_count(count);
+        }
     }
 }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use guestseal_rules::model::{Policy, RuleIndex};
 use serde::Serialize;
 
-use crate::path::outcome::Outcome;
-use crate::port::KernelDrops;
+use crate::path::outcome::{DropReason, Outcome};
 
 use super::counters::Counters;
 use super::latency::Latencies;
@@ -88,6 +87,9 @@ pub struct Totals {
     pub rules: Vec<RulePackets>,
     /// Samples of logged rules that found no room on their way to the log.
     pub lost_samples: u64,
+    /// Messages made for guests whose packets were too long (`TooLong`): ICMP fragmentation needed, ICMPv6 packet too big. They are among
+    /// the copies.
+    pub told_too_long: u64,
     /// Where the frames are; known at the end.
     pub frames: Option<Frames>,
     /// What the kernel dropped before it was received.
@@ -172,6 +174,21 @@ impl Totals {
                 Outcome::Sent(crate::path::outcome::SentAs::Plaintext) => outcomes.sent_plaintext += count,
             }
         }
+        self.told_too_long += counters.told_too_long.get();
+        let drops = counters.kernel_drops();
+        self.kernel.ring_full += drops.ring_full;
+        self.kernel.fill_empty += drops.fill_empty;
+        self.kernel.other += drops.other;
+        if drops.too_long > 0 {
+            // Nobody but the kernel has seen them: they came, and ended there.
+            self.received += drops.too_long;
+            self.ended += drops.too_long;
+            *self
+                .outcomes
+                .dropped
+                .entry(DropReason::FrameTooLong.name())
+                .or_default() += drops.too_long;
+        }
         self.in_flight = (self.received + self.copies) as i64 - self.ended as i64;
     }
 
@@ -190,13 +207,6 @@ impl Totals {
                 }
             })
             .collect();
-    }
-
-    /// Adds what the kernel dropped at one port.
-    pub fn add_kernel(&mut self, drops: KernelDrops) {
-        self.kernel.ring_full += drops.ring_full;
-        self.kernel.fill_empty += drops.fill_empty;
-        self.kernel.other += drops.other;
     }
 
     /// Adds what the program at an interface counted.
@@ -241,6 +251,7 @@ impl fmt::Display for Totals {
         for (reason, count) in &self.outcomes.dropped {
             line(f, &format!("dropped: {reason}"), *count)?;
         }
+        line(f, "told that it was too long", self.told_too_long)?;
         writeln!(f, "  {:<28} {:>14}", "in flight", self.in_flight)?;
         line(f, "handed to another worker", self.handed_over)?;
         let missed = self.kernel.ring_full + self.kernel.fill_empty + self.kernel.other;
@@ -309,7 +320,8 @@ pub(crate) fn rule_line(action: &str, rule: &str, monitor: bool, packets: u64) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::outcome::{DropReason, SentAs};
+    use crate::path::outcome::SentAs;
+    use crate::port::KernelDrops;
 
     #[test]
     fn received_is_the_sum_of_outcomes_and_what_is_in_flight() {
@@ -318,11 +330,20 @@ mod tests {
         counters.copied.add(1);
         counters.outcome(Outcome::Sent(SentAs::Encrypted)).add(3);
         counters.outcome(Outcome::Dropped(DropReason::NoRule)).add(2);
+        counters.set_kernel_drops(KernelDrops {
+            too_long: 4,
+            other: 1,
+            ..KernelDrops::default()
+        });
         let mut totals = Totals::default();
         totals.add(&counters);
         assert_eq!(
             (totals.ended, totals.in_flight, totals.outcomes.dropped["NoRule"]),
-            (5, 1, 2)
+            (9, 1, 2)
+        );
+        assert_eq!(
+            (totals.outcomes.dropped["FrameTooLong"], totals.kernel.other),
+            (4, 1)
         );
     }
 }

@@ -106,6 +106,27 @@ pub struct VlanTag {
     pub ethertype: U16,
 }
 
+/// A customer VLAN tag, as it stands behind the MACs: no priority.
+#[inline]
+#[must_use]
+pub fn tag(vlan: u16) -> [u8; TAG] {
+    let ([a, b], [c, d]) = (VLAN.to_be_bytes(), vlan.to_be_bytes());
+    [a, b, c, d]
+}
+
+/// The EtherType and the VLAN identifier of a frame's outermost tag; none if it has no tag.
+#[inline]
+#[must_use]
+pub fn outer_tag(frame: &[u8]) -> Option<(u16, u16)> {
+    let (header, rest) = Header::ref_from_prefix(frame).ok()?;
+    let ethertype = header.ethertype.get();
+    if !matches!(ethertype, VLAN | SERVICE_VLAN) {
+        return None;
+    }
+    let (tag, _) = VlanTag::ref_from_prefix(rest).ok()?;
+    Some((ethertype, tag.control.get() & 0x0fff))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 //! [`super::handoff`]. Work that was begun is finished first: packets from other workers before the uplink's, the
 //! uplink's before the guests'. No turn of the loop waits for a ring.
 
+use std::ops::Add;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ pub enum Command {
         /// Local number of the port.
         port: u16,
     },
+    /// Tells what the kernel has dropped, by the worker's counters.
+    TellDrops,
     /// Carries a frame as if the guest had sent it.
     Say {
         /// Local number of the port.
@@ -197,15 +200,7 @@ impl Ports {
     pub fn kernel_drops(&self) -> KernelDrops {
         self.all()
             .map(Port::kernel_drops)
-            .fold(KernelDrops::default(), sum_of_drops)
-    }
-}
-
-fn sum_of_drops(one: KernelDrops, two: KernelDrops) -> KernelDrops {
-    KernelDrops {
-        ring_full: one.ring_full + two.ring_full,
-        fill_empty: one.fill_empty + two.fill_empty,
-        other: one.other + two.other,
+            .fold(KernelDrops::default(), Add::add)
     }
 }
 
@@ -274,6 +269,11 @@ impl<W: Watch> Ledger for WorkerLedger<'_, W> {
     #[inline]
     fn copied(&mut self) {
         self.counters.copied.add(1);
+    }
+
+    #[inline]
+    fn told_too_long(&mut self) {
+        self.counters.told_too_long.add(1);
     }
 
     #[inline]
@@ -419,6 +419,7 @@ impl Worker {
                     survey.fill(&self.sas);
                     self.notices.tell(Notice::Survey(survey));
                 }
+                Command::TellDrops => self.tell_drops(),
                 Command::Say { port, frame } => self.say(port, &frame),
                 Command::AddGuest { port, queue } => self.ports.guests.push((port, queue)),
                 Command::RemoveGuest { port } => {
@@ -428,7 +429,7 @@ impl Worker {
                     self.ports.guests = kept;
                     let closing: Vec<(u16, Box<dyn Port>)> = closing;
                     for (_, queue) in closing {
-                        self.closed_drops = sum_of_drops(self.closed_drops, queue.kernel_drops());
+                        self.closed_drops = self.closed_drops + queue.kernel_drops();
                         queue.close(&mut self.pool);
                     }
                 }
@@ -436,6 +437,12 @@ impl Worker {
             self.obeyed.add(1);
             self.notices.obeyed();
         }
+    }
+
+    /// Tells what the kernel has dropped so far.
+    pub fn tell_drops(&self) {
+        self.counters
+            .set_kernel_drops(self.closed_drops + self.ports.kernel_drops());
     }
 
     /// Carries what control says in a guest's name; nothing if there is no frame for it.

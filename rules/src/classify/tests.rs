@@ -274,6 +274,7 @@ fn world_without_rules(one: Selector, two: Selector, monitor: bool) -> Policy {
         .map(|number| GuestPort {
             guest: GuestIndex(number),
             interface: format!("p{number}"),
+            vlan: None,
             network: NetworkIndex(number as u16 % NETWORKS),
             mac: [2, 0, 0, 0, 0, number as u8],
             addresses: own[number as usize]

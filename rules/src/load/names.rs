@@ -59,7 +59,8 @@ pub(super) struct Names {
     pub(super) host_addresses: HashSet<IpAddr>,
     pub(super) public_keys: HashSet<[u8; 32]>,
     pub(super) overlays: HashSet<NetworkKind>,
-    pub(super) interfaces: HashSet<(HostIndex, String)>,
+    /// Interfaces of hosts, and their VLANs.
+    pub(super) interfaces: HashSet<(HostIndex, String, Option<u16>)>,
     /// MACs with the overlay network they are in; flat networks share the wire.
     pub(super) macs: HashSet<(Option<NetworkIndex>, [u8; 6])>,
     pub(super) addresses: HashSet<(NetworkIndex, IpAddr)>,

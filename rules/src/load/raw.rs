@@ -394,6 +394,9 @@ pub(super) struct RawGuest {
 pub(super) struct RawPort {
     /// The interface's name on the host.
     pub(super) interface: At<String>,
+    /// The VLAN of the interface that this port is, 1 to 4094: the interface is a trunk, and other ports may have it, too.
+    #[serde(default)]
+    pub(super) vlan: Maybe<At<u16>>,
     /// The logical network.
     pub(super) network: At<String>,
     /// The MAC of the guest's NIC.

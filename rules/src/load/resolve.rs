@@ -376,10 +376,21 @@ impl Resolver {
             self.fail(source, &interface.at, "too many ports");
             return None;
         }
-        let place = host.map(|host| (host, interface.value.clone()));
+        let vlan = raw.vlan.as_ref().as_ref().map(|vlan| vlan.value);
+        if let Some(vlan) = raw
+            .vlan
+            .as_ref()
+            .as_ref()
+            .filter(|vlan| !(1..=4094).contains(&vlan.value))
+        {
+            let message = format!("{} is no VLAN of a trunk: expected 1 to 4094", vlan.value);
+            self.fail(source, &vlan.at, message);
+        }
+        let place = host.map(|host| (host, interface.value.clone(), vlan));
         if place.is_some_and(|place| !self.names.interfaces.insert(place)) {
             let message = format!(
-                "interface \"{}\" is another port of this host too",
+                "{}interface \"{}\" is another port of this host too",
+                vlan.map(|vlan| format!("VLAN {vlan} of ")).unwrap_or_default(),
                 interface.value
             );
             self.fail(source, &interface.at, message);
@@ -421,6 +432,7 @@ impl Resolver {
         Some(GuestPort {
             guest,
             interface: interface.value.clone(),
+            vlan,
             network,
             mac,
             addresses,

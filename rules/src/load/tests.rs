@@ -124,6 +124,7 @@ fn every_mistake_is_named_with_its_place_and_what_was_expected() {
             "label: {tier: front}",
         ),
         ("unknown field of a port", "router: true", "routes: true"),
+        ("no VLAN of a trunk", "router: true", "vlan: 4095"),
         ("unknown field of a rule", rule, "action: encrypt, keys: k1"),
         ("unknown field of a selector", selector, "to: {net: blue}"),
         (

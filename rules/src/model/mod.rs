@@ -212,6 +212,8 @@ pub struct GuestPort {
     pub guest: GuestIndex,
     /// The interface's name on the guest's host.
     pub interface: String,
+    /// The VLAN that it is of the interface, if that is a trunk.
+    pub vlan: Option<u16>,
     /// Its logical network.
     pub network: NetworkIndex,
     /// The MAC of the guest's NIC.
