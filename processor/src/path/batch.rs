@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
-use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex};
+use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, RuleIndex};
 
 use crate::port::BATCH;
 use crate::port::frame::Frame;
@@ -82,6 +82,10 @@ pub struct Descriptor {
     pub sa: Option<Place>,
     /// Where it leaves, once known.
     pub egress: Option<Egress>,
+    /// The rule that let it go on, if the next packet of the flow may go the same way unasked.
+    pub rule: Option<RuleIndex>,
+    /// Whether its way is that of an earlier packet of its flow: then the stages that would find it pass it by.
+    pub known: bool,
     /// How it ended, as soon as that is known; later stages skip it.
     pub outcome: Option<Outcome>,
 }
@@ -111,6 +115,8 @@ impl Descriptor {
             fits: 0,
             sa: None,
             egress: None,
+            rule: None,
+            known: false,
             outcome: None,
         }
     }
@@ -138,6 +144,12 @@ impl Descriptor {
 
 /// The packets that go through the stages together.
 pub type Batch = ArrayVec<Descriptor, BATCH>;
+
+/// The packets of a batch that still go on and have yet to find their way.
+#[inline]
+pub fn unknown(batch: &mut Batch) -> impl Iterator<Item = &mut Descriptor> {
+    live(batch).filter(|descriptor| !descriptor.known)
+}
 
 /// The packets of a batch that still go on.
 #[inline]

@@ -14,12 +14,14 @@ use guestseal_rules::flow_cache::FlowCache;
 use guestseal_rules::model::RuleIndex;
 
 use crate::port::BATCH;
+use crate::port::umem::Umem;
 use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::samples::{Sample, Sampler};
 use crate::wire::packet::{Fragment, L3, Packet};
 
 use super::batch::{Batch, Descriptor, Egress};
 use super::outcome::{Direction, DropReason, SentAs};
+use super::recall::Recall;
 use super::tables::Tables;
 
 const TCP: u8 = 6;
@@ -32,6 +34,7 @@ const FLOWS: usize = 8192;
 /// One worker's decisions on flows, and what it says of them.
 #[derive(Debug)]
 pub struct Decisions {
+    ways: Recall,
     cache: FlowCache,
     counters: Arc<RuleCounters>,
     samples: Sampler,
@@ -43,10 +46,28 @@ impl Decisions {
     pub fn new(counters: Arc<RuleCounters>, samples: Sampler) -> Self {
         let secret = [RandomState::new().hash_one(0), RandomState::new().hash_one(1)];
         Self {
+            ways: Recall::default(),
             cache: FlowCache::new(FLOWS, secret),
             counters,
             samples,
         }
+    }
+
+    /// Forgets every way that was not found in these tables.
+    #[inline]
+    pub fn attend(&mut self, tables: &Arc<Tables>) {
+        self.ways.attend(tables);
+    }
+
+    /// Gives each live packet whose way is known that way. Gives the number of live packets that must find theirs.
+    #[must_use]
+    pub fn recall(&mut self, batch: &mut Batch, umem: &Umem) -> usize {
+        self.ways.recall(batch, umem, &self.counters)
+    }
+
+    /// Remembers the ways that live packets have found, as far as others may take them.
+    pub fn remember(&mut self, batch: &mut Batch, umem: &Umem) {
+        self.ways.remember(batch, umem);
     }
 
     /// What the rules say of each packet that is asked about, in the order of the batch: `with` gets it; a rule that drops is an
@@ -59,7 +80,8 @@ impl Decisions {
         is_asked: impl Fn(&Descriptor) -> bool,
         mut with: impl FnMut(&mut Descriptor, Result<(RuleIndex, Action), DropReason>, &RuleCounters),
     ) {
-        let is_asked = |descriptor: &Descriptor| descriptor.is_live() && is_asked(descriptor);
+        let is_asked =
+            |descriptor: &Descriptor| descriptor.is_live() && !descriptor.known && is_asked(descriptor);
         let asked = batch.iter().filter(|descriptor| is_asked(descriptor));
         let facts: ArrayVec<Facts, BATCH> = asked.map(facts).collect();
         let mut decisions = [Decision::UNMATCHED; BATCH];
@@ -71,6 +93,7 @@ impl Decisions {
         {
             let is_new = looked_up >> number & 1 == 1;
             let action = self.count(decision, is_new, descriptor.direction, facts);
+            descriptor.rule = action.ok().map(|(rule, _)| rule).filter(|_| decision.watched.is_none());
             with(descriptor, action, &self.counters);
         }
     }
@@ -115,7 +138,13 @@ impl Decisions {
     /// Look-ups that the cache has answered, and those that it has not.
     #[must_use]
     pub fn cached(&self) -> (u64, u64) {
-        (self.cache.hits, self.cache.misses)
+        (self.cache.hits + self.ways.hits, self.cache.misses)
+    }
+
+    /// Packets that took the way of an earlier one of their flow.
+    #[must_use]
+    pub fn known(&self) -> u64 {
+        self.ways.hits
     }
 
     /// Samples that found no room on their way to the log.
@@ -184,6 +213,7 @@ pub fn classify_uplink(batch: &mut Batch, tables: &Tables, decisions: &mut Decis
                 (Action::Plaintext | Action::Seal { .. }, came) if action == came => Ok(()),
                 (Action::Plaintext | Action::Seal { .. }, came) if tables.also_accepts(rule, came) => {
                     counters.also_accepted(rule);
+                    descriptor.rule = None;
                     Ok(())
                 }
                 (Action::Seal { .. }, Action::Plaintext) => Err(DropReason::RuleWantsSealed),

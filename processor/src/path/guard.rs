@@ -10,7 +10,7 @@ use guestseal_rules::model::NetworkIndex;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::packet::{L3, Packet};
 
-use super::batch::{Batch, Descriptor, live};
+use super::batch::{Batch, Descriptor, unknown};
 use super::endpoints::Endpoint;
 use super::outcome::DropReason;
 use super::tables::Tables;
@@ -23,7 +23,7 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// Checks what guests sent: source MAC, source IP and what ARP and neighbour discovery claim; finds the destination.
 pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch) {
+    for descriptor in unknown(batch) {
         let Some(port) = descriptor
             .ingress
             .and_then(|number| tables.ports.get(usize::from(number)))
@@ -48,7 +48,7 @@ pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
 
 /// Checks what came from the uplink: who may have sent it, and for whom it is.
 pub fn guard_uplink(batch: &mut Batch, tables: &Tables) {
-    for descriptor in live(batch) {
+    for descriptor in unknown(batch) {
         let admitted = if descriptor.overlay {
             admit_overlay(descriptor, tables)
         } else if descriptor.seal.is_some() {

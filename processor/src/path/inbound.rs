@@ -1,4 +1,5 @@
-//! Inbound: uplink -> parse -> (decapsulate) -> find SA -> (hand over) -> open -> guard -> classify and key check -> guest
+//! Inbound: uplink -> parse -> (decapsulate) -> find SA -> (hand over) -> open -> recall, or
+//! guard -> classify and key check -> guest
 //! port.
 
 use super::batch::{Batch, NextStep};
@@ -43,12 +44,17 @@ pub fn open_and_deliver(
         context.engine,
     );
     ledger.passed("open");
-    guard::guard_uplink(batch, context.tables);
-    ledger.passed("guard");
-    classify::classify_uplink(batch, context.tables, context.decisions);
-    ledger.passed("classify");
-    open::readdress(batch, context.pool.umem());
-    replicate(batch, context.worker, context.tables, context.pool, exits, ledger);
+    let unknown = context.decisions.recall(batch, context.pool.umem());
+    ledger.passed("recall");
+    if unknown > 0 {
+        guard::guard_uplink(batch, context.tables);
+        ledger.passed("guard");
+        classify::classify_uplink(batch, context.tables, context.decisions);
+        context.decisions.remember(batch, context.pool.umem());
+        ledger.passed("classify");
+        open::readdress_all(batch, context.pool.umem());
+        replicate(batch, context.worker, context.tables, context.pool, exits, ledger);
+    }
     transmit(batch, context.worker, context.tables, context.pool, exits, ledger);
     ledger.passed("deliver");
 }

@@ -23,6 +23,7 @@ pub mod outbound;
 pub mod outcome;
 mod outer;
 pub mod parse;
+pub mod recall;
 pub mod seal;
 pub mod tables;
 pub mod trunk;

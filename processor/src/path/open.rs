@@ -20,15 +20,16 @@ use crate::sa::nonce;
 use crate::sa::outbound::Mode;
 use crate::sa::replay::ReplayError;
 use crate::sa::slots::{Place, Slots};
+use crate::wire::ethernet::MacAddress;
 use crate::wire::packet::{Fragment, L3, Packet};
 use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
-use super::batch::{Batch, Descriptor, live};
+use super::batch::{Batch, Descriptor, live, unknown};
 use super::decapsulate;
 use super::encapsulate;
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
-use super::seal::{additional, copy_headers, lay_out_gmac};
+use super::seal::{additional, authenticated, copy_headers, lay_out_gmac};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {
@@ -92,23 +93,24 @@ fn is_in_udp(packet: &Packet, tables: &Tables) -> bool {
         && tables.is_host_address(tables.host, packet.destination)
 }
 
-/// A packet whose window allows it, waiting for the engine.
+/// A packet whose window allows it, waiting for the engine: no more than a cache line, since a whole batch of them waits.
 struct Candidate {
-    position: usize,
-    place: Place,
     fresh: Frame,
     sequence: u64,
     iv: [u8; 8],
-    /// What AES-GCM authenticates, and how much of it there is.
-    additional: ([u8; 12], usize),
-    start: usize,
-    end: usize,
+    /// What AES-GCM authenticates: 12 bytes with ESN, otherwise the first 8.
+    additional: [u8; 12],
+    /// Its place in the batch.
+    position: u16,
+    /// Where ESP begins and ends.
+    start: u16,
+    end: u16,
     /// Where the payload goes in the fresh frame, counted from so many bytes in front of its data.
-    to: usize,
-    front: usize,
-    /// What stood around the start of ESP before it was laid out for AES-GMAC.
-    saved: [u8; 8],
+    to: u16,
+    front: u16,
 }
+
+const _: () = assert!(size_of::<Candidate>() <= 64, "a cache line");
 
 /// Opens every live packet that has an SA; all of them are among `sas`.
 pub fn open(
@@ -125,7 +127,7 @@ pub fn open(
             continue;
         };
         let candidate = match sas.get_mut(place) {
-            Some(sa) => admit(descriptor, position, place, sa, pool, &umem),
+            Some(sa) => admit(descriptor, position, sa, pool, &umem),
             None => Err(DropReason::UnknownSpi),
         };
         match candidate {
@@ -138,9 +140,9 @@ pub fn open(
     }
     let authentic = run_engine(batch, &mut candidates, sas, &umem, engine);
     for (candidate, authentic) in candidates.into_iter().zip(authentic) {
-        let (Some(descriptor), Some(sa)) = (batch.get_mut(candidate.position), sas.get_mut(candidate.place))
-        else {
-            unreachable!("made from this descriptor and SA")
+        let descriptor = &mut batch[usize::from(candidate.position)];
+        let Some(sa) = descriptor.sa.and_then(|place| sas.get_mut(place)) else {
+            unreachable!("admitted by this SA")
         };
         match finish(descriptor, candidate, authentic, sa, tables, &umem) {
             Ok(sealed) => pool.put(sealed),
@@ -155,7 +157,6 @@ pub fn open(
 fn admit(
     descriptor: &Descriptor,
     position: usize,
-    place: Place,
     sa: &mut InboundSa,
     pool: &mut FramePool,
     umem: &Umem,
@@ -190,25 +191,18 @@ fn admit(
         return Err(DropReason::TooLong);
     }
     let fresh = pool.take().ok_or(DropReason::NoFrame)?;
+    let high = sa.esn.then(|| ((sequence >> 32) as u32).to_be_bytes());
     Ok(Candidate {
-        position,
-        place,
         fresh,
         sequence,
         iv: header.iv.to_bytes(),
-        additional: additional(&header, high(sa, sequence)),
-        start,
-        end,
-        to,
-        front,
-        saved: [0; 8],
+        additional: additional(&header, high),
+        position: position as u16,
+        start: start as u16,
+        end: end as u16,
+        to: to as u16,
+        front: front as u16,
     })
-}
-
-/// The half of the sequence number that is not in the packet, if it is authenticated.
-#[inline]
-fn high(sa: &InboundSa, sequence: u64) -> Option<[u8; 4]> {
-    sa.esn.then(|| ((sequence >> 32) as u32).to_be_bytes())
 }
 
 /// Lets the engine open from the frames received into the fresh ones; says for each whether its tag is right.
@@ -219,51 +213,47 @@ fn run_engine(
     umem: &Umem,
     engine: &dyn Engine,
 ) -> ArrayVec<bool, BATCH> {
-    // What AES-GMAC authenticates is laid out in the frame that came.
-    let mut gmac_from = [0usize; BATCH];
-    for (candidate, from) in candidates.iter_mut().zip(&mut gmac_from) {
-        let Some(sa) = sas.get(candidate.place) else {
-            unreachable!("admitted by this SA")
-        };
+    // What AES-GMAC authenticates is laid out in the frame that came: where it begins, and what stood there before.
+    let mut laid_out = [(0usize, [0; 8]); BATCH];
+    for (candidate, (from, saved)) in candidates.iter().zip(&mut laid_out) {
+        let descriptor = &mut batch[usize::from(candidate.position)];
+        let sa = admitted_by(descriptor, sas);
         if sa.protection == Protection::Authenticate {
-            let high = high(sa, candidate.sequence);
-            let frame = umem.room_mut(&mut batch[candidate.position].frame);
-            candidate
-                .saved
-                .copy_from_slice(&frame[candidate.start - 4..candidate.start + 4]);
-            *from = lay_out_gmac(frame, candidate.start, high);
+            let start = usize::from(candidate.start);
+            let frame = umem.room_mut(&mut descriptor.frame);
+            saved.copy_from_slice(&frame[start - 4..start + 4]);
+            *from = lay_out_gmac(frame, start, authenticated(&candidate.additional, sa.esn));
         }
     }
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
-    for (candidate, from) in candidates.iter_mut().zip(gmac_from) {
-        let Some(sa) = sas.get(candidate.place) else {
-            unreachable!("admitted by this SA")
-        };
-        let frame = &umem.bytes(&batch[candidate.position].frame)[..candidate.end];
+    for (candidate, (from, _)) in candidates.iter_mut().zip(&laid_out) {
+        let descriptor = &batch[usize::from(candidate.position)];
+        let sa = admitted_by(descriptor, sas);
+        let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
+        let frame = &umem.bytes(&descriptor.frame)[..end];
         let (front, tag) = frame
             .split_last_chunk()
             .unwrap_or_else(|| unreachable!("the length was checked"));
-        let nonce = nonce::assemble(sa.salt, candidate.iv);
-        let text = &front[candidate.start + esp::HEADER..];
-        let room = umem.room_with_front_mut(&mut candidate.fresh, candidate.front);
-        let Some(destination) = room.and_then(|room| room.get_mut(candidate.to..candidate.to + text.len()))
-        else {
+        let text = &front[start + esp::HEADER..];
+        let to = usize::from(candidate.to);
+        let room = umem.room_with_front_mut(&mut candidate.fresh, candidate.front.into());
+        let Some(destination) = room.and_then(|room| room.get_mut(to..to + text.len())) else {
             unreachable!("the room was checked, and a fresh frame has its headroom")
         };
         let (additional, buffers) = match sa.protection {
             Protection::Encrypt => {
-                let (bytes, length) = &candidate.additional;
                 let source = text;
-                (&bytes[..*length], Buffers::Copy { source, destination })
+                let additional = authenticated(&candidate.additional, sa.esn);
+                (additional, Buffers::Copy { source, destination })
             }
             Protection::Authenticate => {
                 destination.copy_from_slice(text);
-                (&front[from..], Buffers::InPlace(&mut []))
+                (&front[*from..], Buffers::InPlace(&mut []))
             }
         };
         jobs.push(OpenJob {
             key: &sa.key,
-            nonce,
+            nonce: nonce::assemble(sa.salt, candidate.iv),
             additional,
             buffers,
             tag,
@@ -273,14 +263,20 @@ fn run_engine(
     engine.open(&mut jobs);
     let authentic = jobs.iter().map(|job| job.authentic).collect();
     drop(jobs);
-    for candidate in candidates.iter().filter(|candidate| {
-        sas.get(candidate.place)
-            .is_some_and(|sa| sa.protection == Protection::Authenticate)
-    }) {
-        let frame = umem.room_mut(&mut batch[candidate.position].frame);
-        frame[candidate.start - 4..candidate.start + 4].copy_from_slice(&candidate.saved);
+    for (candidate, (_, saved)) in candidates.iter().zip(&laid_out) {
+        let descriptor = &mut batch[usize::from(candidate.position)];
+        if admitted_by(descriptor, sas).protection == Protection::Authenticate {
+            let start = usize::from(candidate.start);
+            umem.room_mut(&mut descriptor.frame)[start - 4..start + 4].copy_from_slice(saved);
+        }
     }
     authentic
+}
+
+#[inline]
+fn admitted_by<'a>(descriptor: &Descriptor, sas: &'a Slots<InboundSa>) -> &'a InboundSa {
+    let sa = descriptor.sa.and_then(|place| sas.get(place));
+    sa.unwrap_or_else(|| unreachable!("admitted by this SA"))
 }
 
 /// Moves the window, checks the trailer, and makes the fresh frame the packet that the peer's guest sent. Gives the frame
@@ -293,15 +289,9 @@ fn finish(
     tables: &Tables,
     umem: &Umem,
 ) -> Result<Frame, (Frame, DropReason)> {
-    let Candidate {
-        mut fresh,
-        sequence,
-        start,
-        end,
-        to,
-        front,
-        ..
-    } = candidate;
+    let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
+    let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
+    let (mut fresh, sequence) = (candidate.fresh, candidate.sequence);
     if !authentic {
         return Err((fresh, DropReason::BadTag));
     }
@@ -390,16 +380,20 @@ fn finish(
     Ok(std::mem::replace(&mut descriptor.frame, fresh))
 }
 
-/// Gives opened packets of tunnel mode the MACs of their endpoints.
-pub fn readdress(batch: &mut Batch, umem: &Umem) {
-    for descriptor in live(batch).filter(|one| one.seal.is_some() && !one.overlay) {
-        let (Some(source), Some(destination)) = (descriptor.source, descriptor.destination) else {
-            continue;
-        };
-        let header = umem.room_mut(&mut descriptor.frame);
-        if let Ok((header, _)) = ethernet::Header::mut_from_prefix(header) {
-            header.destination = destination.mac;
-            header.source = source.mac;
+/// Gives opened packets of flat networks the MACs of their endpoints: those of tunnel mode came with the hosts'.
+pub fn readdress_all(batch: &mut Batch, umem: &Umem) {
+    for descriptor in unknown(batch).filter(|one| one.seal.is_some() && !one.overlay) {
+        if let (Some(source), Some(destination)) = (descriptor.source, descriptor.destination) {
+            readdress(umem.room_mut(&mut descriptor.frame), destination.mac, source.mac);
         }
+    }
+}
+
+/// Writes the MACs of a frame.
+#[inline]
+pub(super) fn readdress(frame: &mut [u8], destination: MacAddress, source: MacAddress) {
+    if let Ok((header, _)) = ethernet::Header::mut_from_prefix(frame) {
+        header.destination = destination;
+        header.source = source;
     }
 }

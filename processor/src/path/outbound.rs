@@ -1,5 +1,5 @@
-//! Outbound: guest port -> parse -> (take VLAN tag off) -> (finish) -> guard -> (answer) -> classify -> (flood) -> select SA -> (wait, hand over) ->
-//! (encapsulate) -> seal -> uplink.
+//! Outbound: guest port -> parse -> (take VLAN tag off) -> (finish) -> recall, or guard -> (answer) -> classify -> (flood) ->
+//! select SA -> (wait, hand over) -> (encapsulate) -> seal -> uplink.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
@@ -29,16 +29,21 @@ pub fn outbound(
     trunk::untag(&mut batch, context.tables, port, context.pool.umem());
     finish::finish(&mut batch, context.tables, port, context.pool.umem());
     ledger.passed("parse");
-    decide(context, &mut batch, ledger);
-    flood::flood(context, &mut batch, exits, ledger);
-    replicate(
-        &mut batch,
-        context.worker,
-        context.tables,
-        context.pool,
-        exits,
-        ledger,
-    );
+    let unknown = context.decisions.recall(&mut batch, context.pool.umem());
+    local::turn(&mut batch);
+    ledger.passed("recall");
+    if unknown > 0 {
+        decide(context, &mut batch, ledger);
+        flood::flood(context, &mut batch, exits, ledger);
+        replicate(
+            &mut batch,
+            context.worker,
+            context.tables,
+            context.pool,
+            exits,
+            ledger,
+        );
+    }
     select_and_send(context, &mut batch, exits, ledger, now);
 }
 
@@ -96,6 +101,7 @@ pub(super) fn select_and_send(
             .waiting
             .park(batch, context.tables, now(), context.notices);
     }
+    context.decisions.remember(batch, context.pool.umem());
     hand_over(batch, NextStep::Seal, own, exits, |descriptor| {
         descriptor.sa.map_or(own, |place| place.owner)
     });

@@ -22,7 +22,7 @@ use crate::sa::table::{Candidates, OutboundKey};
 use crate::wire::packet::{Fragment, Packet};
 use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
-use super::batch::{Batch, Descriptor, WorkerId, live};
+use super::batch::{Batch, Descriptor, WorkerId, unknown};
 use super::encapsulate;
 use super::fit;
 use super::outcome::DropReason;
@@ -35,7 +35,7 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
     // Packets of a burst mostly go the same way: it is looked up once for as many as follow one another.
     let mut last: Option<(OutboundKey, Candidates<'_>)> = None;
     let mut some_wait = false;
-    for descriptor in live(batch) {
+    for descriptor in unknown(batch) {
         let Some((key, protection)) = descriptor.seal else {
             continue;
         };
@@ -65,27 +65,26 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
     some_wait
 }
 
-/// A packet whose headers stand in its fresh frame, waiting for the engine.
+/// A packet whose headers stand in its fresh frame, waiting for the engine: no more than a cache line, since a whole batch of
+/// them waits.
 struct Prepared {
-    /// Its place in the batch.
-    position: usize,
     fresh: Frame,
     /// Used up by the engine.
     nonce: Option<Nonce>,
+    /// What AES-GCM authenticates: 12 bytes with ESN, otherwise the first 8.
+    additional: [u8; 12],
+    /// Its place in the batch.
+    position: u16,
     /// Where ESP begins in the fresh frame.
-    start: usize,
+    start: u16,
     /// Where the payload begins in the source frame, counted from so many bytes in front of its data.
-    from: usize,
-    front: usize,
+    from: u16,
+    front: u16,
     /// Bytes of payload, padding and trailer.
-    length: usize,
-    /// What AES-GCM authenticates, and how much of it there is.
-    additional: ([u8; 12], usize),
-    /// The high half of the sequence number, if it is authenticated.
-    high: Option<[u8; 4]>,
-    /// What stood around the start of ESP before it was laid out for AES-GMAC.
-    saved: [u8; 8],
+    length: u16,
 }
+
+const _: () = assert!(size_of::<Prepared>() <= 64, "a cache line");
 
 /// Seals every live packet of the batch; all of them have SAs among `sas`. Says whether some were too long.
 #[must_use]
@@ -126,7 +125,7 @@ pub fn seal(
     }
     run_engine(batch, &mut prepared, sas, &umem, engine);
     for one in prepared {
-        let Some(descriptor) = batch.get_mut(one.position) else {
+        let Some(descriptor) = batch.get_mut(usize::from(one.position)) else {
             continue;
         };
         pool.put(std::mem::replace(&mut descriptor.frame, one.fresh));
@@ -243,16 +242,14 @@ fn prepare(
     rest[..esp::HEADER].copy_from_slice(esp.as_bytes());
     let high = sa.esn.then(|| ((number >> 32) as u32).to_be_bytes());
     Ok(Prepared {
-        position,
         fresh,
         nonce: Some(nonce),
-        start,
-        from,
-        front,
-        length: payload + trailer,
         additional: additional(&esp, high),
-        high,
-        saved: [0; 8],
+        position: position as u16,
+        start: start as u16,
+        from: from as u16,
+        front: front as u16,
+        length: (payload + trailer) as u16,
     })
 }
 
@@ -318,33 +315,36 @@ fn run_engine(
     engine: &dyn Engine,
 ) {
     let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
-    for one in prepared.iter_mut() {
-        let descriptor = &batch[one.position];
-        let Some(sa) = descriptor.sa.and_then(|place| sas.get(place)) else {
+    // What stood around the start of ESP before it was laid out for AES-GMAC.
+    let mut saved = [[0; 8]; BATCH];
+    for (one, saved) in prepared.iter_mut().zip(&mut saved) {
+        let Some(sa) = batch[usize::from(one.position)].sa.and_then(|place| sas.get(place)) else {
             unreachable!("prepared from this SA")
         };
-        let source = umem.with_front(&descriptor.frame, one.front);
-        let Some(source) = source.and_then(|bytes| bytes.get(one.from..one.from + one.length)) else {
+        let (start, length) = (usize::from(one.start), usize::from(one.length));
+        let (from, front) = (usize::from(one.from), usize::from(one.front));
+        let source = umem.with_front(&batch[usize::from(one.position)].frame, front);
+        let Some(source) = source.and_then(|bytes| bytes.get(from..from + length)) else {
             unreachable!("the headers were written there")
         };
         let Some(nonce) = one.nonce.take() else {
             unreachable!("prepared once, sealed once")
         };
-        let text = one.start + esp::HEADER;
-        let (front, rest) = umem.room_mut(&mut one.fresh).split_at_mut(text + one.length);
+        let text = start + esp::HEADER;
+        let (front, rest) = umem.room_mut(&mut one.fresh).split_at_mut(text + length);
         let Some(tag) = rest.first_chunk_mut() else {
             unreachable!("the length was checked")
         };
+        let additional = authenticated(&one.additional, sa.esn);
         let (additional, buffers) = match sa.protection {
             Protection::Encrypt => {
-                let (bytes, length) = &one.additional;
                 let destination = &mut front[text..];
-                (&bytes[..*length], Buffers::Copy { source, destination })
+                (additional, Buffers::Copy { source, destination })
             }
             Protection::Authenticate => {
                 front[text..].copy_from_slice(source);
-                one.saved.copy_from_slice(&front[one.start - 4..one.start + 4]);
-                let from = lay_out_gmac(front, one.start, one.high);
+                saved.copy_from_slice(&front[start - 4..start + 4]);
+                let from = lay_out_gmac(front, start, additional);
                 (&front[from..], Buffers::InPlace(&mut []))
             }
         };
@@ -358,41 +358,39 @@ fn run_engine(
     }
     engine.seal(&mut jobs);
     drop(jobs);
-    for one in prepared.iter_mut() {
-        let Some(sa) = batch[one.position].sa.and_then(|place| sas.get(place)) else {
-            continue;
-        };
-        if sa.protection == Protection::Authenticate {
-            umem.room_mut(&mut one.fresh)[one.start - 4..one.start + 4].copy_from_slice(&one.saved);
+    for (one, saved) in prepared.iter_mut().zip(&saved) {
+        let sa = batch[usize::from(one.position)].sa.and_then(|place| sas.get(place));
+        if sa.is_some_and(|sa| sa.protection == Protection::Authenticate) {
+            let start = usize::from(one.start);
+            umem.room_mut(&mut one.fresh)[start - 4..start + 4].copy_from_slice(saved);
         }
     }
 }
 
 /// SPI and sequence number as they are authenticated (RFC 4106 5): with ESN the high half between them.
 #[inline]
-pub(super) fn additional(header: &esp::Header, high: Option<[u8; 4]>) -> ([u8; 12], usize) {
+pub(super) fn additional(header: &esp::Header, high: Option<[u8; 4]>) -> [u8; 12] {
     let [a, b, c, d] = header.spi.to_bytes();
     let [i, j, k, l] = header.sequence.to_bytes();
     match high {
-        Some([e, f, g, h]) => ([a, b, c, d, e, f, g, h, i, j, k, l], 12),
-        None => ([a, b, c, d, i, j, k, l, 0, 0, 0, 0], 8),
+        Some([e, f, g, h]) => [a, b, c, d, e, f, g, h, i, j, k, l],
+        None => [a, b, c, d, i, j, k, l, 0, 0, 0, 0],
     }
+}
+
+/// As much of [`additional`] as there is.
+#[inline]
+pub(super) fn authenticated(additional: &[u8; 12], esn: bool) -> &[u8] {
+    if esn { additional } else { &additional[..8] }
 }
 
 /// Makes what AES-GMAC authenticates stand in one piece (RFC 4543 3.3: SPI, sequence, IV, payload) and gives where it
 /// begins.
 ///
-/// With ESN the high half belongs between SPI and sequence: the SPI moves 4 bytes forward over the end of the headers,
-/// which the caller puts back afterwards.
-pub(super) fn lay_out_gmac(frame: &mut [u8], esp_start: usize, high: Option<[u8; 4]>) -> usize {
-    let Some(high) = high else { return esp_start };
-    let spi = [
-        frame[esp_start],
-        frame[esp_start + 1],
-        frame[esp_start + 2],
-        frame[esp_start + 3],
-    ];
-    frame[esp_start - 4..esp_start].copy_from_slice(&spi);
-    frame[esp_start..esp_start + 4].copy_from_slice(&high);
-    esp_start - 4
+/// With ESN the high half belongs between SPI and sequence: it takes the place of the SPI, which moves 4 bytes forward over
+/// the end of the headers; the caller puts them back afterwards.
+pub(super) fn lay_out_gmac(frame: &mut [u8], esp_start: usize, additional: &[u8]) -> usize {
+    let from = esp_start + 8 - additional.len();
+    frame[from..esp_start + 8].copy_from_slice(additional);
+    from
 }

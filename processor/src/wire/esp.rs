@@ -81,13 +81,14 @@ pub fn in_udp(source: u16, length: u16) -> udp::Header {
 #[inline]
 #[must_use]
 pub fn write_trailer(room: &mut [u8], payload: usize, next_header: u8) -> Option<usize> {
+    // Moves of known length, in line.
     let padding = padding(payload);
-    let trailer = room.get_mut(..padding + TRAILER)?;
-    for (number, byte) in (1u8..).zip(trailer.iter_mut()) {
-        *byte = number;
+    match padding {
+        0 => *room.first_chunk_mut()? = [0, next_header],
+        1 => *room.first_chunk_mut()? = [1, 1, next_header],
+        2 => *room.first_chunk_mut()? = [1, 2, 2, next_header],
+        _ => *room.first_chunk_mut()? = [1, 2, 3, 3, next_header],
     }
-    *trailer.get_mut(padding)? = padding as u8;
-    *trailer.get_mut(padding + 1)? = next_header;
     Some(padding + TRAILER)
 }
 
@@ -101,10 +102,15 @@ pub fn read_trailer(opened: &[u8]) -> Option<(usize, u8)> {
     };
     let payload = rest.len().checked_sub(usize::from(*padding))?;
     let pads = rest.get(payload..)?;
-    (1u8..)
-        .zip(pads)
-        .all(|(number, byte)| number == *byte)
-        .then_some((payload, *next_header))
+    // Nearly every sender pads to the next four bytes and no further.
+    let is_right = match *pads {
+        [] => true,
+        [one] => one == 1,
+        [one, two] => [one, two] == [1, 2],
+        [one, two, three] => [one, two, three] == [1, 2, 3],
+        _ => (1u8..).zip(pads).all(|(number, byte)| number == *byte),
+    };
+    is_right.then_some((payload, *next_header))
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use zerocopy::FromBytes;
+use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::arp;
 use super::checksum;
@@ -58,6 +59,19 @@ pub enum Fragment {
     /// A later fragment: it has no ports.
     NonFirst,
 }
+
+/// How most frames begin.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Usual {
+    ethernet: ethernet::Header,
+    ip: ip4::Header,
+    source_port: U16,
+    destination_port: U16,
+}
+
+/// Where the flags of TCP stand, counted from behind its ports.
+const TCP_FLAGS_BEHIND_PORTS: usize = 9;
 
 /// What was read from a frame. Offsets are bytes from the frame's start.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -139,12 +153,62 @@ impl Packet {
         Ok(packet)
     }
 
+    /// Reads a frame of the usual form in one straight run: untagged, a protocol with ports in a whole IPv4 packet without options.
+    /// `None` says nothing about other frames: [`Packet::read`] reads them all.
+    #[inline]
+    #[must_use]
+    pub fn usual(frame: &[u8]) -> Option<Packet> {
+        let (start, rest) = Usual::ref_from_prefix(frame).ok()?;
+        let ip = &start.ip;
+        let total = usize::from(ip.total_length.get());
+        let end = ethernet::HEADER + total;
+        let least = transport::minimum_header(ip.protocol)?;
+        let tcp_flags = match ip.protocol {
+            TCP => *rest.get(TCP_FLAGS_BEHIND_PORTS)?,
+            _ => 0,
+        };
+        let is_usual = start.ethernet.ethertype.get() == ethernet::IPV4
+            && ip.version_length == 0x45
+            && ip.fragment.get() & (ip4::OFFSET | ip4::MORE_FRAGMENTS) == 0
+            && total >= ip4::HEADER + least
+            && end <= frame.len()
+            && checksum::sum(ip.as_bytes()) == 0xffff;
+        is_usual.then(|| Packet {
+            destination_mac: start.ethernet.destination,
+            source_mac: start.ethernet.source,
+            ethertype: ethernet::IPV4,
+            l3: L3::Ip,
+            source: IpAddr::V4(ip.source.into()),
+            destination: IpAddr::V4(ip.destination.into()),
+            protocol: ip.protocol,
+            dscp: ip.traffic_class >> 2,
+            traffic_class: ip.traffic_class,
+            ports: Some((start.source_port.get(), start.destination_port.get())),
+            tcp_flags,
+            l3_offset: ethernet::HEADER as u16,
+            l4_offset: (ethernet::HEADER + ip4::HEADER) as u16,
+            end: end as u16,
+            ..Packet::EMPTY
+        })
+    }
+
     /// Reads a frame over an earlier one, in place: a packet is larger than what moves at no cost.
     ///
     /// # Errors
     /// See [`Malformed`]: then the packet is not to be used.
     #[inline]
     pub fn read(&mut self, frame: &[u8]) -> Result<(), Malformed> {
+        match Packet::usual(frame) {
+            Some(packet) => {
+                *self = packet;
+                Ok(())
+            }
+            None => self.read_any(frame),
+        }
+    }
+
+    #[inline(never)]
+    fn read_any(&mut self, frame: &[u8]) -> Result<(), Malformed> {
         let (header, mut rest) =
             ethernet::Header::ref_from_prefix(frame).map_err(|_| Malformed::Truncated)?;
         let mut ethertype = header.ethertype.get();
@@ -459,6 +523,32 @@ mod tests {
                 prop_assert!(packet.l3_offset <= packet.l4_offset);
                 prop_assert!(packet.l4_offset <= packet.end);
                 prop_assert!(usize::from(packet.end) <= bytes.len());
+            }
+        }
+
+        /// Most positions break the form, some a rule of it, some neither.
+        #[test]
+        fn the_straight_run_reads_what_the_thorough_one_reads(
+            position in 0usize..54, byte in any::<u8>(), protocol in 0..4usize, shorter in 0usize..24,
+        ) {
+            let protocol = [transport::UDP, TCP, transport::SCTP, 1][protocol];
+            let mut frame = fragment4(ip4::DONT_FRAGMENT, &[7; 24], protocol);
+            prop_assert_eq!(Packet::usual(&frame).is_some(), protocol != 1);
+            frame[position] = byte;
+            let sum = |frame: &mut Vec<u8>| {
+                frame[24..26].fill(0);
+                let sum = checksum::checksum(&frame[14..34]);
+                frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            };
+            if byte & 1 == 0 {
+                sum(&mut frame);
+            }
+            frame.truncate(frame.len() - shorter);
+            let mut thorough = Packet::EMPTY;
+            let read = thorough.read_any(&frame);
+            if let Some(straight) = Packet::usual(&frame) {
+                prop_assert_eq!(read, Ok(()));
+                prop_assert_eq!(straight, thorough);
             }
         }
 

@@ -542,6 +542,7 @@ impl Worker {
     ) {
         self.counters.batches.add(1);
         let tables = self.tables.load();
+        self.decisions.attend(&tables);
         let mut context = Context {
             worker: self.id,
             tables: &tables,

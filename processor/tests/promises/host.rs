@@ -413,6 +413,18 @@ impl Host {
         self.tables.store(Arc::new(tables.with_sas(Arc::new(sas))));
     }
 
+    /// The same tables once more: nothing that was found in the old ones holds.
+    pub(crate) fn forgets(&mut self) {
+        let same = Tables::clone(&self.tables.load());
+        self.tables.store(Arc::new(same));
+    }
+
+    /// Packets that took the way of an earlier one of their flow.
+    pub(crate) fn known(&self) -> u64 {
+        let known = |worker: &Worker| worker.decisions.known();
+        self.workers.iter().map(known).sum()
+    }
+
     /// A guest sends a frame.
     pub(crate) fn guest_sends(&mut self, guest: Guest, frame: &[u8]) {
         let device = self.guests.get_mut(guest.id).expect("a guest of this host");

@@ -7,6 +7,7 @@ mod anti_spoofing;
 mod frames_are_conserved;
 mod hostile_wire;
 mod key_of_rule;
+mod known_flows;
 mod no_allocation;
 mod no_nonce_twice;
 mod no_plaintext_leaks;

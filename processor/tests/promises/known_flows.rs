@@ -1,0 +1,255 @@
+//! A packet of a flow that is remembered goes the way that it would find by itself: in everything that can be seen of it.
+
+use guestseal::wire::checksum;
+use guestseal_rules::classify::{Action, Protection};
+use guestseal_rules::model::Policy;
+use proptest::prelude::*;
+
+use crate::frames::*;
+use crate::host::{Host, Options, overlay_with, policy};
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A guest, by its place among those of the policy, sends a frame to another.
+    Sends(usize, usize, Shape),
+    /// The frame that crossed the wire last crosses it again.
+    CrossesAgain,
+    Infected(usize),
+    Cleared(usize),
+    Moves(usize, usize),
+    AlsoAccepts(bool),
+}
+
+/// What a frame is like.
+#[derive(Clone, Debug)]
+struct Shape {
+    ip6: bool,
+    protocol: u8,
+    port: u16,
+    flags: u8,
+    /// Of DSCP and ECN.
+    class: u8,
+    ttl: u8,
+    data: usize,
+    /// A place of the headers that is another than it should be, and what stands there.
+    wrong: Option<(usize, u8)>,
+}
+
+impl Shape {
+    fn frame(&self, from: Guest, to: Guest) -> Vec<u8> {
+        let data = vec![7; self.data];
+        let segment = match self.protocol {
+            TCP => tcp(9, self.port, self.flags, &data),
+            UDP => udp(9, self.port, &data),
+            // An echo request.
+            _ => [&[8, 0, 0, 0, 0, 1, 0, 1][..], &data].concat(),
+        };
+        let mut frame = between(from, to, self.ip6, self.protocol, &segment);
+        if self.ip6 {
+            frame[14] = 0x60 | self.class >> 4;
+            frame[15] = self.class << 4 | self.ttl & 15;
+            frame[21] = self.ttl;
+        } else {
+            (frame[15], frame[22]) = (self.class, self.ttl);
+        }
+        if let Some((place, byte)) = self.wrong {
+            frame[place] = byte;
+        }
+        if !self.ip6 {
+            frame[24..26].fill(0);
+            let sum = checksum::checksum(&frame[14..34]);
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        }
+        frame
+    }
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let port = prop::sample::select(vec![53u16, 514, 23, 25, 8080, 4500, 4789]);
+    let protocol = prop::sample::select(vec![UDP, UDP, TCP, TCP, 1]);
+    let flags = prop::sample::select(vec![SYN, SYN | ACK, ACK]);
+    let class = prop::sample::select(vec![0u8, 0, 1, 3, 0xb8]);
+    // MACs, EtherType, fragments, protocol, addresses, ports: more often as they should be.
+    let wrong = prop_oneof![6 => Just(None), 1 => (0..38usize, 0..8u8).prop_map(Some)];
+    let data = prop::sample::select(vec![0usize, 3, 40, 1390]);
+    (any::<bool>(), protocol, port, flags, class, 60..64u8, data, wrong).prop_map(
+        |(ip6, protocol, port, flags, class, ttl, data, wrong)| Shape {
+            ip6,
+            protocol,
+            port,
+            flags,
+            class,
+            ttl,
+            data,
+            wrong,
+        },
+    )
+}
+
+/// Few flows and many packets of each, with something else now and then.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let palette = prop::collection::vec((0..4usize, 0..4usize, shape()), 1..6);
+    let others = prop_oneof![
+        8 => Just(None),
+        1 => prop_oneof![
+            Just(Step::CrossesAgain),
+            (0..4usize).prop_map(Step::Infected),
+            (0..4usize).prop_map(Step::Cleared),
+            (0..4usize, 0..2usize).prop_map(|(guest, host)| Step::Moves(guest, host)),
+            any::<bool>().prop_map(Step::AlsoAccepts),
+        ].prop_map(Some),
+    ];
+    let order = prop::collection::vec((any::<prop::sample::Index>(), others), 1..60);
+    (palette, order).prop_map(|(palette, order)| {
+        let step = |(which, other): (prop::sample::Index, Option<Step>)| {
+            let (from, to, shape) = which.get(&palette).clone();
+            other.unwrap_or(Step::Sends(from, to, shape))
+        };
+        order.into_iter().map(step).collect()
+    })
+}
+
+/// Two hosts, and the guests by the host where each began.
+struct Pair {
+    hosts: [Host; 2],
+    crossed: Option<(usize, Vec<u8>)>,
+    forgets: bool,
+}
+
+impl Pair {
+    fn new(policy: &Policy, options: &Options, forgets: bool) -> Self {
+        Self {
+            hosts: [0, 1].map(|number| Host::new(policy, number, options)),
+            crossed: None,
+            forgets,
+        }
+    }
+
+    /// Carries a frame out and over; everything that came out anywhere.
+    fn carry(&mut self, at: usize, from: Guest, frame: &[u8], guests: &[(Guest, usize)]) -> Vec<Vec<u8>> {
+        if self.forgets {
+            self.hosts.iter_mut().for_each(Host::forgets);
+        }
+        self.hosts[at].guest_sends(from, frame);
+        let mut seen = self.hosts[at].on_wire();
+        for sealed in seen.clone() {
+            self.crossed = Some((1 - at, sealed));
+            self.cross();
+        }
+        for (guest, home) in guests {
+            seen.extend(self.hosts[*home].at_guest(*guest));
+        }
+        seen
+    }
+
+    fn cross(&mut self) {
+        if let Some((to, sealed)) = &self.crossed {
+            self.hosts[*to].wire_brings(0, sealed);
+        }
+    }
+}
+
+fn compare(policy: &Policy, options: &Options, guests: &[(Guest, usize)], rules: &[&str], steps: &[Step]) {
+    let mut pairs = [false, true].map(|forgets| Pair::new(policy, options, forgets));
+    let mut infected = [false; 4];
+    for step in steps {
+        match step {
+            Step::Infected(guest) if !infected[*guest] => infected[*guest] = true,
+            Step::Cleared(guest) if infected[*guest] => infected[*guest] = false,
+            // Nothing would change.
+            Step::Infected(_) | Step::Cleared(_) => continue,
+            _ => {}
+        }
+        let seen = pairs.each_mut().map(|pair| {
+            match step {
+                Step::Sends(from, to, shape) => {
+                    let ((from, home), (to, _)) = (guests[*from], guests[*to]);
+                    return pair.carry(home, from, &shape.frame(from, to), guests);
+                }
+                Step::CrossesAgain => pair.cross(),
+                Step::Infected(guest) | Step::Cleared(guest) => {
+                    let what = match step {
+                        Step::Infected(_) => r#""tag": {"service": "av", "name": "eicar", "severity": 90}"#,
+                        _ => r#""clear": {"service": "*", "name": "*"}"#,
+                    };
+                    let event = format!(r#"{{"guest": "{}", {what}}}"#, guests[*guest].0.id);
+                    pair.hosts.iter_mut().for_each(|host| host.hears(&event));
+                }
+                Step::Moves(guest, to) => {
+                    for host in &mut pair.hosts {
+                        host.sees_moved(guests[*guest].0, *to);
+                    }
+                }
+                Step::AlsoAccepts(on) => {
+                    let seal = Action::Seal {
+                        protection: Protection::Encrypt,
+                        key: policy.key("blue-any").expect("a key of both policies"),
+                    };
+                    let forms: &[Action] = if *on { &[Action::Plaintext, seal] } else { &[] };
+                    for host in &mut pair.hosts {
+                        host.also_accepts("blue", forms);
+                    }
+                }
+            }
+            Vec::new()
+        });
+        assert_eq!(seen[0], seen[1], "{step:?}");
+        for number in [0, 1] {
+            let [with, without] = pairs.each_ref().map(|pair| &pair.hosts[number]);
+            assert_eq!(with.outcomes(), without.outcomes(), "host {number}: {step:?}");
+            for rule in rules {
+                let counted = [with, without].map(|host| (host.met(rule), host.in_second_form(rule)));
+                assert_eq!(counted[0], counted[1], "host {number}, rule {rule}: {step:?}");
+            }
+            with.assert_accounted();
+        }
+    }
+}
+
+/// The guests that are there in both policies.
+const HOMES: [(Guest, usize); 4] = [(BLUE1, 0), (BLUE2, 1), (BLUE3, 0), (RED1, 0)];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn as_if_every_packet_were_the_first(
+        steps in steps(), tunnel: bool, overlay: bool, in_udp: bool, leaves_checksums: bool,
+    ) {
+        let options = Options { tunnel, in_udp: overlay && in_udp, leaves_checksums, ..Options::default() };
+        if overlay {
+            let red = Guest { id: "red-1", ..BLUE1 };
+            let guests = [HOMES[0], HOMES[1], HOMES[2], (red, 0)];
+            let rules = ["names", "log", "telnet", "blue", "red"];
+            compare(&overlay_with("", ""), &options, &guests, &rules, &steps);
+        } else {
+            let policy = policy();
+            let rules: Vec<&str> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
+            compare(&policy, &options, &HOMES, &rules, &steps);
+        }
+    }
+}
+
+/// Guards, rules and SAs are asked once for a flow, not once for a packet; and anew as soon as anything of them changes.
+#[test]
+fn a_flow_is_looked_up_once_under_the_same_tables() {
+    let mut host = Host::new(&policy(), 0, &Options::default());
+    let data = between(BLUE1, BLUE2, false, TCP, &tcp(9, 8080, ACK, b"data"));
+    host.guest_sends(BLUE1, &data);
+    assert_eq!(host.known(), 0);
+    host.guest_sends(BLUE1, &data);
+    host.guest_sends(BLUE1, &data);
+    assert_eq!(host.known(), 2);
+    host.forgets();
+    host.guest_sends(BLUE1, &data);
+    assert_eq!(host.known(), 2);
+    host.guest_sends(BLUE1, &data);
+    assert_eq!(host.known(), 3);
+    // What opens a connection is asked about each time: its rule may be another.
+    let opens = between(BLUE1, BLUE2, false, TCP, &tcp(9, 8080, SYN, b""));
+    host.guest_sends(BLUE1, &opens);
+    host.guest_sends(BLUE1, &opens);
+    assert_eq!((host.known(), host.on_wire().len()), (3, 7));
+    host.assert_accounted();
+}
