@@ -52,12 +52,16 @@ pub enum Egress {
 }
 
 /// A packet on its way: the frame and what the stages have found out about it.
+///
+/// In this order, since the packet is moved as a whole, and nothing in front of it shall make that move begin earlier: loads
+/// that straddle the stores before them wait for those (25 cycles a packet).
 #[derive(Debug)]
+#[repr(C)]
 pub struct Descriptor {
-    /// The frame that holds it now.
-    pub frame: Frame,
     /// What `parse` read.
     pub packet: Packet,
+    /// The frame that holds it now.
+    pub frame: Frame,
     /// Time of arrival, ns of `CLOCK_MONOTONIC`.
     pub arrival: u64,
     /// The way it goes.

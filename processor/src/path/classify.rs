@@ -93,7 +93,10 @@ impl Decisions {
         {
             let is_new = looked_up >> number & 1 == 1;
             let action = self.count(decision, is_new, descriptor.direction, facts);
-            descriptor.rule = action.ok().map(|(rule, _)| rule).filter(|_| decision.watched.is_none());
+            descriptor.rule = action
+                .ok()
+                .map(|(rule, _)| rule)
+                .filter(|_| decision.watched.is_none());
             with(descriptor, action, &self.counters);
         }
     }

@@ -24,14 +24,9 @@ impl From<Malformed> for DropReason {
 pub fn parse(burst: &mut Burst, batch: &mut Batch, umem: &Umem, direction: Direction, ingress: Option<u16>) {
     for frame in burst.drain(..) {
         let arrival = umem.stamp(&frame);
-        if let Some(packet) = Packet::usual(umem.bytes(&frame)) {
-            batch.push(Descriptor::new(frame, packet, arrival, direction, ingress));
-            continue;
-        }
         batch.push(Descriptor::new(frame, Packet::EMPTY, arrival, direction, ingress));
-        let Some(descriptor) = batch.last_mut() else {
-            unreachable!("just pushed")
-        };
+    }
+    for descriptor in batch {
         if let Err(malformed) = descriptor.packet.read(umem.bytes(&descriptor.frame)) {
             descriptor.packet = Packet::EMPTY;
             descriptor.drop_for(malformed.into());

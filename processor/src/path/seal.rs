@@ -318,7 +318,10 @@ fn run_engine(
     // What stood around the start of ESP before it was laid out for AES-GMAC.
     let mut saved = [[0; 8]; BATCH];
     for (one, saved) in prepared.iter_mut().zip(&mut saved) {
-        let Some(sa) = batch[usize::from(one.position)].sa.and_then(|place| sas.get(place)) else {
+        let Some(sa) = batch[usize::from(one.position)]
+            .sa
+            .and_then(|place| sas.get(place))
+        else {
             unreachable!("prepared from this SA")
         };
         let (start, length) = (usize::from(one.start), usize::from(one.length));
@@ -359,7 +362,9 @@ fn run_engine(
     engine.seal(&mut jobs);
     drop(jobs);
     for (one, saved) in prepared.iter_mut().zip(&saved) {
-        let sa = batch[usize::from(one.position)].sa.and_then(|place| sas.get(place));
+        let sa = batch[usize::from(one.position)]
+            .sa
+            .and_then(|place| sas.get(place));
         if sa.is_some_and(|sa| sa.protection == Protection::Authenticate) {
             let start = usize::from(one.start);
             umem.room_mut(&mut one.fresh)[start - 4..start + 4].copy_from_slice(saved);
