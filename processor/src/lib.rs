@@ -3,6 +3,7 @@
 pub mod aead;
 pub mod cli;
 pub mod control;
+mod files;
 pub mod keys;
 pub mod path;
 pub mod port;

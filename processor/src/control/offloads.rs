@@ -11,8 +11,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use guestseal_xdp::XdpMode;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 use super::features;
 use super::link::{self, Link, Peer};
@@ -192,13 +193,7 @@ impl PutBack {
     /// If it cannot be locked, or another process has.
     pub fn new(state_directory: &Path) -> Result<Self, OffloadError> {
         let path = state_directory.join("offloads.lock");
-        let lock = || -> io::Result<File> {
-            std::fs::create_dir_all(state_directory)?;
-            let lock = File::create(&path)?;
-            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-            Ok(lock)
-        };
-        match lock() {
+        match std::fs::create_dir_all(state_directory).and_then(|()| files::hold(&path)) {
             Ok(lock) => Ok(Self {
                 record: record(state_directory),
                 _lock: lock,
@@ -316,14 +311,8 @@ fn note(state_directory: &Path, off: TurnedOff) -> Result<(), OffloadError> {
     let mut all = noted(&path);
     all.retain(|one| link::index_of(&one.port) == Some(one.index));
     all.push(off);
-    let write = || -> io::Result<()> {
-        std::fs::create_dir_all(state_directory)?;
-        let aside = path.with_extension("json.new");
-        std::fs::write(&aside, serde_json::to_vec_pretty(&all)?)?;
-        std::fs::rename(&aside, &path)
-    };
-    write().map_err(|source| OffloadError::Record {
-        path: path.clone(),
-        source,
-    })
+    serde_json::to_vec_pretty(&all)
+        .map_err(io::Error::from)
+        .and_then(|text| files::replace(&path, &text))
+        .map_err(|source| OffloadError::Record { path, source })
 }

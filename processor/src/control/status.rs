@@ -2,9 +2,7 @@
 //! `guestseal status`.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use guestseal_rules::containers::{Containers, Record};
@@ -12,6 +10,7 @@ use guestseal_rules::event::Moment;
 use guestseal_rules::model::{ContainerIndex, GuestIndex, Policy};
 use serde::Serialize;
 
+use crate::files;
 use crate::telemetry::totals::Totals;
 
 use super::guests::EventTotals;
@@ -142,13 +141,5 @@ pub fn path(state_directory: &Path) -> PathBuf {
 /// # Errors
 /// If the file system refuses.
 pub fn write(state_directory: &Path, status: &Status) -> io::Result<()> {
-    let path = path(state_directory);
-    let aside = path.with_extension("json.new");
-    std::fs::create_dir_all(state_directory)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options
-        .open(&aside)?
-        .write_all(&serde_json::to_vec_pretty(status)?)?;
-    std::fs::rename(&aside, &path)
+    files::replace(&path(state_directory), &serde_json::to_vec_pretty(status)?)
 }

@@ -13,9 +13,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
+use crate::files;
 use crate::sa::spi::Spi;
 
 use super::keymat::Fingerprint;
@@ -265,24 +265,15 @@ fn file_of(directory: &Path, name: &str) -> PathBuf {
 /// Held as long as the mark: two processes would use the same numbers.
 fn lock(directory: &Path, name: &str) -> Result<File, HighWaterError> {
     let path = directory.join(format!("{name}.lock"));
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|source| HighWaterError::Io {
-            name: name.to_owned(),
-            path: path.clone(),
-            source,
-        })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(HighWaterError::InUse {
-            name: name.to_owned(),
+    let name = name.to_owned();
+    files::hold(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => HighWaterError::InUse { name, path },
+        _ => HighWaterError::Io {
+            name,
             path,
-        }),
-    }
+            source: error,
+        },
+    })
 }
 
 fn checksum(body: &str) -> String {
