@@ -7,13 +7,15 @@ use std::collections::BTreeSet;
 use std::io;
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, ParseableParametrized,
+    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NetlinkDeserializable, NetlinkPayload,
+    NetlinkSerializable, NlasIterator, ParseableParametrized,
 };
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use netlink_sys::protocols::NETLINK_GENERIC;
+
+use super::netlink;
 
 // linux/ethtool_netlink.h
 const FEATURES_GET: u8 = 11;
@@ -141,14 +143,12 @@ impl ParseableParametrized<[u8], GenlHeader> for Answered {
 }
 
 fn ask(command: u8, attributes: Vec<DefaultNla>, flags: u16) -> io::Result<Option<Answered>> {
-    let socket = Socket::new(NETLINK_GENERIC)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
     let name = GenlCtrlAttrs::FamilyName(Asked::family_name().to_owned());
     let question = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
         nlas: vec![name],
     });
-    let known: Option<GenlMessage<GenlCtrl>> = exchange(&socket, question, 0)?;
+    let known: Option<GenlMessage<GenlCtrl>> = exchange(question, 0)?;
     let attributes_of_family = known.map(|known| known.payload.nlas).unwrap_or_default();
     let family = attributes_of_family.iter().find_map(|attribute| match attribute {
         GenlCtrlAttrs::FamilyId(id) => Some(*id),
@@ -156,37 +156,22 @@ fn ask(command: u8, attributes: Vec<DefaultNla>, flags: u16) -> io::Result<Optio
     });
     let mut message = GenlMessage::from_payload(Asked { command, attributes });
     message.set_resolved_family_id(family.ok_or(io::ErrorKind::Unsupported)?);
-    let answer: Option<GenlMessage<Answered>> = exchange(&socket, message, flags)?;
+    let answer: Option<GenlMessage<Answered>> = exchange(message, flags)?;
     Ok(answer.map(|answer| answer.payload))
 }
 
 /// Sends a message and waits for its answer; none if it is the acknowledgement.
-fn exchange<Q, A>(socket: &Socket, question: Q, flags: u16) -> io::Result<Option<A>>
+fn exchange<Q, A>(question: Q, flags: u16) -> io::Result<Option<A>>
 where
     Q: NetlinkSerializable + Into<NetlinkPayload<Q>>,
     A: NetlinkDeserializable,
 {
-    let mut request = NetlinkMessage::from(question);
-    request.header.flags = NLM_F_REQUEST | flags;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<A>::deserialize(rest).map_err(io::Error::other)?;
-            let length = (message.header.length as usize).next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) => return Ok(None),
-                // With an acknowledgement to come, this is what it is about.
-                NetlinkPayload::InnerMessage(_) if flags & NLM_F_ACK != 0 => {}
-                NetlinkPayload::InnerMessage(answer) => return Ok(Some(answer)),
-                _ => {}
-            }
-            rest = rest.get(length..).unwrap_or_default();
-        }
-    }
+    let socket = netlink::put(NETLINK_GENERIC, question, flags)?;
+    netlink::receive(&socket, |payload| match payload {
+        NetlinkPayload::Error(error) if error.code.is_some() => Some(Err(error.to_io())),
+        NetlinkPayload::Error(_) => Some(Ok(None)),
+        // With an acknowledgement to come, this is what it is about.
+        NetlinkPayload::InnerMessage(answer) if flags & NLM_F_ACK == 0 => Some(Ok(Some(answer))),
+        _ => None,
+    })
 }

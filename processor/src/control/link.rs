@@ -3,19 +3,19 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NetlinkPayload};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 
 use crate::port::umem::HEADROOM;
 use crate::wire::ethernet::MacAddress;
+
+use super::netlink;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ pub fn peer(interface: u32) -> std::io::Result<Option<Peer>> {
     let mut wanted = LinkMessage::default();
     wanted.header.index = interface;
     let answer = ask(RouteNetlinkMessage::GetLink(wanted), 0)?;
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload else {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer else {
         return Ok(None);
     };
     let (mut is_veth, mut index, mut namespace) = (false, None, None);
@@ -215,7 +215,7 @@ pub fn next_hop(address: IpAddr, interface: u32) -> Option<IpAddr> {
         .push(RouteAttribute::Destination(address.into()));
     // A refusal is how the kernel says that there is no route.
     let answer = ask(RouteNetlinkMessage::GetRoute(wanted), 0).ok()?;
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = answer.payload else {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = answer else {
         return None;
     };
     let (mut out, mut via) = (None, address);
@@ -237,33 +237,21 @@ pub fn next_hop(address: IpAddr, interface: u32) -> Option<IpAddr> {
 /// # Errors
 /// Those of netlink.
 pub fn neighbours(interface: u32) -> std::io::Result<Vec<(IpAddr, MacAddress)>> {
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()));
-    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+    let all = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    let socket = netlink::put(NETLINK_ROUTE, all, NLM_F_DUMP)?;
     let mut found = Vec::new();
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while !rest.is_empty() {
-            let message =
-                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(std::io::Error::other)?;
-            let length = (message.header.length as usize).next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
-                    found.extend(entry(&neighbour, interface));
-                }
-                _ => {}
+    netlink::receive(&socket, |payload| {
+        match payload {
+            NetlinkPayload::Done(_) => return Some(Ok(())),
+            NetlinkPayload::Error(error) => return Some(Err(error.to_io())),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
+                found.extend(entry(&neighbour, interface));
             }
-            rest = rest.get(length..).unwrap_or_default();
+            _ => {}
         }
-    }
+        None
+    })?;
+    Ok(found)
 }
 
 fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<(IpAddr, MacAddress)> {
@@ -330,23 +318,13 @@ fn change(wanted: RouteNetlinkMessage, flags: u16) -> std::io::Result<()> {
 pub(super) fn ask(
     wanted: RouteNetlinkMessage,
     flags: u16,
-) -> std::io::Result<NetlinkMessage<RouteNetlinkMessage>> {
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-    let mut request = NetlinkMessage::from(wanted);
-    request.header.flags = NLM_F_REQUEST | flags;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let answer =
-        NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
-    match &answer.payload {
+) -> std::io::Result<NetlinkPayload<RouteNetlinkMessage>> {
+    let socket = netlink::put(NETLINK_ROUTE, wanted, flags)?;
+    netlink::receive(&socket, |payload| match payload {
         // Without a code it is the acknowledgement.
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-        _ => Ok(answer),
-    }
+        NetlinkPayload::Error(error) if error.code.is_some() => Some(Err(error.to_io())),
+        payload => Some(Ok(payload)),
+    })
 }
 
 /// Makes the kernel look for a neighbour's MAC: by an empty datagram to its discard port (RFC 863).

@@ -11,6 +11,7 @@ pub mod journal;
 pub mod link;
 pub mod manual_sa;
 pub mod namespace;
+mod netlink;
 pub mod offloads;
 pub mod reach;
 pub mod sessions;

@@ -79,7 +79,7 @@ fn number_of(path: &Path) -> Option<i32> {
         .attributes
         .push(NsidAttribute::Fd(file.as_raw_fd().cast_unsigned()));
     let answer = link::ask(RouteNetlinkMessage::GetNsId(question), 0).ok()?;
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) = answer.payload else {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) = answer else {
         return None;
     };
     answer.attributes.iter().find_map(|attribute| match attribute {
