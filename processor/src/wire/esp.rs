@@ -102,15 +102,10 @@ pub fn read_trailer(opened: &[u8]) -> Option<(usize, u8)> {
     };
     let payload = rest.len().checked_sub(usize::from(*padding))?;
     let pads = rest.get(payload..)?;
-    // Nearly every sender pads to the next four bytes and no further.
-    let is_right = match *pads {
-        [] => true,
-        [one] => one == 1,
-        [one, two] => [one, two] == [1, 2],
-        [one, two, three] => [one, two, three] == [1, 2, 3],
-        _ => (1u8..).zip(pads).all(|(number, byte)| number == *byte),
-    };
-    is_right.then_some((payload, *next_header))
+    (1u8..)
+        .zip(pads)
+        .all(|(number, byte)| number == *byte)
+        .then_some((payload, *next_header))
 }
 
 #[cfg(test)]
