@@ -177,15 +177,19 @@ impl FlowCache {
 
     #[inline]
     fn place(&self, key: &[u64; 7]) -> usize {
-        let fold = |one: u64, two: u64| {
-            let product = u128::from(one) * u128::from(two);
-            product as u64 ^ (product >> 64) as u64
-        };
         let [one, two] = self.secret;
         let addresses = fold(key[0] ^ one, key[1] ^ two) ^ fold(key[2] ^ two, key[3].rotate_left(32) ^ one);
         let others = fold(key[4] ^ one.rotate_left(17), key[5] ^ two.rotate_left(29));
         fold(addresses ^ others ^ (key[6] & REST), one | 1) as usize & (self.slots.len() - 1)
     }
+}
+
+/// The two halves of a product, one over the other: each bit of either factor moves many of it.
+#[inline]
+#[must_use]
+pub fn fold(one: u64, two: u64) -> u64 {
+    let product = u128::from(one) * u128::from(two);
+    product as u64 ^ (product >> 64) as u64
 }
 
 /// The bits of the last word that are not the generation: a flow keeps its place.

@@ -66,7 +66,7 @@ fn frame(endpoint: &Endpoint, vlan: Option<u16>, address: IpAddr) -> Box<[u8]> {
         source: mac,
         ethertype: ethertype.into(),
     };
-    let (macs, ethertype) = header.as_bytes().split_at(12);
+    let (macs, ethertype) = header.as_bytes().split_at(ethernet::MACS);
     let tag = vlan.map(ethernet::tag);
     [
         macs,

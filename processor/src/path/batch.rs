@@ -132,6 +132,13 @@ impl Descriptor {
         self.outcome.is_none()
     }
 
+    /// Whether it still goes on and has yet to find its way.
+    #[inline]
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.is_live() && !self.known
+    }
+
     /// The host that it goes to.
     #[inline]
     #[must_use]
@@ -152,7 +159,7 @@ pub type Batch = ArrayVec<Descriptor, BATCH>;
 /// The packets of a batch that still go on and have yet to find their way.
 #[inline]
 pub fn unknown(batch: &mut Batch) -> impl Iterator<Item = &mut Descriptor> {
-    live(batch).filter(|descriptor| !descriptor.known)
+    batch.iter_mut().filter(|descriptor| descriptor.is_unknown())
 }
 
 /// The packets of a batch that still go on.

@@ -4,7 +4,6 @@
 //! Inbound packets are held to the same rules: what was opened must have been opened by the key its rule names.
 //! What was decided on a flow is kept until the rules are others.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -21,7 +20,7 @@ use crate::wire::packet::{Fragment, L3, Packet};
 
 use super::batch::{Batch, Descriptor, Egress};
 use super::outcome::{Direction, DropReason, SentAs};
-use super::recall::Recall;
+use super::recall::{Recall, secret};
 use super::tables::Tables;
 
 const TCP: u8 = 6;
@@ -44,10 +43,9 @@ impl Decisions {
     /// With no flow known. Which place a flow takes is a secret of the worker's.
     #[must_use]
     pub fn new(counters: Arc<RuleCounters>, samples: Sampler) -> Self {
-        let secret = [RandomState::new().hash_one(0), RandomState::new().hash_one(1)];
         Self {
             ways: Recall::default(),
-            cache: FlowCache::new(FLOWS, secret),
+            cache: FlowCache::new(FLOWS, secret()),
             counters,
             samples,
         }
@@ -80,8 +78,7 @@ impl Decisions {
         is_asked: impl Fn(&Descriptor) -> bool,
         mut with: impl FnMut(&mut Descriptor, Result<(RuleIndex, Action), DropReason>, &RuleCounters),
     ) {
-        let is_asked =
-            |descriptor: &Descriptor| descriptor.is_live() && !descriptor.known && is_asked(descriptor);
+        let is_asked = |descriptor: &Descriptor| descriptor.is_unknown() && is_asked(descriptor);
         let asked = batch.iter().filter(|descriptor| is_asked(descriptor));
         let facts: ArrayVec<Facts, BATCH> = asked.map(facts).collect();
         let mut decisions = [Decision::UNMATCHED; BATCH];

@@ -4,6 +4,7 @@
 //! puts ESP between the VTEPs around them); what a rule sends in plaintext moves back in its own frame and leaves as the bare
 //! packet. Never allocates.
 
+use guestseal_rules::flow_cache::fold;
 use guestseal_rules::model::{NetworkKind, Vni};
 use zerocopy::IntoBytes;
 
@@ -100,9 +101,7 @@ fn source_port(packet: &Packet) -> u16 {
         _ => 0,
     };
     let rest = two ^ ports << 8 ^ u64::from(packet.protocol);
-    // The two halves of a product of odd constants: each bit of the flow moves several of the result.
-    let product = u128::from(one ^ 0x9e37_79b9_7f4a_7c15) * u128::from(rest ^ 0xd6e8_feb8_6659_fd93);
-    let mixed = (product >> 64) as u64 ^ product as u64;
+    let mixed = fold(one ^ 0x9e37_79b9_7f4a_7c15, rest ^ 0xd6e8_feb8_6659_fd93);
     FIRST_PORT | (mixed ^ mixed >> 32) as u16
 }
 

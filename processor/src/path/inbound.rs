@@ -1,6 +1,5 @@
-//! Inbound: uplink -> parse -> (decapsulate) -> find SA -> (hand over) -> open -> recall, or
-//! guard -> classify and key check -> guest
-//! port.
+//! Inbound: uplink -> parse -> (decapsulate) -> find SA -> (hand over) -> open -> recall, or guard ->
+//! classify and key check -> guest port.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;

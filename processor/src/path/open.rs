@@ -29,7 +29,7 @@ use super::decapsulate;
 use super::encapsulate;
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
-use super::seal::{additional, authenticated, copy_headers, lay_out_gmac};
+use super::seal::{additional, authenticated, copy_headers, lay_out_gmac, sa_of};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {
@@ -191,12 +191,11 @@ fn admit(
         return Err(DropReason::TooLong);
     }
     let fresh = pool.take().ok_or(DropReason::NoFrame)?;
-    let high = sa.esn.then(|| ((sequence >> 32) as u32).to_be_bytes());
     Ok(Candidate {
         fresh,
         sequence,
         iv: header.iv.to_bytes(),
-        additional: additional(&header, high),
+        additional: additional(&header, sequence, sa.esn),
         position: position as u16,
         start: start as u16,
         end: end as u16,
@@ -217,7 +216,7 @@ fn run_engine(
     let mut laid_out = [(0usize, [0; 8]); BATCH];
     for (candidate, (from, saved)) in candidates.iter().zip(&mut laid_out) {
         let descriptor = &mut batch[usize::from(candidate.position)];
-        let sa = admitted_by(descriptor, sas);
+        let sa = sa_of(descriptor, sas);
         if sa.protection == Protection::Authenticate {
             let start = usize::from(candidate.start);
             let frame = umem.room_mut(&mut descriptor.frame);
@@ -228,7 +227,7 @@ fn run_engine(
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
     for (candidate, (from, _)) in candidates.iter_mut().zip(&laid_out) {
         let descriptor = &batch[usize::from(candidate.position)];
-        let sa = admitted_by(descriptor, sas);
+        let sa = sa_of(descriptor, sas);
         let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
         let frame = &umem.bytes(&descriptor.frame)[..end];
         let (front, tag) = frame
@@ -265,18 +264,12 @@ fn run_engine(
     drop(jobs);
     for (candidate, (_, saved)) in candidates.iter().zip(&laid_out) {
         let descriptor = &mut batch[usize::from(candidate.position)];
-        if admitted_by(descriptor, sas).protection == Protection::Authenticate {
+        if sa_of(descriptor, sas).protection == Protection::Authenticate {
             let start = usize::from(candidate.start);
             umem.room_mut(&mut descriptor.frame)[start - 4..start + 4].copy_from_slice(saved);
         }
     }
     authentic
-}
-
-#[inline]
-fn admitted_by<'a>(descriptor: &Descriptor, sas: &'a Slots<InboundSa>) -> &'a InboundSa {
-    let sa = descriptor.sa.and_then(|place| sas.get(place));
-    sa.unwrap_or_else(|| unreachable!("admitted by this SA"))
 }
 
 /// Moves the window, checks the trailer, and makes the fresh frame the packet that the peer's guest sent. Gives the frame

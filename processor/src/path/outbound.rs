@@ -30,7 +30,6 @@ pub fn outbound(
     finish::finish(&mut batch, context.tables, port, context.pool.umem());
     ledger.passed("parse");
     let unknown = context.decisions.recall(&mut batch, context.pool.umem());
-    local::turn(&mut batch);
     ledger.passed("recall");
     if unknown > 0 {
         decide(context, &mut batch, ledger);
@@ -85,7 +84,6 @@ fn decide(context: &mut Context<'_>, batch: &mut Batch, ledger: &mut impl Ledger
     ledger.passed("guard");
     classify::classify_guest(batch, context.tables, context.decisions);
     ledger.passed("classify");
-    local::turn(batch);
 }
 
 pub(super) fn select_and_send(
@@ -96,6 +94,7 @@ pub(super) fn select_and_send(
     now: impl FnOnce() -> u64,
 ) {
     let own = context.worker;
+    local::turn(batch);
     if seal::select_sa(batch, context.tables, own) {
         context
             .waiting

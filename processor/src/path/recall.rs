@@ -18,6 +18,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use guestseal_rules::classify::Protection;
+use guestseal_rules::flow_cache::fold;
 use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, RuleIndex};
 
 use crate::port::umem::Umem;
@@ -45,7 +46,7 @@ pub struct Recall {
     secret: [u64; 2],
     /// The tables that the ways of this generation were found in. Held, so that no other ones can have their address.
     tables: Option<Arc<Tables>>,
-    /// Of the tables; 0 before there are any.
+    /// Of the tables; 0 before there are any, when nothing is remembered.
     generation: u64,
     /// Packets whose way was known.
     pub hits: u64,
@@ -77,7 +78,7 @@ struct Way {
     overlay: bool,
 }
 
-/// No generation is 0.
+/// No flow's: headers without an EtherType.
 const EMPTY: Slot = Slot {
     headers: [0; WORDS],
     generation: 0,
@@ -94,11 +95,16 @@ const EMPTY: Slot = Slot {
     },
 };
 
+/// What nobody else knows.
+pub(super) fn secret() -> [u64; 2] {
+    [0, 1].map(|number| RandomState::new().hash_one(number))
+}
+
 impl Default for Recall {
     fn default() -> Self {
         Self {
             slots: vec![EMPTY; FLOWS].into_boxed_slice(),
-            secret: [RandomState::new().hash_one(0), RandomState::new().hash_one(1)],
+            secret: secret(),
             tables: None,
             generation: 0,
             hits: 0,
@@ -162,8 +168,7 @@ impl Recall {
         let [first, second] = self.places(words, from);
         let slot = Some(&self.slots[first]).filter(is_of_flow);
         let slot = slot.or_else(|| Some(&self.slots[second]).filter(is_of_flow))?;
-        // No tables are of generation 0.
-        (self.generation != 0).then_some(&slot.way)
+        Some(&slot.way)
     }
 
     /// Remembers the ways that live packets have found, as far as others may take them.
@@ -213,15 +218,12 @@ impl Recall {
     #[inline]
     fn places<const N: usize>(&self, words: &[u64; N], from: u64) -> [usize; 2] {
         let [one, two] = self.secret;
-        let fold = |a: u64, b: u64| {
-            let product = u128::from(a ^ one) * u128::from(b ^ two);
-            product as u64 ^ (product >> 64) as u64
-        };
+        let mix = |a: u64, b: u64| fold(a ^ one, b ^ two);
         let (first, rest) = words.split_first().unwrap_or((&0, &[]));
         let pairs = rest.chunks(2).zip(1u32..);
-        let sum = pairs.fold(fold(*first, from), |sum, (pair, turn)| match *pair {
-            [a, b] => sum ^ fold(a.rotate_left(turn), b),
-            [a] => sum ^ fold(a.rotate_left(turn), 0),
+        let sum = pairs.fold(mix(*first, from), |sum, (pair, turn)| match *pair {
+            [a, b] => sum ^ mix(a.rotate_left(turn), b),
+            [a] => sum ^ mix(a.rotate_left(turn), 0),
             _ => sum,
         });
         [sum, sum >> 32].map(|one| one as usize & (FLOWS - 1))

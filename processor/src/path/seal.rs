@@ -240,11 +240,10 @@ fn prepare(
         iv: number.into(),
     };
     rest[..esp::HEADER].copy_from_slice(esp.as_bytes());
-    let high = sa.esn.then(|| ((number >> 32) as u32).to_be_bytes());
     Ok(Prepared {
         fresh,
         nonce: Some(nonce),
-        additional: additional(&esp, high),
+        additional: additional(&esp, number, sa.esn),
         position: position as u16,
         start: start as u16,
         from: from as u16,
@@ -318,15 +317,11 @@ fn run_engine(
     // What stood around the start of ESP before it was laid out for AES-GMAC.
     let mut saved = [[0; 8]; BATCH];
     for (one, saved) in prepared.iter_mut().zip(&mut saved) {
-        let Some(sa) = batch[usize::from(one.position)]
-            .sa
-            .and_then(|place| sas.get(place))
-        else {
-            unreachable!("prepared from this SA")
-        };
+        let descriptor = &batch[usize::from(one.position)];
+        let sa = sa_of(descriptor, sas);
         let (start, length) = (usize::from(one.start), usize::from(one.length));
         let (from, front) = (usize::from(one.from), usize::from(one.front));
-        let source = umem.with_front(&batch[usize::from(one.position)].frame, front);
+        let source = umem.with_front(&descriptor.frame, front);
         let Some(source) = source.and_then(|bytes| bytes.get(from..from + length)) else {
             unreachable!("the headers were written there")
         };
@@ -362,25 +357,32 @@ fn run_engine(
     engine.seal(&mut jobs);
     drop(jobs);
     for (one, saved) in prepared.iter_mut().zip(&saved) {
-        let sa = batch[usize::from(one.position)]
-            .sa
-            .and_then(|place| sas.get(place));
-        if sa.is_some_and(|sa| sa.protection == Protection::Authenticate) {
+        let sa = sa_of(&batch[usize::from(one.position)], sas);
+        if sa.protection == Protection::Authenticate {
             let start = usize::from(one.start);
             umem.room_mut(&mut one.fresh)[start - 4..start + 4].copy_from_slice(saved);
         }
     }
 }
 
-/// SPI and sequence number as they are authenticated (RFC 4106 5): with ESN the high half between them.
+/// SPI and sequence number as they are authenticated (RFC 4106 5): with ESN all of the number, of which the packet has the low
+/// half.
 #[inline]
-pub(super) fn additional(header: &esp::Header, high: Option<[u8; 4]>) -> [u8; 12] {
+pub(super) fn additional(header: &esp::Header, sequence: u64, esn: bool) -> [u8; 12] {
     let [a, b, c, d] = header.spi.to_bytes();
-    let [i, j, k, l] = header.sequence.to_bytes();
-    match high {
-        Some([e, f, g, h]) => [a, b, c, d, e, f, g, h, i, j, k, l],
-        None => [a, b, c, d, i, j, k, l, 0, 0, 0, 0],
+    let [e, f, g, h, i, j, k, l] = sequence.to_be_bytes();
+    if esn {
+        [a, b, c, d, e, f, g, h, i, j, k, l]
+    } else {
+        [a, b, c, d, i, j, k, l, 0, 0, 0, 0]
     }
+}
+
+/// The SA that a packet has, which was looked up among these before.
+#[inline]
+pub(super) fn sa_of<'a, T>(descriptor: &Descriptor, sas: &'a Slots<T>) -> &'a T {
+    let sa = descriptor.sa.and_then(|place| sas.get(place));
+    sa.unwrap_or_else(|| unreachable!("it was there a moment ago"))
 }
 
 /// As much of [`additional`] as there is.

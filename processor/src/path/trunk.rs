@@ -4,15 +4,12 @@
 //! there. What has the tag of no port, or none where no port is untagged, is dropped: a tag is never guessed. Never allocates.
 
 use crate::port::umem::Umem;
-use crate::wire::ethernet::{self, TAG};
+use crate::wire::ethernet::{self, MACS, TAG};
 use crate::wire::packet::Packet;
 
 use super::batch::{Batch, Descriptor, Egress, live};
 use super::outcome::DropReason;
 use super::tables::Tables;
-
-/// Bytes in front of the first tag: both MACs.
-const MACS: usize = 12;
 
 /// Finds the ports of what came from the interface of a port, and takes the tags off, if it is a trunk's.
 #[inline]

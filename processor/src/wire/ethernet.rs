@@ -8,6 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of the header without tags.
 pub const HEADER: usize = 14;
+/// Bytes of both MACs, behind which the first tag stands.
+pub const MACS: usize = 12;
 /// Bytes of one VLAN tag.
 pub const TAG: usize = 4;
 /// EtherType of IPv4.
