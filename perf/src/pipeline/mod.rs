@@ -445,7 +445,7 @@ mod tests {
                     "{row}"
                 );
                 for stage in [
-                    stage, "receive", "parse", "guard", "classify", "cipher", "deliver",
+                    stage, "receive", "parse", "recall", "guard", "classify", "cipher", "deliver",
                 ] {
                     assert!(row.stages.contains_key(stage), "{stage}: {row}");
                 }

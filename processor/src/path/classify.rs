@@ -57,9 +57,9 @@ impl Decisions {
         self.ways.attend(tables);
     }
 
-    /// Gives each live packet whose way is known that way. Gives the number of live packets that must find theirs.
+    /// Gives each live packet whose way is known that way. Says whether some must find theirs.
     #[must_use]
-    pub fn recall(&mut self, batch: &mut Batch, umem: &Umem) -> usize {
+    pub fn recall(&mut self, batch: &mut Batch, umem: &Umem) -> bool {
         self.ways.recall(batch, umem, &self.counters)
     }
 

@@ -43,14 +43,18 @@ pub fn open_and_deliver(
         context.engine,
     );
     ledger.passed("open");
-    let unknown = context.decisions.recall(batch, context.pool.umem());
+    let some_unknown = context.decisions.recall(batch, context.pool.umem());
     ledger.passed("recall");
-    if unknown > 0 {
+    if some_unknown {
         guard::guard_uplink(batch, context.tables);
-        ledger.passed("guard");
+    }
+    ledger.passed("guard");
+    if some_unknown {
         classify::classify_uplink(batch, context.tables, context.decisions);
         context.decisions.remember(batch, context.pool.umem());
-        ledger.passed("classify");
+    }
+    ledger.passed("classify");
+    if some_unknown {
         open::readdress_all(batch, context.pool.umem());
         replicate(batch, context.worker, context.tables, context.pool, exits, ledger);
     }

@@ -29,10 +29,10 @@ pub fn outbound(
     trunk::untag(&mut batch, context.tables, port, context.pool.umem());
     finish::finish(&mut batch, context.tables, port, context.pool.umem());
     ledger.passed("parse");
-    let unknown = context.decisions.recall(&mut batch, context.pool.umem());
+    let some_unknown = context.decisions.recall(&mut batch, context.pool.umem());
     ledger.passed("recall");
-    if unknown > 0 {
-        decide(context, &mut batch, ledger);
+    decide(context, &mut batch, some_unknown, ledger);
+    if some_unknown {
         flood::flood(context, &mut batch, exits, ledger);
         replicate(
             &mut batch,
@@ -57,7 +57,7 @@ pub fn resume(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut im
             (descriptor.seal, descriptor.egress) = (None, None);
             descriptor.direction = Direction::Outbound;
         }
-        decide(context, &mut batch, ledger);
+        decide(context, &mut batch, true, ledger);
     }
     select_and_send(context, &mut batch, exits, ledger, || now);
 }
@@ -78,11 +78,15 @@ pub fn give_up(context: &mut Context<'_>, exits: &mut impl Exits, ledger: &mut i
     }
 }
 
-fn decide(context: &mut Context<'_>, batch: &mut Batch, ledger: &mut impl Ledger) {
-    guard::guard_guest(batch, context.tables);
-    answer::answer(batch, context.tables, context.pool.umem());
+fn decide(context: &mut Context<'_>, batch: &mut Batch, some_unknown: bool, ledger: &mut impl Ledger) {
+    if some_unknown {
+        guard::guard_guest(batch, context.tables);
+        answer::answer(batch, context.tables, context.pool.umem());
+    }
     ledger.passed("guard");
-    classify::classify_guest(batch, context.tables, context.decisions);
+    if some_unknown {
+        classify::classify_guest(batch, context.tables, context.decisions);
+    }
     ledger.passed("classify");
 }
 

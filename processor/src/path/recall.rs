@@ -123,12 +123,12 @@ impl Recall {
         }
     }
 
-    /// Gives each live packet whose way is known that way. Gives the number of live packets that must find theirs.
-    pub fn recall(&mut self, batch: &mut Batch, umem: &Umem, counters: &RuleCounters) -> usize {
-        let (mut unknown, mut hits) = (0, 0);
+    /// Gives each live packet whose way is known that way. Says whether some must find theirs.
+    pub fn recall(&mut self, batch: &mut Batch, umem: &Umem, counters: &RuleCounters) -> bool {
+        let (mut some_unknown, mut hits) = (false, 0);
         for descriptor in live(batch) {
             let Some(way) = self.way(descriptor, umem) else {
-                unknown += 1;
+                some_unknown = true;
                 continue;
             };
             counters.met(way.rule);
@@ -145,7 +145,7 @@ impl Recall {
             }
         }
         self.hits += hits;
-        unknown
+        some_unknown
     }
 
     #[inline]
