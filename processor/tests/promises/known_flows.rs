@@ -11,8 +11,13 @@ use crate::host::{Host, Options, overlay_with, policy};
 /// Something that happens.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A guest, by its place among those of the policy, sends a frame to another.
-    Sends(usize, usize, Shape),
+    /// By the port of a guest, by its place among those of the policy, comes a frame from one, its own or another, to one.
+    Sends {
+        by: usize,
+        from: usize,
+        to: usize,
+        shape: Shape,
+    },
     /// The frame that crossed the wire last crosses it again.
     CrossesAgain,
     Infected(usize),
@@ -89,9 +94,16 @@ fn shape() -> impl Strategy<Value = Shape> {
 
 /// Few flows and many packets of each, with something else now and then.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let palette = prop::collection::vec((0..4usize, 0..4usize, shape()), 1..6);
+    // Mostly between guests of one network, and now and then somebody sends what another sends, or a packet is marked.
+    let pair = prop_oneof![
+        3 => prop::sample::select(vec![(0usize, 1usize), (1, 0), (0, 2), (2, 1)]),
+        1 => (0..4usize, 0..4usize),
+    ];
+    let by = prop_oneof![8 => Just(None), 1 => (0..4usize).prop_map(Some)];
+    let palette = prop::collection::vec((pair, shape()), 1..6);
+    let marked = prop::bool::weighted(0.1);
     let others = prop_oneof![
-        8 => Just(None),
+        5 => Just(None),
         1 => prop_oneof![
             Just(Step::CrossesAgain),
             (0..4usize).prop_map(Step::Infected),
@@ -100,11 +112,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             any::<bool>().prop_map(Step::AlsoAccepts),
         ].prop_map(Some),
     ];
-    let order = prop::collection::vec((any::<prop::sample::Index>(), others), 1..60);
+    let order = prop::collection::vec((any::<prop::sample::Index>(), by, marked, others), 1..60);
     (palette, order).prop_map(|(palette, order)| {
-        let step = |(which, other): (prop::sample::Index, Option<Step>)| {
-            let (from, to, shape) = which.get(&palette).clone();
-            other.unwrap_or(Step::Sends(from, to, shape))
+        let step = |(which, by, marked, other): (prop::sample::Index, Option<usize>, bool, Option<Step>)| {
+            let ((from, to), mut shape) = which.get(&palette).clone();
+            if marked {
+                shape.class = 46 << 2;
+            }
+            let by = by.unwrap_or(from);
+            other.unwrap_or(Step::Sends { by, from, to, shape })
         };
         order.into_iter().map(step).collect()
     })
@@ -163,9 +179,10 @@ fn compare(policy: &Policy, options: &Options, guests: &[(Guest, usize)], rules:
         }
         let seen = pairs.each_mut().map(|pair| {
             match step {
-                Step::Sends(from, to, shape) => {
-                    let ((from, home), (to, _)) = (guests[*from], guests[*to]);
-                    return pair.carry(home, from, &shape.frame(from, to), guests);
+                Step::Sends { by, from, to, shape } => {
+                    let (by, home) = guests[*by];
+                    let frame = shape.frame(guests[*from].0, guests[*to].0);
+                    return pair.carry(home, by, &frame, guests);
                 }
                 Step::CrossesAgain => pair.cross(),
                 Step::Infected(guest) | Step::Cleared(guest) => {
@@ -221,8 +238,9 @@ proptest! {
         if overlay {
             let red = Guest { id: "red-1", ..BLUE1 };
             let guests = [HOMES[0], HOMES[1], HOMES[2], (red, 0)];
-            let rules = ["names", "log", "telnet", "blue", "red"];
-            compare(&overlay_with("", ""), &options, &guests, &rules, &steps);
+            let rules = ["urgent", "names", "log", "telnet", "blue", "red"];
+            let urgent = "rules:\n  - {name: urgent, from: {network: blue}, to: any, dscp: 46, action: drop}\n";
+            compare(&overlay_with("rules:\n", urgent), &options, &guests, &rules, &steps);
         } else {
             let policy = policy();
             let rules: Vec<&str> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
@@ -251,5 +269,22 @@ fn a_flow_is_looked_up_once_under_the_same_tables() {
     host.guest_sends(BLUE1, &opens);
     host.guest_sends(BLUE1, &opens);
     assert_eq!((host.known(), host.on_wire().len()), (3, 7));
+    host.assert_accounted();
+}
+
+/// What goes to every host of its network, and is counted against a rate, is no flow.
+#[test]
+fn what_is_flooded_is_never_remembered() {
+    let mut host = Host::new(&overlay_with("", ""), 0, &Options::default());
+    let nobody = Guest {
+        mac: [2, 0, 0, 9, 9, 9],
+        v4: [10, 1, 0, 99],
+        ..BLUE2
+    };
+    let flooded = between(BLUE1, nobody, false, UDP, &udp(9, 9, b"who"));
+    for _ in 0..3 {
+        host.guest_sends(BLUE1, &flooded);
+    }
+    assert_eq!((host.known(), host.on_wire().len()), (0, 3));
     host.assert_accounted();
 }
