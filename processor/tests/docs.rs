@@ -5,6 +5,7 @@ use std::fmt::Write;
 use guestseal::path::outcome::{DropReason, Severity};
 use guestseal_rules::containers::Refusal;
 use guestseal_rules::event::Event;
+use guestseal_rules::load::{Source, load_policy, load_sources};
 
 fn page() -> String {
     let mut page = String::from(
@@ -60,6 +61,27 @@ fn the_page_of_events_says_what_is_so() {
         let row = format!("| {} |", refusal.name());
         assert!(page.contains(&row), "{row}");
     }
+}
+
+/// Files of sources that the page shows are right ones, about the demo's guests.
+#[test]
+fn the_page_of_sources_shows_right_files() {
+    let source = |name: &str, text: &str| Source {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    };
+    let policy = include_str!("../../rules/examples/demo/policy.yaml");
+    let policy = load_policy(&[source("policy.yaml", policy)]).unwrap();
+    let page = include_str!("../../docs/sources.md");
+    let blocks = page.split("```yaml\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let mut files = 0;
+    for block in blocks.filter(|block| block.starts_with("sources:")) {
+        let loaded = load_sources(&source("sources.yaml", block), &policy);
+        assert!(!loaded.unwrap_or_else(|errors| panic!("{errors}")).is_empty());
+        files += 1;
+    }
+    assert!(files > 0);
 }
 
 /// A link to a file that is not there is a promise that nothing keeps.

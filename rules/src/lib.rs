@@ -2,7 +2,8 @@
 //!
 //! Pure: no sockets, clocks or threads. [`load`] makes a [`model::Policy`] of texts, [`check`] warns of what is odd in
 //! it, [`containers`] says what its guests are after what happened, [`compile`] makes a ruleset of both, [`classify`]
-//! looks packets up in it, [`meaning`] is what the look-up is held to, [`explain`] says why a packet meets its rule.
+//! looks packets up in it, [`meaning`] is what the look-up is held to, [`explain`] says why a packet meets its rule;
+//! [`report`] makes events of what security services say.
 
 #![forbid(unsafe_code)]
 
@@ -19,3 +20,4 @@ pub mod load;
 pub mod meaning;
 pub mod membership;
 pub mod model;
+pub mod report;

@@ -14,11 +14,14 @@ mod names;
 mod raw;
 mod resolve;
 mod rules;
+mod sources;
 mod words;
 mod written;
 
 use resolve::Resolver;
+pub use sources::{SOURCES_SCHEMA, load_sources};
 use words::nearest;
+pub(crate) use words::parse_mac;
 pub use words::{duration, port_range, protocol_number};
 
 /// The JSON Schema of policy files, for editors.

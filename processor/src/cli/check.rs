@@ -34,9 +34,9 @@ impl Check {
             let source = read(path)?;
             if is_host_file(&source) {
                 let config = HostConfig::load_offline(path)?;
-                let sas = config.sas.len();
+                let (sas, sources) = (config.sas.len(), config.sources.len());
                 println!(
-                    "{}: ok, {sas} security associations, {}",
+                    "{}: ok, {sas} security associations, {sources} sources, {}",
                     path.display(),
                     summary(&config.policy)
                 );

@@ -52,7 +52,7 @@ enum Command {
     Ctl(ctl::Ctl),
     /// Manual security associations.
     Sa(sa::Sa),
-    /// Prints the JSON Schema of policy files, for editors.
+    /// Prints the JSON Schema of policy files or files of sources, for editors.
     Schema(schema::Schema),
     /// Writes the man pages into a directory.
     Man(man::Man),

@@ -174,5 +174,15 @@ pub(super) fn render(status: &Value) -> String {
     for (reason, count) in events["refused"].as_object().into_iter().flatten() {
         out += &format!("  refused: {reason:<19} {count:>14}\n");
     }
+    for (name, source) in status["sources"].as_object().into_iter().flatten() {
+        out += &format!("source {name}\n");
+        for (what, count) in source.as_object().into_iter().flatten() {
+            match count.as_str() {
+                Some(text) => out += &format!("  {what}: {text}\n"),
+                None if *count == 0 => {}
+                None => out += &format!("  {:<28} {count:>14}\n", what.replace('_', " ")),
+            }
+        }
+    }
     out
 }

@@ -23,6 +23,7 @@ use crate::sa::spi::Spi;
 use super::api::access::{People, group_number};
 use super::api::{ApiConfig, TlsConfig};
 use super::sessions::config::{RawSessions, SessionConfig};
+use super::sources;
 
 /// Where pinned XDP programs are kept.
 pub const PIN_DIRECTORY: &str = "/run/guestseal/bpf";
@@ -149,6 +150,8 @@ pub struct HostConfig {
     pub histogram_log: Option<PathBuf>,
     /// The file of events that is followed.
     pub events: Option<PathBuf>,
+    /// The services that report on guests.
+    pub sources: Vec<sources::Source>,
     /// Broadcasts, multicasts and frames to unknown MACs that a guest port may have copied to other hosts in a second.
     pub group_rate: u32,
     /// How the control side is reached.
@@ -213,6 +216,8 @@ struct RawHost {
     histogram_log: Option<PathBuf>,
     #[serde(default)]
     events: Option<PathBuf>,
+    #[serde(default)]
+    sources: Option<PathBuf>,
     #[serde(default)]
     group_rate: Option<u32>,
     #[serde(default)]
@@ -484,6 +489,17 @@ impl HostConfig {
                 Err(error) => errors.push(error),
             }
         }
+        let sources = match &raw.sources {
+            Some(path) => sources::load(&base.join(path), &policy),
+            None => Ok(Vec::new()),
+        };
+        let sources = sources.or_else(|error| match error {
+            ConfigError::File(mistakes) => {
+                errors.extend(mistakes.0);
+                Ok(Vec::new())
+            }
+            error => Err(error),
+        })?;
         let sessions = raw.sessions.as_ref();
         let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));
         if !errors.is_empty() {
@@ -518,6 +534,7 @@ impl HostConfig {
                 .events
                 .clone()
                 .or(raw.events.map(|path| base.join(path))),
+            sources,
             group_rate: raw.group_rate.unwrap_or(Floods::RATE),
             api,
             sas,

@@ -202,6 +202,12 @@ impl Guests {
         &self.totals
     }
 
+    /// How far somebody's file was read, as the journal knows it.
+    #[must_use]
+    pub fn position(&self, by: &str) -> Option<Position> {
+        self.read.get(by).copied()
+    }
+
     /// What can be read when something has come.
     #[must_use]
     pub fn wait_on(&self) -> Option<BorrowedFd<'_>> {

@@ -15,6 +15,7 @@ use crate::telemetry::totals::Totals;
 
 use super::guests::EventTotals;
 use super::sessions::SessionsStatus;
+use super::sources::SourceStatus;
 use super::transition::Transition;
 
 /// The status.
@@ -32,6 +33,8 @@ pub struct Status {
     pub totals: Totals,
     /// Events so far.
     pub events: EventTotals,
+    /// What became of what each source has reported.
+    pub sources: BTreeMap<String, SourceStatus>,
     /// Guests in each container.
     pub containers: BTreeMap<String, usize>,
     /// Guests of which there is something to say.

@@ -35,6 +35,7 @@ use super::manual_sa::{self, ManualSaError, Mark};
 use super::offloads::{OffloadError, PutBack};
 use super::reach::{self, Reach};
 use super::sessions::{Sessions, SessionsError};
+use super::sources::{Sources, Told};
 use super::status::{self, Status};
 use super::transition::Transitions;
 use super::wake::wait;
@@ -112,6 +113,7 @@ struct Control {
     plan: Blueprint,
     /// Once traffic flows.
     desk: Option<Desk>,
+    sources: Option<Sources>,
     guests: Guests,
     sessions: Option<Sessions>,
     transitions: Transitions,
@@ -156,6 +158,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             control: Waker::new()?,
         },
         desk: None,
+        sources: None,
         guests,
         sessions,
         transitions: Transitions::default(),
@@ -205,6 +208,10 @@ impl Control {
         tracing::info!("AEAD engine: {}", self.plan.engine.describe());
         let config = &self.plan.config;
         self.desk = Some(Desk::open(&config.api, &config.state_directory)?);
+        if !config.sources.is_empty() {
+            let read = |by: &str| self.guests.position(by);
+            self.sources = Some(Sources::open(&config.sources, &config.policy, config.host, read)?);
+        }
         if let Some(path) = &options.ready_file {
             std::fs::write(path, "ready\n").map_err(|source| RunError::File {
                 path: path.clone(),
@@ -276,6 +283,7 @@ impl Control {
         }
         let mut descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
         descriptors.extend(self.desk.as_ref().map(|desk| desk.bell().as_fd()));
+        descriptors.extend(self.sources.as_ref().map(|sources| sources.bell().as_fd()));
         let mut until = turn;
         let woken = &self.plan.control;
         if let (Some(sessions), Some(plane)) = (&self.sessions, plane) {
@@ -335,6 +343,10 @@ impl Control {
     /// are answered.
     fn follow_events(&mut self, plane: Option<&DataPlane>) {
         self.guests.take(now());
+        for Told { by, event, read } in self.sources.iter().flat_map(Sources::take) {
+            // What is refused is counted.
+            let _ = self.guests.offer(now(), &by, event, read);
+        }
         let (mut changes, mut questions) = (Vec::new(), Vec::new());
         for Request { by, ask, reply } in self.desk.as_mut().map(Desk::take).unwrap_or_default() {
             match ask {
@@ -431,6 +443,7 @@ impl Control {
             since: self.since,
             totals: self.totals(None),
             events: self.guests.totals().clone(),
+            sources: self.sources.as_ref().map(Sources::status).unwrap_or_default(),
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
             sessions: self.sessions.as_ref().map(Sessions::status),

@@ -1,4 +1,4 @@
-//! The JSON Schema of policy files, made from the types that read them.
+//! The JSON Schemas of policy files and files of sources, made from the types that read them.
 
 use std::borrow::Cow;
 
@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use super::raw::{ByHand, RawPolicy, RawSelector, RawTerms};
+use super::sources::{RawSources, SOURCES_SCHEMA};
 use super::written::{At, Labels, Listed, Maybe, Scalar, WordOr, Words};
 use super::{Policy, SCHEMA, Source, load_policy};
 
@@ -86,10 +87,10 @@ written! {
     });
 }
 
-fn generated() -> String {
+fn generated<T: JsonSchema>(title: &str) -> String {
     let generator = SchemaSettings::draft07().into_generator();
-    let mut schema = generator.into_root_schema_for::<RawPolicy>().to_value();
-    schema["title"] = "Guestseal policy".into();
+    let mut schema = generator.into_root_schema_for::<T>().to_value();
+    schema["title"] = title.into();
     // Names of types are not the operator's.
     let mut text = serde_json::to_string_pretty(&schema)
         .unwrap()
@@ -99,17 +100,27 @@ fn generated() -> String {
 }
 
 #[test]
-fn the_shipped_schema_is_the_one_of_the_types() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/policy.schema.json");
-    if std::env::var_os("UPDATE_SCHEMA").is_some() {
-        std::fs::write(path, generated()).unwrap();
+fn the_shipped_schemas_are_those_of_the_types() {
+    let all = [
+        ("policy", generated::<RawPolicy>("Guestseal policy"), SCHEMA),
+        (
+            "sources",
+            generated::<RawSources>("Guestseal sources"),
+            SOURCES_SCHEMA,
+        ),
+    ];
+    for (name, generated, built_in) in all {
+        let path = format!("{}/{name}.schema.json", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(&path, &generated).unwrap();
+        }
+        let shipped = std::fs::read_to_string(&path).unwrap();
+        assert!(shipped == generated, "{name}: run with UPDATE_SCHEMA=1");
+        assert!(
+            shipped == built_in,
+            "{name}: what is built in is what is shipped: build again"
+        );
     }
-    let shipped = std::fs::read_to_string(path).unwrap();
-    assert!(shipped == generated(), "run with UPDATE_SCHEMA=1");
-    assert!(
-        shipped == SCHEMA,
-        "what is built in is what is shipped: build again"
-    );
 }
 
 /// Why a value is not what a schema says: as much of JSON Schema as ours uses, and nothing else is passed over.
@@ -205,7 +216,12 @@ fn mismatch(schema: &Value, value: &Value, root: &Value) -> Option<String> {
 }
 
 fn checked(text: &str) -> Option<String> {
-    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    mismatch_of(SCHEMA, text)
+}
+
+/// Why a text is not what a schema says.
+pub(super) fn mismatch_of(schema: &str, text: &str) -> Option<String> {
+    let schema: Value = serde_json::from_str(schema).unwrap();
     let value: Value = serde_saphyr::from_str(text).unwrap();
     mismatch(&schema, &value, &schema)
 }

@@ -7,6 +7,7 @@ pub mod glob;
 pub mod key;
 pub mod rule;
 pub mod service;
+pub mod source;
 pub mod template;
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Events from a file that somebody else writes, one JSON object a line: followed as it grows.
+//! A file that somebody else writes, line by line: followed as it grows.
 //!
 //! Survives rotation (what is left of the old file is read first), truncation, half-written lines and a file that is not
 //! there yet. Reads a bounded amount each time, and keeps no more of a line than [`LONGEST`].
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a line; a longer one is no event.
+/// Bytes of a line; a longer one is not read.
 pub const LONGEST: usize = 64 << 10;
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
@@ -40,6 +40,8 @@ pub struct FollowedFile {
     open: Option<Open>,
     /// Where an earlier process stopped.
     resume: Option<Position>,
+    /// How often it was found shorter than it was read.
+    truncated: u64,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl FollowedFile {
             path: path.to_owned(),
             open: None,
             resume,
+            truncated: 0,
         }
     }
 
@@ -67,6 +70,12 @@ impl FollowedFile {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How often it was truncated in place: what was not read then is lost.
+    #[must_use]
+    pub fn truncated(&self) -> u64 {
+        self.truncated
     }
 
     /// Reads on, a bounded amount: the lines that became whole; `None` if there is nothing more at present.
@@ -86,6 +95,7 @@ impl FollowedFile {
             open.file.seek(SeekFrom::Start(0))?;
             (open.position.offset, open.skipping) = (0, 0);
             open.rest.clear();
+            self.truncated += 1;
         }
         let lines = open.read_on()?;
         if lines.is_none() && self.is_replaced()? {
@@ -271,6 +281,7 @@ mod tests {
         assert_eq!(followed.lines(), ["one", "two"]);
         std::fs::write(followed.path(), "3\n").unwrap();
         assert_eq!(followed.lines(), ["3"]);
+        assert_eq!(followed.file.truncated(), 1);
     }
 
     #[test]
