@@ -1,7 +1,7 @@
 //! Commands that are run and waited for, and programs that run beside.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,7 +204,7 @@ pub fn run_line(line: &str) -> Result<String, PerfError> {
 pub struct Running {
     name: String,
     child: Child,
-    output: File,
+    output: PathBuf,
     errors: PathBuf,
     status: Option<ExitStatus>,
 }
@@ -218,17 +218,10 @@ impl Running {
         let failed = || PerfError::io(format!("`{}`", line_of(command)));
         let file = |kind: &str| {
             let path = directory.join(format!("{name}.{kind}"));
-            let made = File::options()
-                .create(true)
-                .truncate(true)
-                .read(true)
-                .write(true)
-                .open(&path);
-            made.map(|file| (path, file))
+            File::create(&path).map(|file| (path, file))
         };
-        let (_, output) = file("out").map_err(failed())?;
+        let (output, stdout) = file("out").map_err(failed())?;
         let (errors, errors_file) = file("err").map_err(failed())?;
-        let stdout = output.try_clone().map_err(failed())?;
         let child = {
             let failed = failed();
             command
@@ -256,10 +249,8 @@ impl Running {
     /// What it has written to standard output so far.
     #[must_use]
     pub fn output(&mut self) -> String {
-        let mut text = String::new();
-        let _ = self.output.rewind();
-        let _ = self.output.read_to_string(&mut text);
-        text
+        // By its name: the program's own descriptor stays where it writes.
+        std::fs::read_to_string(&self.output).unwrap_or_default()
     }
 
     /// What it has written to standard error so far.

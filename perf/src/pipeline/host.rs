@@ -10,7 +10,7 @@ use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
 use guestseal::path::flood::Floods;
 use guestseal::path::notices::notices;
-use guestseal::path::tables::{NextHops, Parts, Tables};
+use guestseal::path::tables::{NextHops, Parts, PlaceOf, Tables};
 use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::memory::{Device, MemoryPort};
 use guestseal::port::pool::FramePool;
@@ -133,6 +133,7 @@ impl Host {
             v4: Some(MacAddress([2, 0, 0, 0, 0xff, 9])),
             v6: None,
         };
+        let rule_counters = Arc::new(RuleCounters::new(policy));
         let parts = Parts {
             rules: rules.ruleset.clone(),
             endpoints: Arc::new(Endpoints::new(policy)),
@@ -140,10 +141,15 @@ impl Host {
             uplink_mac: MacAddress([2, 0, 0, 0, 0xff, number as u8]),
             // What an overlay puts in front of the longest frame must fit.
             uplink_mtu: 1600,
-            owners: vec![(PortIndex(number as u32), vec![WorkerId(0)])],
-            leave_checksums: vec![PortIndex(number as u32)],
+            places: vec![PlaceOf {
+                port: Some(PortIndex(number as u32)),
+                through: 0,
+                owners: vec![WorkerId(0)],
+                leaves_checksums: true,
+            }],
             next_hops: vec![next_hop; 2],
             sas: Arc::new(sas),
+            rule_counters: [Arc::clone(&rule_counters)].into(),
         };
         let tables = Tables::new(policy, parts);
         let waker = Waker::new().map_err(PerfError::io("eventfd"))?;
@@ -158,7 +164,7 @@ impl Host {
                 tables: Arc::new(ArcSwap::from_pointee(tables)),
                 pool: FramePool::new(umem, frames),
                 sas: owned,
-                decisions: Decisions::new(Arc::new(RuleCounters::new(policy)), samples().0),
+                decisions: Decisions::new(rule_counters, samples().0),
                 floods: Floods::default(),
                 engine: Arc::clone(engine),
                 ports: Ports {

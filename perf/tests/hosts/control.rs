@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 
 use crate::net::{Net, PATIENCE, Result, ensure};
 
-fn state(net: &Net, host: usize) -> PathBuf {
+pub(crate) fn state(net: &Net, host: usize) -> PathBuf {
     net.deployment.directory().join(format!("state-h{}", host + 1))
 }
 
-fn client(net: &Net, host: usize) -> Result<Client> {
+pub(crate) fn client(net: &Net, host: usize) -> Result<Client> {
     Ok(Client::unix(&state(net, host).join("control.sock"))?)
 }
 

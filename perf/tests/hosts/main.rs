@@ -13,6 +13,7 @@ mod measured;
 mod offloads;
 mod overlay;
 mod overload;
+mod reload;
 mod sessions;
 mod traffic;
 mod vlan;
@@ -98,6 +99,18 @@ const TESTS: &[(&str, Body)] = &[
         control::garbage_beside_traffic,
     ),
     ("control::each_tag_is_enforced", control::tags_are_enforced),
+    (
+        "reload::by_each_way_under_traffic_loses_nothing",
+        reload::under_traffic,
+    ),
+    (
+        "reload::what_is_wrong_changes_nothing_and_is_told",
+        reload::refused,
+    ),
+    (
+        "reload::a_guest_that_vanishes_and_a_key_that_is_not_named",
+        reload::vanished,
+    ),
     (
         "overload::a_flood_is_counted_bounded_and_over_at_once",
         overload::flood,

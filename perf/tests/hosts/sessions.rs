@@ -10,7 +10,7 @@ use crate::forge;
 use crate::net::{Net, PATIENCE, Result, ensure, esp_packets};
 
 /// Two hosts that run, with further lines of their `sessions`.
-fn running(name: &str, sessions: &str) -> Result<Net> {
+pub(crate) fn running(name: &str, sessions: &str) -> Result<Net> {
     let deployment = Deployment::with_sessions(name, crate::net::POLICY)?;
     let topology = Topology::new(2, 1, &deployment.guests(1))?;
     let mut net = Net {
@@ -26,7 +26,7 @@ fn running(name: &str, sessions: &str) -> Result<Net> {
 }
 
 /// One ping, which must come back.
-fn ping(net: &Net, from: &str, to: &str) -> Result<()> {
+pub(crate) fn ping(net: &Net, from: &str, to: &str) -> Result<()> {
     let family = if to.contains(':') { "-6" } else { "-4" };
     let line = format!("ping {family} -c 1 -W 5 -p 7365616c65643f -q {to}");
     net.guest(from).run(&line).map_err(|error| {
@@ -44,7 +44,7 @@ fn ping(net: &Net, from: &str, to: &str) -> Result<()> {
 }
 
 /// The sessions that a host seals with, by key.
-fn current<'a>(status: &'a Value, key: &str) -> Vec<&'a Value> {
+pub(crate) fn current<'a>(status: &'a Value, key: &str) -> Vec<&'a Value> {
     let all = status["sessions"]["sessions"].as_array();
     all.into_iter()
         .flatten()

@@ -101,6 +101,8 @@ enum Command {
         /// JSON
         event: String,
     },
+    /// Reads the host's file and the policy's files again; a mistake in them changes nothing
+    Reload,
     /// Who did what and when
     Journal {
         /// Entries behind this number
@@ -201,6 +203,7 @@ impl Ctl {
                 let event = serde_json::from_str(event).map_err(|error| format!("the event: {error}"))?;
                 post("/v1/events", &event)?
             }
+            Command::Reload => post("/v1/policy/reload", &Value::Null)?,
             Command::Journal { after, most } => get(&format!("/v1/journal?after={after}&most={most}"))?,
             Command::Follow => {
                 client.follow("/v1/events", |name, data| {
@@ -369,6 +372,23 @@ impl Ctl {
                 let _ = writeln!(out, "{:>8}  {}", text(&entry["n"]), entry_line(entry));
                 out
             }),
+            Command::Reload => {
+                let changes = answer["changes"]
+                    .as_array()
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
+                let mut out = format!(
+                    "in force since generation {} of the rules\n",
+                    text(&answer["generation"])
+                );
+                if changes.is_empty() {
+                    out.push_str("  nothing that has a name is new, gone or another\n");
+                }
+                changes.iter().for_each(|change| {
+                    let _ = writeln!(out, "  {}", text(change));
+                });
+                out
+            }
             Command::Guests { guest: Some(_) } | Command::Counters => {
                 let mut out = String::new();
                 tree(&mut out, answer, 0);

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::aead::choice::Choice;
 use crate::control::config::{HostConfig, Overrides, WorkerConfig};
@@ -21,7 +21,8 @@ use super::Failure;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  guestseal run --config host.yaml\n  \
                         guestseal run --config host.yaml --uplink eth1 --queue 0 --cpu 2 --queue 1 --cpu 3\n\n\
-                        SIGTERM or SIGINT finishes what was begun, detaches and prints totals; a second one ends at once.")]
+                        SIGTERM or SIGINT finishes what was begun, detaches and prints totals; a second one ends at once.\n\
+                        SIGHUP reads the configuration and the policy again.")]
 pub(super) struct Run {
     /// The host's configuration
     #[arg(long, value_name = "FILE")]
@@ -137,8 +138,11 @@ impl Run {
             signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
+        let reload = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGHUP, Arc::clone(&reload))?;
         let options = RunOptions {
             ready_file: self.ready_file.clone(),
+            reload,
         };
         let totals = run(config, &options, &stop)?;
         print!("{totals}");

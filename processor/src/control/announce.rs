@@ -17,18 +17,15 @@ pub type Announcement = (u16, Box<[u8]>);
 /// The announcements of the overlay guests that are here now and were not before.
 #[must_use]
 pub fn arrivals(policy: &Policy, before: &Tables, now: &Tables) -> Vec<Announcement> {
-    let is_here =
-        |port: &LocalPort, tables: &Tables| port.endpoint.host == tables.host && !port.owners.is_empty();
-    let was_here = |port: &LocalPort| {
-        let number = before.local_port(port.endpoint.port);
-        let known = number.and_then(|number| before.ports.get(usize::from(number)));
-        known.is_some_and(|known| is_here(known, before))
+    // A place stays a port's own, whatever the policy's numbers are.
+    let is_here = |tables: &Tables, number: u16| {
+        let is_here = |port: &LocalPort| port.endpoint.host == tables.host;
+        tables.port(number).is_some_and(is_here) && !tables.owners(number).is_empty()
     };
-    now.ports
-        .iter()
-        .filter(|port| now.carrier(port.endpoint.network).is_some())
-        .filter(|port| is_here(port, now) && !was_here(port))
-        .flat_map(|port| {
+    now.ports()
+        .filter(|(_, port)| now.carrier(port.endpoint.network).is_some())
+        .filter(|(number, _)| is_here(now, *number) && !is_here(before, *number))
+        .flat_map(|(_, port)| {
             let addresses = &policy.ports[port.endpoint.port.index()].addresses;
             addresses
                 .iter()

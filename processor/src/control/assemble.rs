@@ -4,17 +4,20 @@
 //! when its fill ring has frames. The uplink's first socket is also the one that registered the UMEM, which lives as long
 //! as the data plane: when the uplink goes, the whole plane is taken apart and put together anew.
 
+mod places;
+
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use guestseal_rules::compile::Ruleset;
 use guestseal_rules::model::{GuestPort, NetworkKind, PortIndex};
 use guestseal_xdp::{
-    Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program, UplinkConfig,
-    UplinkProgram, XdpError,
+    Attached, Attachment, Counters as XdpCounters, PinDirectory, Program, UplinkConfig, UplinkProgram,
+    XdpError,
 };
 use rtrb::Consumer;
 
@@ -44,7 +47,8 @@ use crate::worker::run::{Command, Commands, Ports, Stop, Worker};
 use super::announce;
 use super::config::HostConfig;
 use super::link::{self, Link, LinkError};
-use super::offloads::{self, OffloadError};
+use super::offloads::OffloadError;
+use places::{OpenPort, Places};
 
 /// Why there is no data plane.
 #[derive(Debug, thiserror::Error)]
@@ -108,29 +112,9 @@ pub struct Blueprint {
     /// The second forms that rules accept now.
     pub also_accepted: Arc<AlsoAccepted>,
     /// The rules' counters of each worker.
-    pub rule_counters: Vec<Arc<RuleCounters>>,
+    pub rule_counters: Arc<[Arc<RuleCounters>]>,
     /// What wakes the control loop.
     pub control: Waker,
-}
-
-/// A guest port of this host that the data plane serves, or would if its interface were there.
-#[derive(Debug)]
-struct ServedPort {
-    index: PortIndex,
-    interface: String,
-    /// The number of the one that has the interface: itself, or of a trunk's ports the first.
-    through: usize,
-    /// While it is there; only of one that has the interface.
-    open: Option<OpenPort>,
-    /// Why it could not be opened, said once.
-    trouble: String,
-}
-
-#[derive(Debug)]
-struct OpenPort {
-    link: Link,
-    program: Attached<GuestProgram>,
-    owners: Vec<WorkerId>,
 }
 
 /// A running data plane.
@@ -146,7 +130,11 @@ pub struct DataPlane {
     pins: PinDirectory,
     /// What the programs of closed ports decided.
     closed_xdp: Vec<(String, XdpCounters)>,
-    ports: Vec<ServedPort>,
+    places: Places,
+    /// What the uplink's program takes.
+    taken: UplinkConfig,
+    /// Tables that were replaced, until no worker reads them any more: they are freed here, never on the packet path.
+    retired: Vec<Arc<Tables>>,
     threads: Vec<JoinHandle<Worker>>,
     commands: Vec<Commands>,
     /// Commands that each worker was given, and those that it has obeyed.
@@ -271,10 +259,11 @@ impl DataPlane {
         check_workers(config, &uplink)?;
         let count = config.workers.len();
         let pins = open_pins(config)?;
-        let mut ports = attach_guests(config, &pins)?;
-        let queues: u32 = ports
+        let mut places = Places::attach(config, &pins)?;
+        let queues: u32 = places
+            .all
             .iter()
-            .filter_map(|port| port.open.as_ref())
+            .filter_map(|place| place.open.as_ref())
             .map(|open| open.link.queues)
             .sum();
         let sockets = queues + count as u32;
@@ -305,8 +294,8 @@ impl DataPlane {
             worker_ports[number].uplink = Some(Box::new(port));
             uplink_sockets.push((worker.queue, socket));
         }
-        for (local, port) in (0u16..).zip(&mut ports) {
-            let Some(open) = &mut port.open else { continue };
+        for (local, place) in (0u16..).zip(&mut places.all) {
+            let Some(open) = &mut place.open else { continue };
             open.owners.clear();
             for queue in 0..open.link.queues {
                 let owner = WorkerId(((u32::from(local) + queue) % count as u32) as u16);
@@ -321,7 +310,8 @@ impl DataPlane {
         }
 
         // Without a pin: what comes for guests while no process lives is sealed or theirs, and the kernel has no use for it.
-        let program = UplinkProgram::load(&uplink_config(config))?.attach(Attachment {
+        let taken = uplink_config(config);
+        let program = UplinkProgram::load(&taken)?.attach(Attachment {
             ifindex: uplink.index,
             mode: config.xdp_mode,
             pins: None,
@@ -335,9 +325,9 @@ impl DataPlane {
         for (queue, socket) in uplink_sockets {
             program.register_socket(queue, &socket)?;
         }
-        let filtered = open_filter(&uplink, &uplink_config(config).guest_macs);
+        let filtered = open_filter(&uplink, &taken.guest_macs);
 
-        let tables = Arc::new(ArcSwap::from_pointee(make_tables(plan, &uplink, &ports)));
+        let tables = Arc::new(ArcSwap::from_pointee(make_tables(plan, &uplink, &places)));
         let wakers = (0..count).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let stop = Stop::new(count);
         let (mut threads, mut commands, mut collectors) = (Vec::new(), Vec::new(), Vec::new());
@@ -395,7 +385,9 @@ impl DataPlane {
             program,
             pins,
             closed_xdp: Vec::new(),
-            ports,
+            places,
+            taken,
+            retired: Vec::new(),
             threads,
             commands,
             commanded: vec![0; count],
@@ -429,23 +421,25 @@ impl DataPlane {
             mode_of(&self.program),
             self.umem.frames()
         )];
-        let with_interface = self.ports.iter().enumerate();
-        let with_interface = with_interface.filter(|(number, port)| port.through == *number);
-        lines.extend(with_interface.map(|(_, port)| match &port.open {
+        let numbers = (0..self.places.all.len()).filter(|number| self.places.has_interface(*number));
+        lines.extend(numbers.map(|number| match &self.places.all[number].open {
             Some(open) => format!(
                 "guest port {}: XDP {}, sockets {sockets}",
-                port.interface,
+                open.link.name,
                 mode_of(&open.program)
             ),
-            None => format!("guest port {}: no such interface yet", port.interface),
+            None => format!(
+                "guest port {}: no such interface yet",
+                self.places.interface(number)
+            ),
         }));
         lines
     }
 
     /// The guest ports that it serves, and whether each is open.
     pub fn ports(&self) -> impl Iterator<Item = (PortIndex, bool)> + '_ {
-        let is_open = |port: &ServedPort| self.ports[port.through].open.is_some();
-        self.ports.iter().map(move |port| (port.index, is_open(port)))
+        let places = self.places.all.iter();
+        places.filter_map(|place| Some((place.port?, self.places.open(place).is_some())))
     }
 
     /// Whether the uplink is still the interface that the plane was made for.
@@ -457,31 +451,38 @@ impl DataPlane {
     /// Closes guest ports whose interface is gone and opens those whose interface has come. Gives what happened.
     pub fn follow_guest_ports(&mut self, plan: &Blueprint) -> Vec<String> {
         let mut news = Vec::new();
-        for number in 0..self.ports.len() {
-            if self.ports[number].through != number {
+        for number in 0..self.places.all.len() {
+            self.settle_closing(number);
+            if !self.places.has_interface(number) {
                 continue;
             }
-            let interface = self.ports[number].interface.clone();
+            let interface = self.places.interface(number).to_owned();
             let now = link::index_of(&interface);
-            let before = self.ports[number].open.as_ref().map(|open| open.link.index);
+            let before = self.places.all[number].open.as_ref().map(|open| open.link.index);
             if now == before {
                 continue;
             }
             if before.is_some() {
                 news.push(format!("guest port {interface} is gone"));
-                self.close_guest(number);
+                if let Some(open) = self.close_guest(number) {
+                    self.closed_xdp
+                        .extend(counters_of(&open.link.name, open.program.counters()));
+                    detach_or_say(open.program);
+                }
             }
-            if now.is_some() {
-                match self.open_guest(number, &plan.config) {
+            if now.is_some() && !self.places.is_closing(&interface) {
+                let opened = self.open_guest(number, &plan.config);
+                let trouble = &mut self.places.all[number].trouble;
+                match opened {
                     Ok(()) => {
-                        self.ports[number].trouble.clear();
+                        trouble.clear();
                         news.push(format!("guest port {interface} is open"));
                     }
                     Err(error) => {
-                        let trouble = super::supervise::chain(&error);
-                        if self.ports[number].trouble != trouble {
-                            news.push(format!("guest port {interface} stays closed: {trouble}"));
-                            self.ports[number].trouble = trouble;
+                        let why = super::supervise::chain(&error);
+                        if *trouble != why {
+                            news.push(format!("guest port {interface} stays closed: {why}"));
+                            *trouble = why;
                         }
                     }
                 }
@@ -495,36 +496,97 @@ impl DataPlane {
 
     /// Replaces what workers read, and announces the guests that have come by that.
     pub fn publish(&mut self, plan: &Blueprint) {
-        let tables = Arc::new(make_tables(plan, &self.uplink, &self.ports));
-        let before = self.tables.swap(Arc::clone(&tables));
+        let tables = Arc::new(make_tables(plan, &self.uplink, &self.places));
+        let before = self.replace(Arc::clone(&tables));
         for (port, frame) in announce::arrivals(&plan.config.policy, &before, &tables) {
-            let owners = &tables.ports[usize::from(port)].owners;
-            if let Some(owner) = owners.first() {
+            if let Some(owner) = tables.owners(port).first() {
                 self.command(*owner, Command::Say { port, frame });
             }
         }
     }
 
-    /// Replaces the rules that workers read, and nothing else.
-    pub fn publish_rules(&self, rules: &Ruleset) {
-        let tables = self.tables.load().with_rules(rules.clone());
-        self.tables.store(Arc::new(tables));
+    /// Lets the uplink's program take what either the policy in force or another one wants.
+    ///
+    /// # Errors
+    /// If the program cannot: then it takes what it took.
+    pub fn take_either(&mut self, config: &HostConfig) -> Result<(), XdpError> {
+        let either = either(&self.taken, &uplink_config(config));
+        self.program.configure(&either).or_else(|error| {
+            self.program.configure(&self.taken)?;
+            Err(error)
+        })
     }
 
-    fn close_guest(&mut self, number: usize) {
-        let Some(open) = self.ports[number].open.take() else {
-            return;
-        };
-        self.closed_xdp
-            .extend(counters_of(&open.link.name, open.program.counters()));
-        detach_or_say(open.program);
-        for owner in open.owners {
-            self.command(owner, Command::RemoveGuest { port: number as u16 });
+    /// Serves another policy, from the workers' next batch on: ports that stay keep their sockets. After [`Self::take_either`].
+    pub fn adopt(&mut self, plan: &Blueprint) {
+        let wanted = uplink_config(&plan.config);
+        let is_new = |mac: &[u8; 6]| !self.taken.guest_macs.contains(mac);
+        let new: Vec<[u8; 6]> = wanted.guest_macs.iter().copied().filter(is_new).collect();
+        self.filtered.extend(open_filter(&self.uplink, &new));
+        self.places.adopt(&plan.config, Instant::now());
+        self.publish(plan);
+        if let Err(error) = self.program.configure(&wanted) {
+            // It takes more than it need: what is nobody's is dropped.
+            tracing::error!("{}", super::supervise::chain(&error));
+        }
+        let stays = |mac: &MacAddress| wanted.guest_macs.contains(&mac.0);
+        for mac in self.filtered.extract_if(.., |mac| !stays(mac)) {
+            // The uplink may be what is gone.
+            let _ = link::remove_from_filter(self.uplink.index, mac);
+        }
+        self.taken = wanted;
+        for number in 0..self.places.all.len() {
+            if !self.places.has_interface(number)
+                && let Some(open) = self.close_guest(number)
+            {
+                self.places.keep_shut(open);
+            }
+        }
+        for news in self.follow_guest_ports(plan) {
+            tracing::info!("{news}");
         }
     }
 
+    /// Replaces the rules that workers read, and nothing else.
+    pub fn publish_rules(&mut self, rules: &Ruleset) {
+        let tables = self.tables.load().with_rules(rules.clone());
+        self.replace(Arc::new(tables));
+    }
+
+    /// Gives the tables that were there before.
+    fn replace(&mut self, tables: Arc<Tables>) -> Arc<Tables> {
+        let before = self.tables.swap(tables);
+        self.retired.push(Arc::clone(&before));
+        before
+    }
+
+    /// Frees tables that no worker reads any more.
+    pub fn free_retired(&mut self) {
+        // Nobody can get one anew: whoever else had it is done with it.
+        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
+    }
+
+    /// Takes a guest port from its workers; gives its interface and program.
+    fn close_guest(&mut self, number: usize) -> Option<OpenPort> {
+        let open = self.places.all[number].open.take()?;
+        for owner in &open.owners {
+            self.command(*owner, Command::RemoveGuest { port: number as u16 });
+            let told = (*owner, self.commanded(*owner));
+            self.places.all[number].closing.push(told);
+        }
+        Some(open)
+    }
+
+    /// Forgets workers that have closed the sockets of a place.
+    fn settle_closing(&mut self, number: usize) {
+        let mut closing = std::mem::take(&mut self.places.all[number].closing);
+        closing.retain(|(worker, commands)| !self.has_obeyed(*worker, *commands));
+        self.places.all[number].closing = closing;
+    }
+
     fn open_guest(&mut self, number: usize, config: &HostConfig) -> Result<(), StartError> {
-        let mut open = attach_guest(&self.ports[number].interface, config, &self.pins)?;
+        let interface = self.places.interface(number).to_owned();
+        let mut open = self.places.attach_to(&interface, config, &self.pins)?;
         let mut opener = Opener {
             umem: &self.umem,
             frame_size: config.umem.frame_size,
@@ -550,7 +612,7 @@ impl DataPlane {
                 },
             );
         }
-        self.ports[number].open = Some(open);
+        self.places.all[number].open = Some(open);
         Ok(())
     }
 
@@ -606,15 +668,15 @@ impl DataPlane {
     }
 
     /// Replaces the second forms that rules accept, and nothing else.
-    pub fn publish_also_accepted(&self, accepted: &Arc<AlsoAccepted>) {
+    pub fn publish_also_accepted(&mut self, accepted: &Arc<AlsoAccepted>) {
         let tables = self.tables.load().with_also_accepted(Arc::clone(accepted));
-        self.tables.store(Arc::new(tables));
+        self.replace(Arc::new(tables));
     }
 
     /// Replaces where security associations are, and nothing else.
-    pub fn publish_sas(&self, sas: &Arc<SaTable>) {
+    pub fn publish_sas(&mut self, sas: &Arc<SaTable>) {
         let tables = self.tables.load().with_sas(Arc::clone(sas));
-        self.tables.store(Arc::new(tables));
+        self.replace(Arc::new(tables));
     }
 
     /// Lets the workers tell what the kernel has dropped.
@@ -648,9 +710,7 @@ impl DataPlane {
         self.queues
             .iter()
             .for_each(|queue| self.program.unregister_socket(*queue));
-        for open in self.ports.iter().filter_map(|port| port.open.as_ref()) {
-            (0..open.link.queues).for_each(|queue| open.program.unregister_socket(queue));
-        }
+        self.places.unregister_sockets();
         self.stop.ask();
         self.wakers.iter().for_each(Waker::wake);
         let mut workers: Vec<Worker> = Vec::new();
@@ -702,22 +762,12 @@ impl DataPlane {
         remains
             .xdp
             .extend(counters_of(&self.uplink.name, self.program.counters()));
-        for open in self.ports.iter().filter_map(|port| port.open.as_ref()) {
-            remains
-                .xdp
-                .extend(counters_of(&open.link.name, open.program.counters()));
-        }
         detach_or_say(self.program);
         for mac in &self.filtered {
             // The uplink may be what is gone.
             let _ = link::remove_from_filter(self.uplink.index, *mac);
         }
-        if detach {
-            self.ports
-                .into_iter()
-                .filter_map(|port| port.open)
-                .for_each(|open| detach_or_say(open.program));
-        }
+        remains.xdp.extend(self.places.end(detach));
         remains
     }
 }
@@ -792,47 +842,6 @@ fn check_workers(config: &HostConfig, uplink: &Link) -> Result<(), StartError> {
     Ok(())
 }
 
-fn attach_guests(config: &HostConfig, pins: &PinDirectory) -> Result<Vec<ServedPort>, StartError> {
-    let mut ports: Vec<ServedPort> = Vec::new();
-    for (number, port) in config.policy.ports.iter().enumerate() {
-        if config.policy.guests[port.guest.index()].host != config.host {
-            continue;
-        }
-        let first = ports.iter().position(|other| other.interface == port.interface);
-        let open = match link::index_of(&port.interface) {
-            Some(_) if first.is_none() => Some(attach_guest(&port.interface, config, pins)?),
-            _ => None,
-        };
-        ports.push(ServedPort {
-            through: first.unwrap_or(ports.len()),
-            index: PortIndex(number as u32),
-            interface: port.interface.clone(),
-            open,
-            trouble: String::new(),
-        });
-    }
-    Ok(ports)
-}
-
-fn attach_guest(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<OpenPort, StartError> {
-    let link = link::describe(interface)?;
-    let program = GuestProgram::load()?.attach(Attachment {
-        ifindex: link.index,
-        mode: config.xdp_mode,
-        pins: Some(pins),
-    })?;
-    if let Some(reason) = program.fallback() {
-        tracing::warn!("XDP on {interface} is generic, which is slower: native was refused: {reason}");
-    }
-    let fix = config.fix_offloads.then_some(&*config.state_directory);
-    offloads::check(&link, program.mode()?, fix)?;
-    Ok(OpenPort {
-        link,
-        program,
-        owners: Vec::new(),
-    })
-}
-
 fn uplink_config(config: &HostConfig) -> UplinkConfig {
     let policy = &config.policy;
     // On a flat network the wire carries the guests' own MACs.
@@ -856,6 +865,18 @@ fn uplink_config(config: &HostConfig) -> UplinkConfig {
     }
 }
 
+/// What is wanted by one configuration or the other.
+fn either(one: &UplinkConfig, other: &UplinkConfig) -> UplinkConfig {
+    UplinkConfig {
+        host_addresses: [&*one.host_addresses, &*other.host_addresses].concat(),
+        guest_macs: [&*one.guest_macs, &*other.guest_macs].concat(),
+        flat: one.flat || other.flat,
+        udp_encapsulation: one.udp_encapsulation || other.udp_encapsulation,
+        vxlan: one.vxlan || other.vxlan,
+        geneve: one.geneve || other.geneve,
+    }
+}
+
 fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize) -> Vec<FramePool> {
     let share = frames.len() / workers;
     let mut frames = frames.into_iter();
@@ -867,29 +888,17 @@ fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize
         .collect()
 }
 
-fn make_tables(plan: &Blueprint, uplink: &Link, ports: &[ServedPort]) -> Tables {
-    let open = |port: &ServedPort| ports[port.through].open.as_ref();
-    let owners = ports
-        .iter()
-        .map(|port| {
-            let owners = open(port).map_or_else(Vec::new, |open| open.owners.clone());
-            (port.index, owners)
-        })
-        .collect();
+fn make_tables(plan: &Blueprint, uplink: &Link, places: &Places) -> Tables {
     let parts = Parts {
         rules: plan.rules.clone(),
         endpoints: Arc::clone(&plan.endpoints),
         host: plan.config.host,
         uplink_mac: uplink.mac,
         uplink_mtu: uplink.mtu,
-        owners,
-        leave_checksums: ports
-            .iter()
-            .filter(|port| open(port).is_some_and(|open| open.link.may_leave_checksums()))
-            .map(|port| port.index)
-            .collect(),
+        places: places.for_tables(),
         next_hops: plan.next_hops.clone(),
         sas: Arc::clone(&plan.sas),
+        rule_counters: Arc::clone(&plan.rule_counters),
     };
     Tables::new(&plan.config.policy, parts).with_also_accepted(Arc::clone(&plan.also_accepted))
 }

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guestseal_rules::classify::Protection;
-use guestseal_rules::load::{FileError, FileErrors, Source, load_policy, parse, port_range, protocol_number};
+use guestseal_rules::load::{
+    FileError, FileErrors, Source, load_policy_after, parse, port_range, protocol_number,
+};
 use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
+use sha2::{Digest, Sha256};
 
 use crate::aead::choice::Choice;
 use crate::path::flood::Floods;
@@ -83,7 +86,7 @@ pub enum SaMode {
 }
 
 /// A manual SA, with its names resolved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaConfig {
     /// Its name.
     pub name: String,
@@ -119,9 +122,24 @@ pub struct SaConfig {
     pub selector: Selector,
 }
 
+/// Where a configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// host.yaml.
+    pub path: PathBuf,
+    /// What the command line said.
+    overrides: Overrides,
+    /// host.yaml, the policy files and the sources' file.
+    pub files: Vec<PathBuf>,
+    /// The SHA-256 of them all.
+    pub digest: String,
+}
+
 /// One host's configuration.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
+    /// Where it comes from.
+    pub origin: Origin,
     /// The policy.
     pub policy: Arc<Policy>,
     /// This host.
@@ -381,6 +399,65 @@ pub fn read(path: &Path) -> Result<Source, ConfigError> {
     })
 }
 
+/// The text of a configuration.
+struct Texts {
+    host: Source,
+    raw: RawHost,
+    policies: Vec<Source>,
+    origin: Origin,
+}
+
+impl Texts {
+    fn read(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let host = read(path)?;
+        let raw: RawHost = parse(&host)?;
+        if raw.policy.is_empty() {
+            return Err(host
+                .error(
+                    &raw.host.referenced,
+                    "no policy file is named: expected policy: [FILE, ...]",
+                )
+                .into());
+        }
+        let base = path.parent().unwrap_or(Path::new("."));
+        let policy_files: Vec<PathBuf> = raw.policy.iter().map(|file| base.join(&file.value)).collect();
+        let policies = policy_files
+            .iter()
+            .map(|file| read(file))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mapping = raw.sources.as_ref().map(|file| base.join(file));
+        // It is read once more for what it says: here it counts as a part of the whole.
+        let mapping_text = mapping.as_ref().map(|file| read(file)).transpose()?;
+        let mut digest = Sha256::new();
+        for source in std::iter::once(&host).chain(&policies).chain(&mapping_text) {
+            for part in [&source.name, &source.text] {
+                digest.update((part.len() as u64).to_be_bytes());
+                digest.update(part);
+            }
+        }
+        let digest = digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let origin = Origin {
+            path: path.to_owned(),
+            overrides: overrides.clone(),
+            files: std::iter::once(path.to_owned())
+                .chain(policy_files)
+                .chain(mapping)
+                .collect(),
+            digest,
+        };
+        Ok(Self {
+            host,
+            raw,
+            policies,
+            origin,
+        })
+    }
+}
+
 /// Whether a file is a host's configuration, not a policy: it says which host it is for.
 #[must_use]
 pub fn is_host_file(source: &Source) -> bool {
@@ -405,23 +482,31 @@ impl HostConfig {
     /// # Errors
     /// See [`ConfigError`]; of mistakes in the files all that could be found.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let source = read(path)?;
-        let raw: RawHost = parse(&source)?;
-        let base = path.parent().unwrap_or(Path::new("."));
-        if raw.policy.is_empty() {
-            return Err(source
-                .error(
-                    &raw.host.referenced,
-                    "no policy file is named: expected policy: [FILE, ...]",
-                )
-                .into());
+        Self::resolve(Texts::read(path, overrides)?, &Policy::default())
+    }
+
+    /// Reads the same files again; `None` if they say what they said. What is the same host, network or key keeps its number.
+    ///
+    /// # Errors
+    /// See [`Self::load`].
+    pub fn load_again(&self) -> Result<Option<Self>, ConfigError> {
+        let texts = Texts::read(&self.origin.path, &self.origin.overrides)?;
+        if texts.origin.digest == self.origin.digest {
+            return Ok(None);
         }
-        let policies = raw
-            .policy
-            .iter()
-            .map(|file| read(&base.join(&file.value)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let policy = load_policy(&policies)?;
+        Self::resolve(texts, &self.policy).map(Some)
+    }
+
+    fn resolve(texts: Texts, before: &Policy) -> Result<Self, ConfigError> {
+        let Texts {
+            host: source,
+            raw,
+            policies,
+            origin,
+        } = texts;
+        let (path, overrides) = (&origin.path, &origin.overrides);
+        let base = path.parent().unwrap_or(Path::new("."));
+        let policy = load_policy_after(before, &policies)?;
         let mut errors = Vec::new();
         let host = policy.host(&raw.host.value).unwrap_or_else(|| {
             let message = format!("no host \"{}\" is declared in the policy", raw.host.value);
@@ -505,7 +590,7 @@ impl HostConfig {
         if !errors.is_empty() {
             return Err(FileErrors(errors).into());
         }
-        Ok(Self {
+        let config = Self {
             policy: Arc::new(policy),
             host,
             uplink,
@@ -539,7 +624,9 @@ impl HostConfig {
             api,
             sas,
             sessions,
-        })
+            origin: Origin::default(),
+        };
+        Ok(Self { origin, ..config })
     }
 }
 

@@ -3,6 +3,8 @@
 //! An event is applied at once and then journalled, and only then acknowledged; where the process dies in between, it is read
 //! again from the file that it came from, or its sender was told nothing.
 
+mod adopt;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,6 +22,7 @@ use super::journal::{Deed, Done, Entry, Journal, JournalError};
 use super::sources::file::{FollowedFile, Position};
 use super::supervise::chain;
 use super::wake::Watched;
+pub use adopt::PreparedGuests;
 
 /// Lines that one turn takes at most.
 const LINES: usize = 1024;
@@ -61,6 +64,8 @@ pub struct Guests {
     source_error: String,
     /// What has changed since the rules were made.
     changes: Changes,
+    /// While another policy is prepared.
+    meanwhile: Option<adopt::Meanwhile>,
     totals: EventTotals,
 }
 
@@ -180,6 +185,7 @@ impl Guests {
             journal_error: String::new(),
             source_error: String::new(),
             changes: Changes::default(),
+            meanwhile: None,
             totals: EventTotals::default(),
         })
     }
@@ -265,6 +271,9 @@ impl Guests {
         match self.containers.apply(now, &event, &mut self.changes) {
             Ok(()) => {
                 self.totals.accepted += 1;
+                if let Some(meanwhile) = &mut self.meanwhile {
+                    meanwhile.note(now, &event);
+                }
                 self.note(by, Deed::Event { event, read });
                 if let Some(position) = read {
                     self.read.insert(by.to_owned(), position);

@@ -1,6 +1,8 @@
 //! The control loop of `guestseal run`: starts the data plane, follows interfaces and neighbours, keeps the marks of manual
 //! SAs ahead, collects latencies, and stops.
 
+mod reloads;
+
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::IpAddr;
@@ -20,7 +22,6 @@ use crate::path::endpoints::Endpoints;
 use crate::path::tables::NextHops;
 use crate::sa::slots::Owned;
 use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
-use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::totals::{Frames, Totals};
 use crate::worker::handoff::Waker;
 
@@ -30,10 +31,13 @@ use super::api::{Accepted, ApiError, Ask, Desk, Request};
 use super::assemble::{Blueprint, DataPlane, Remains, StartError};
 use super::config::HostConfig;
 use super::guests::{Guests, GuestsError, now};
+use super::journal::{Deed, JournalError};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
 use super::offloads::{OffloadError, PutBack};
 use super::reach::{self, Reach};
+use super::reload::Reloads;
+use super::rulebook::RuleBook;
 use super::sessions::{Sessions, SessionsError};
 use super::sources::{Sources, Told};
 use super::status::{self, Status};
@@ -94,6 +98,8 @@ pub enum RunError {
 pub struct RunOptions {
     /// Made when traffic flows.
     pub ready_file: Option<PathBuf>,
+    /// Set to have the files read again.
+    pub reload: Arc<AtomicBool>,
 }
 
 /// An error and its causes, on one line.
@@ -111,12 +117,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 struct Control {
     plan: Blueprint,
+    book: RuleBook,
     /// Once traffic flows.
     desk: Option<Desk>,
     sources: Option<Sources>,
     guests: Guests,
     sessions: Option<Sessions>,
     transitions: Transitions,
+    reloads: Reloads,
     since: Moment,
     marks: Vec<Mark>,
     reach: Reach,
@@ -140,8 +148,16 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
     let engine = chosen.engine;
     let mut manual = manual_sa::prepare(&config, &*engine)?;
     let sessions = Sessions::open(&config, Arc::clone(&engine), &mut manual.table, &manual.owned)?;
-    let guests = Guests::open(&config.policy, &config.state_directory, config.events.as_deref())?;
-    let each_worker = || config.workers.iter();
+    let mut guests = Guests::open(&config.policy, &config.state_directory, config.events.as_deref())?;
+    guests.note(
+        "guestseal",
+        Deed::Started {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy: config.origin.digest.clone(),
+        },
+    );
+    let workers = config.workers.len();
+    let book = RuleBook::new(&config.policy, guests.ruleset().generation(), workers);
     let mut control = Control {
         plan: Blueprint {
             config: Arc::clone(&config),
@@ -151,17 +167,17 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             endpoints: Arc::new(Endpoints::new(&config.policy)),
             next_hops: vec![NextHops::default(); config.policy.hosts.len()],
             also_accepted: Arc::default(),
-            counters: each_worker().map(|_| Arc::default()).collect(),
-            rule_counters: each_worker()
-                .map(|_| Arc::new(RuleCounters::new(&config.policy)))
-                .collect(),
+            counters: (0..workers).map(|_| Arc::default()).collect(),
+            rule_counters: Arc::clone(book.counters()),
             control: Waker::new()?,
         },
+        book,
         desk: None,
         sources: None,
         guests,
         sessions,
         transitions: Transitions::default(),
+        reloads: Reloads::new(&config, Arc::clone(&options.reload)),
         since: now(),
         marks: manual.marks,
         reach: Reach::default(),
@@ -208,10 +224,7 @@ impl Control {
         tracing::info!("AEAD engine: {}", self.plan.engine.describe());
         let config = &self.plan.config;
         self.desk = Some(Desk::open(&config.api, &config.state_directory)?);
-        if !config.sources.is_empty() {
-            let read = |by: &str| self.guests.position(by);
-            self.sources = Some(Sources::open(&config.sources, &config.policy, config.host, read)?);
-        }
+        self.sources = self.open_sources()?;
         if let Some(path) = &options.ready_file {
             std::fs::write(path, "ready\n").map_err(|source| RunError::File {
                 path: path.clone(),
@@ -228,13 +241,14 @@ impl Control {
         while !stop.load(Ordering::Acquire) {
             self.wait(turn, Some(&plane));
             // What wakes the loop is met at once; everything else has its time.
-            self.follow_events(Some(&plane));
+            self.follow_events(Some(&mut plane));
             self.follow_sessions(&mut plane);
             if Instant::now() < turn {
                 continue;
             }
             turn = Instant::now() + TURN;
             self.tend_marks();
+            self.follow_reloads(Some(&mut plane));
             if self.follow_transitions() {
                 plane.publish_also_accepted(&self.plan.also_accepted);
             }
@@ -274,6 +288,15 @@ impl Control {
         let frames = self.take_apart(plane, true).0;
         self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
         Ok(frames)
+    }
+
+    fn open_sources(&self) -> std::io::Result<Option<Sources>> {
+        let config = &self.plan.config;
+        if config.sources.is_empty() {
+            return Ok(None);
+        }
+        let read = |by: &str| self.guests.position(by);
+        Sources::open(&config.sources, &config.policy, config.host, read).map(Some)
     }
 
     /// Waits until something comes, or until the next turn.
@@ -341,7 +364,7 @@ impl Control {
 
     /// Takes what has come, from files and callers: first the rules are in force, then what was done is durable, then callers
     /// are answered.
-    fn follow_events(&mut self, plane: Option<&DataPlane>) {
+    fn follow_events(&mut self, mut plane: Option<&mut DataPlane>) {
         self.guests.take(now());
         for Told { by, event, read } in self.sources.iter().flat_map(Sources::take) {
             // What is refused is counted.
@@ -351,40 +374,52 @@ impl Control {
         for Request { by, ask, reply } in self.desk.as_mut().map(Desk::take).unwrap_or_default() {
             match ask {
                 Ask::Event(event) => changes.push((self.guests.offer(now(), &by, event, None), reply)),
+                Ask::Reload => self.reloads.want(by, Some(reply)),
                 ask => questions.push((ask, reply)),
             }
         }
-        if self.guests.settle(now()) {
-            self.plan.rules = self.guests.ruleset().clone();
-            if let Some(plane) = plane {
-                plane.publish_rules(&self.plan.rules);
-            }
-        }
-        let durable = self.guests.commit();
+        self.settle(plane.as_deref_mut());
+        let durable = self.commit();
         let accepted = json!(Accepted {
             generation: self.plan.rules.generation().get(),
         });
         for (taken, reply) in changes {
             let answer = match (taken, &durable) {
                 (Err(refusal), _) => Err(Problem::from(refusal)),
-                (Ok(()), Ok(_)) => Ok(accepted.clone()),
+                (Ok(()), Ok(())) => Ok(accepted.clone()),
                 (Ok(()), Err(error)) => Err(Problem::not_durable(&chain(error))),
             };
             // Who asked may have gone.
             let _ = reply.send(answer);
         }
         for (ask, reply) in questions {
-            let _ = reply.send(self.answer(ask, plane));
+            let _ = reply.send(self.answer(ask, plane.as_deref()));
         }
-        if let (Some(desk), Ok(done)) = (&self.desk, &durable) {
+    }
+
+    /// Lets the rules that follow from what has happened to guests be in force.
+    fn settle(&mut self, plane: Option<&mut DataPlane>) {
+        if self.guests.settle(now()) {
+            self.plan.rules = self.guests.ruleset().clone();
+            if let Some(plane) = plane {
+                plane.publish_rules(&self.plan.rules);
+            }
+        }
+    }
+
+    /// Makes what was done durable, and tells of it.
+    fn commit(&mut self) -> Result<(), JournalError> {
+        let done = self.guests.commit()?;
+        if let Some(desk) = &self.desk {
             done.iter().for_each(|done| desk.tell(done));
         }
+        Ok(())
     }
 
     fn answer(&self, ask: Ask, plane: Option<&DataPlane>) -> Result<Value, Problem> {
         let (containers, config) = (self.guests.containers(), &self.plan.config);
         Ok(match ask {
-            Ask::Event(_) => unreachable!("an event is no question"),
+            Ask::Event(_) | Ask::Reload => unreachable!("it is no question"),
             Ask::Status => json!(self.status()),
             Ask::Guests => answers::guests(containers),
             Ask::Guest(name) => {
@@ -411,13 +446,15 @@ impl Control {
 
     /// Writes packets of rules that are logged into the log, a bounded number of them.
     fn log_samples(&mut self, plane: &mut DataPlane) {
-        let policy = &self.plan.config.policy;
         let mut more = 0u64;
         for (number, sample) in plane.logged().enumerate() {
             if number >= SAMPLES {
                 more += 1;
                 continue;
             }
+            let Some(policy) = self.book.policy_of(sample.generation) else {
+                continue;
+            };
             let rule = &policy.rules[sample.rule.index()];
             tracing::info!(
                 rule = rule.name,
@@ -447,9 +484,9 @@ impl Control {
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
             sessions: self.sessions.as_ref().map(Sessions::status),
-            transitions: self
-                .transitions
-                .status(&self.plan.config.policy, &self.plan.rule_counters),
+            transitions: self.transitions.status(&self.plan.config.policy, |rule| {
+                self.book.counts(rule).in_second_form
+            }),
         }
     }
 
@@ -464,6 +501,8 @@ impl Control {
     }
 
     fn collect(&mut self, plane: &mut DataPlane) {
+        plane.free_retired();
+        self.book.settle();
         for collector in plane.collectors() {
             collector.ask();
             if let Some(latencies) = collector.collect() {
@@ -535,6 +574,7 @@ impl Control {
             self.wait(Instant::now() + LOOK, None);
             self.tend_marks();
             self.follow_events(None);
+            self.follow_reloads(None);
             if link::index_of(&self.plan.config.uplink).is_none() {
                 continue;
             }
@@ -582,7 +622,7 @@ impl Control {
             frames,
             ..Totals::default()
         };
-        totals.set_rules(&self.plan.config.policy, &self.plan.rule_counters);
+        totals.set_rules(&self.plan.config.policy, |rule| self.book.counts(rule).packets);
         self.plan
             .counters
             .iter()

@@ -4,6 +4,7 @@
 //! Inbound packets are held to the same rules: what was opened must have been opened by the key its rule names.
 //! What was decided on a flow is kept until the rules are others.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -18,7 +19,7 @@ use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::samples::{Sample, Sampler};
 use crate::wire::packet::{Fragment, L3, Packet};
 
-use super::batch::{Batch, Descriptor, Egress};
+use super::batch::{Batch, Descriptor, Egress, WorkerId};
 use super::outcome::{Direction, DropReason, SentAs};
 use super::recall::{Recall, secret};
 use super::tables::Tables;
@@ -40,7 +41,7 @@ pub struct Decisions {
 }
 
 impl Decisions {
-    /// With no flow known. Which place a flow takes is a secret of the worker's.
+    /// With no flow known, for tables that count there first. Which place a flow takes is a secret of the worker's.
     #[must_use]
     pub fn new(counters: Arc<RuleCounters>, samples: Sampler) -> Self {
         Self {
@@ -51,10 +52,15 @@ impl Decisions {
         }
     }
 
-    /// Forgets every way that was not found in these tables.
+    /// Forgets every way that was not found in these tables, and counts where their rules are counted.
     #[inline]
-    pub fn attend(&mut self, tables: &Arc<Tables>) {
-        self.ways.attend(tables);
+    pub fn attend(&mut self, tables: &Arc<Tables>, worker: WorkerId) {
+        if self.ways.attend(tables)
+            && let Some(counters) = tables.rule_counters(worker)
+        {
+            // Control holds the ones before until nobody else does: nothing is freed here.
+            self.counters = Arc::clone(counters);
+        }
     }
 
     /// Gives each live packet whose way is known that way. Says whether some must find theirs.
@@ -89,7 +95,12 @@ impl Decisions {
         for (((number, descriptor), facts), decision) in (0u32..).zip(descriptors).zip(&facts).zip(&decisions)
         {
             let is_new = looked_up >> number & 1 == 1;
-            let action = self.count(decision, is_new, descriptor.direction, facts);
+            let action = self.count(
+                decision,
+                is_new.then(|| tables.rules.generation()),
+                descriptor.direction,
+                facts,
+            );
             descriptor.rule = action
                 .ok()
                 .map(|(rule, _)| rule)
@@ -98,18 +109,19 @@ impl Decisions {
         }
     }
 
-    /// Counts what a rule has met, and samples it.
+    /// Counts what a rule has met, and samples it if the flow is new to this generation of the rules.
     #[inline]
     fn count(
         &mut self,
         decision: &Decision,
-        is_new: bool,
+        is_new: Option<NonZeroU32>,
         direction: Direction,
         facts: &Facts,
     ) -> Result<(RuleIndex, Action), DropReason> {
         let mut sample = |rule, enforced| {
-            if is_new && self.counters.is_logged(rule) {
+            if let Some(generation) = is_new.filter(|_| self.counters.is_logged(rule)) {
                 self.samples.push(Sample {
+                    generation,
                     rule,
                     enforced,
                     direction,

@@ -93,7 +93,7 @@ pub fn replicate(
         .filter(|descriptor| descriptor.is_live() && descriptor.packet.is_group())
     {
         let mut last = None;
-        for (number, port) in (0u16..).zip(&*tables.ports) {
+        for (number, port) in tables.ports() {
             if port.endpoint.network == descriptor.network
                 && descriptor.ingress != Some(number)
                 && let Some(receiver) = last.replace(number)
@@ -222,7 +222,7 @@ pub fn transmit(
 /// The worker to transmit by a guest port: this one if it has a queue of it, else the first that does.
 #[inline]
 fn owner_of(port: u16, own: WorkerId, tables: &Tables) -> Option<WorkerId> {
-    let owners = &tables.ports.get(usize::from(port))?.owners;
+    let owners = tables.owners(port);
     owners
         .iter()
         .find(|owner| **owner == own)

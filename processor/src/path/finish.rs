@@ -9,13 +9,12 @@ use crate::wire::packet::{Fragment, L3};
 use crate::wire::transport;
 
 use super::batch::{Batch, live};
-use super::tables::{LocalPort, Tables};
+use super::tables::Tables;
 
 /// Finishes the checksums of a batch that came from a guest port, if its guest may leave them.
 #[inline]
 pub fn finish(batch: &mut Batch, tables: &Tables, port: u16, umem: &Umem) {
-    let leaves = |port: &LocalPort| port.leaves_checksums;
-    if !tables.ports.get(usize::from(port)).is_some_and(leaves) {
+    if !tables.leaves_checksums(port) {
         return;
     }
     for descriptor in live(batch) {

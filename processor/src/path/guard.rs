@@ -24,10 +24,7 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// Checks what guests sent: source MAC, source IP and what ARP and neighbour discovery claim; finds the destination.
 pub fn guard_guest(batch: &mut Batch, tables: &Tables) {
     for descriptor in unknown(batch) {
-        let Some(port) = descriptor
-            .ingress
-            .and_then(|number| tables.ports.get(usize::from(number)))
-        else {
+        let Some(port) = descriptor.ingress.and_then(|number| tables.port(number)) else {
             descriptor.drop_for(DropReason::PortGone);
             continue;
         };

@@ -113,14 +113,16 @@ impl Default for Recall {
 }
 
 impl Recall {
-    /// Forgets every way that was not found in these tables.
+    /// Forgets every way that was not found in these tables. Whether they are others than before; those are control's to free.
     #[inline]
-    pub fn attend(&mut self, tables: &Arc<Tables>) {
+    pub fn attend(&mut self, tables: &Arc<Tables>) -> bool {
         let same = |known: &Arc<Tables>| Arc::ptr_eq(known, tables);
-        if !self.tables.as_ref().is_some_and(same) {
+        let changed = !self.tables.as_ref().is_some_and(same);
+        if changed {
             self.generation += 1;
             self.tables = Some(Arc::clone(tables));
         }
+        changed
     }
 
     /// Gives each live packet whose way is known that way. Says whether some must find theirs.

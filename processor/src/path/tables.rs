@@ -13,6 +13,7 @@ use guestseal_rules::compile::Ruleset;
 use guestseal_rules::model::{HostIndex, NetworkIndex, Policy, PortIndex, RuleIndex, Vni};
 
 use crate::sa::table::SaTable;
+use crate::telemetry::rules::RuleCounters;
 use crate::wire::ethernet::MacAddress;
 
 use super::batch::WorkerId;
@@ -24,14 +25,32 @@ use super::endpoints::{Endpoint, Endpoints};
 pub struct LocalPort {
     /// Its endpoint.
     pub endpoint: Endpoint,
-    /// The workers that have a queue of it, in the order of the queues; never empty while the port is open.
-    pub owners: Vec<WorkerId>,
-    /// Whether its guest may leave checksums to the device.
-    pub leaves_checksums: bool,
-    /// The local port that has the interface: itself, or of a trunk's ports the first.
+    /// The number of the place that has the interface: its own, or of a trunk's ports the first one's.
     pub through: u16,
     /// The VLAN that it is of a trunk; none if frames carry no tag there.
     pub vlan: Option<u16>,
+}
+
+/// A place among the guest ports of this host. Its number is what workers, rings and packets on their way know: it stays a
+/// port's own as long as there is the port, and is nobody's for a while when that is gone.
+#[derive(Clone, Debug)]
+struct Place {
+    port: Option<LocalPort>,
+    owners: Vec<WorkerId>,
+    leaves_checksums: bool,
+}
+
+/// What [`Tables::new`] is told of a place.
+#[derive(Clone, Debug)]
+pub struct PlaceOf {
+    /// Whose it is, by the policy's number.
+    pub port: Option<PortIndex>,
+    /// The number of the place that has the interface.
+    pub through: u16,
+    /// The workers that have a queue of the interface, in the order of the queues; none while it is closed.
+    pub owners: Vec<WorkerId>,
+    /// Whether guests behind the interface may leave checksums to the device.
+    pub leaves_checksums: bool,
 }
 
 /// The MACs that lead to a host, while the kernel knows them: one for each family, since routes may differ.
@@ -89,8 +108,7 @@ pub struct Tables {
     pub uplink_mac: MacAddress,
     /// The uplink's MTU: bytes of an IP packet.
     pub uplink_mtu: usize,
-    /// Guest ports of this host, by local number.
-    pub ports: Arc<[LocalPort]>,
+    places: Arc<[Place]>,
     local: Arc<HashMap<PortIndex, u16, FixedState>>,
     /// The ports of trunks, by the one that has the interface, and VLAN.
     trunks: Arc<HashMap<(u16, Option<u16>), u16, FixedState>>,
@@ -100,6 +118,8 @@ pub struct Tables {
     by_vni: Arc<HashMap<(u16, Vni), NetworkIndex, FixedState>>,
     by_address: Arc<HashMap<IpAddr, HostIndex, FixedState>>,
     also_accepted: Arc<AlsoAccepted>,
+    /// Where each worker counts what the rules decide.
+    rule_counters: Arc<[Arc<RuleCounters>]>,
 }
 
 /// The first of a host's own addresses whose family the other host has, too, and the other's first of that family.
@@ -119,7 +139,7 @@ impl std::fmt::Debug for Tables {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tables")
             .field("host", &self.host)
-            .field("ports", &self.ports.len())
+            .field("ports", &self.local.len())
             .finish_non_exhaustive()
     }
 }
@@ -137,14 +157,14 @@ pub struct Parts {
     pub uplink_mac: MacAddress,
     /// The uplink's MTU.
     pub uplink_mtu: usize,
-    /// For each local port by the policy's number, the workers that have a queue of it.
-    pub owners: Vec<(PortIndex, Vec<WorkerId>)>,
-    /// Those of them whose guests may leave checksums to the device.
-    pub leave_checksums: Vec<PortIndex>,
+    /// The places of guest ports, by their numbers.
+    pub places: Vec<PlaceOf>,
     /// For each host by its number, the MACs that lead to it.
     pub next_hops: Vec<NextHops>,
     /// The security associations.
     pub sas: Arc<SaTable>,
+    /// For each worker, where it counts what the rules decide.
+    pub rule_counters: Arc<[Arc<RuleCounters>]>,
 }
 
 impl Tables {
@@ -156,30 +176,32 @@ impl Tables {
             next_hops: parts.next_hops.get(number).copied().unwrap_or_default(),
         });
         let mut local = HashMap::default();
-        let mut ports: Vec<LocalPort> = Vec::new();
-        let mut interfaces: HashMap<&str, u16> = HashMap::new();
-        for (index, owners) in parts.owners {
-            let number = ports.len() as u16;
-            local.insert(index, number);
-            let declared = &policy.ports[index.index()];
-            ports.push(LocalPort {
-                endpoint: parts
-                    .endpoints
-                    .of_port(index)
-                    .copied()
-                    .unwrap_or_else(|| Endpoint::of(policy, index)),
-                owners,
-                leaves_checksums: parts.leave_checksums.contains(&index),
-                through: *interfaces.entry(&declared.interface).or_insert(number),
-                vlan: declared.vlan,
+        let mut trunk_members = Vec::new();
+        let mut places = Vec::with_capacity(parts.places.len());
+        for (number, place) in (0u16..).zip(parts.places) {
+            let port = place.port.map(|index| {
+                local.insert(index, number);
+                let vlan = policy.ports[index.index()].vlan;
+                trunk_members.push((place.through, vlan, number));
+                let known = parts.endpoints.of_port(index).copied();
+                LocalPort {
+                    endpoint: known.unwrap_or_else(|| Endpoint::of(policy, index)),
+                    through: place.through,
+                    vlan,
+                }
+            });
+            places.push(Place {
+                port,
+                owners: place.owners,
+                leaves_checksums: place.leaves_checksums,
             });
         }
-        let tagged = ports.iter().filter(|port| port.vlan.is_some());
-        let trunk_interfaces: HashSet<u16, FixedState> = tagged.map(|port| port.through).collect();
-        let trunks = (0u16..)
-            .zip(&ports)
-            .filter(|(_, port)| trunk_interfaces.contains(&port.through))
-            .map(|(number, port)| ((port.through, port.vlan), number))
+        let tagged = trunk_members.iter().filter(|(_, vlan, _)| vlan.is_some());
+        let trunk_interfaces: HashSet<u16, FixedState> = tagged.map(|(through, ..)| *through).collect();
+        let trunks = trunk_members
+            .into_iter()
+            .filter(|(through, ..)| trunk_interfaces.contains(through))
+            .map(|(through, vlan, number)| ((through, vlan), number))
             .collect();
         let carriers: Arc<[Option<Carrier>]> = policy
             .networks
@@ -205,7 +227,7 @@ impl Tables {
             hosts: hosts.collect(),
             uplink_mac: parts.uplink_mac,
             uplink_mtu: parts.uplink_mtu,
-            ports: ports.into(),
+            places: places.into(),
             local: Arc::new(local),
             trunks: Arc::new(trunks),
             trunk_interfaces: Arc::new(trunk_interfaces),
@@ -213,6 +235,7 @@ impl Tables {
             by_vni: Arc::new(by_vni),
             by_address: Arc::new(by_address),
             also_accepted: Arc::default(),
+            rule_counters: parts.rule_counters,
         }
     }
 
@@ -228,15 +251,18 @@ impl Tables {
     /// The same with guest ports elsewhere: the next packet goes where its endpoint is now.
     #[must_use]
     pub fn with_endpoints(&self, endpoints: Arc<Endpoints>) -> Self {
-        let moved = |port: &LocalPort| LocalPort {
-            endpoint: endpoints
-                .of_port(port.endpoint.port)
-                .copied()
-                .unwrap_or(port.endpoint),
-            ..port.clone()
+        let moved = |place: &Place| Place {
+            port: place.port.as_ref().map(|port| LocalPort {
+                endpoint: endpoints
+                    .of_port(port.endpoint.port)
+                    .copied()
+                    .unwrap_or(port.endpoint),
+                ..port.clone()
+            }),
+            ..place.clone()
         };
         Self {
-            ports: self.ports.iter().map(moved).collect(),
+            places: self.places.iter().map(moved).collect(),
             endpoints,
             ..self.clone()
         }
@@ -291,6 +317,42 @@ impl Tables {
         let theirs = &self.hosts.get(usize::from(host.0))?.addresses;
         let own = &self.hosts.get(usize::from(self.host.0))?.addresses;
         between(own, theirs)
+    }
+
+    /// The port of this host that has a place.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, number: u16) -> Option<&LocalPort> {
+        self.places.get(usize::from(number))?.port.as_ref()
+    }
+
+    /// The ports of this host, with their local numbers.
+    pub fn ports(&self) -> impl Iterator<Item = (u16, &LocalPort)> {
+        let places = (0u16..).zip(&*self.places);
+        places.filter_map(|(number, place)| Some((number, place.port.as_ref()?)))
+    }
+
+    /// The workers that have a queue of the interface of a place, in the order of the queues; none if it is closed.
+    #[inline]
+    #[must_use]
+    pub fn owners(&self, number: u16) -> &[WorkerId] {
+        let place = self.places.get(usize::from(number));
+        place.map_or(&[], |place| &place.owners)
+    }
+
+    /// Whether guests behind the interface of a place may leave checksums to the device.
+    #[inline]
+    #[must_use]
+    pub fn leaves_checksums(&self, number: u16) -> bool {
+        let place = self.places.get(usize::from(number));
+        place.is_some_and(|place| place.leaves_checksums)
+    }
+
+    /// Where a worker counts what these rules decide.
+    #[inline]
+    #[must_use]
+    pub fn rule_counters(&self, worker: WorkerId) -> Option<&Arc<RuleCounters>> {
+        self.rule_counters.get(worker.index())
     }
 
     /// The local number of a port of this host.

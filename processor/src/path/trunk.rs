@@ -52,7 +52,7 @@ pub fn tag(batch: &mut Batch, tables: &Tables, umem: &Umem) {
         let Some(Egress::Guest(port)) = descriptor.egress else {
             continue;
         };
-        let Some(port) = tables.ports.get(usize::from(port)) else {
+        let Some(port) = tables.port(port) else {
             continue;
         };
         descriptor.egress = Some(Egress::Guest(port.through));

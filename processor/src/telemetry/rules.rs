@@ -19,6 +19,26 @@ struct RuleCounter {
     log: bool,
 }
 
+/// What a rule has counted.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleCounts {
+    /// Packets that met it, or would have.
+    pub packets: u64,
+    /// Packets that came in the second form that it accepts for a time.
+    pub in_second_form: u64,
+}
+
+impl RuleCounts {
+    /// The sum.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            in_second_form: self.in_second_form + other.in_second_form,
+        }
+    }
+}
+
 impl RuleCounters {
     /// For the rules of a policy.
     #[must_use]
@@ -58,14 +78,6 @@ impl RuleCounters {
         }
     }
 
-    /// Packets that came in a rule's second form.
-    #[must_use]
-    pub fn in_second_form(&self, rule: RuleIndex) -> u64 {
-        self.rules
-            .get(rule.index())
-            .map_or(0, |counter| counter.also_accepted.get())
-    }
-
     /// Whether packets of a rule are sampled into the log.
     #[inline]
     #[must_use]
@@ -73,11 +85,13 @@ impl RuleCounters {
         self.rules.get(rule.index()).is_some_and(|counter| counter.log)
     }
 
-    /// Packets that met, or would have met, a rule.
+    /// What a rule has counted.
     #[must_use]
-    pub fn packets(&self, rule: RuleIndex) -> u64 {
-        self.rules
-            .get(rule.index())
-            .map_or(0, |counter| counter.enforced.get() + counter.watched.get())
+    pub fn counts(&self, rule: RuleIndex) -> RuleCounts {
+        let of = |counter: &RuleCounter| RuleCounts {
+            packets: counter.enforced.get() + counter.watched.get(),
+            in_second_form: counter.also_accepted.get(),
+        };
+        self.rules.get(rule.index()).map(of).unwrap_or_default()
     }
 }

@@ -1,5 +1,7 @@
 //! Packets of rules with `log: true`, on their way from a worker to the log: one when a flow is met, through a bounded ring.
 
+use std::num::NonZeroU32;
+
 use guestseal_rules::facts::Facts;
 use guestseal_rules::model::RuleIndex;
 use rtrb::{Consumer, Producer};
@@ -12,6 +14,8 @@ const ROOM: usize = 256;
 /// A packet as a rule saw it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
+    /// The generation of the rules, whose policy says what the numbers here mean.
+    pub generation: NonZeroU32,
     /// The rule.
     pub rule: RuleIndex,
     /// Whether the rule decided, or only would have.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use guestseal_rules::model::{Policy, RuleIndex};
 use serde::Serialize;
@@ -11,7 +10,6 @@ use crate::path::outcome::{DropReason, Outcome};
 
 use super::counters::Counters;
 use super::latency::Latencies;
-use super::rules::RuleCounters;
 
 /// Where the frames of the UMEM are.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -192,8 +190,8 @@ impl Totals {
         self.in_flight = (self.received + self.copies) as i64 - self.ended as i64;
     }
 
-    /// Sets the packets by rule: the sums over all workers.
-    pub fn set_rules(&mut self, policy: &Policy, counters: &[Arc<RuleCounters>]) {
+    /// Sets the packets by rule.
+    pub fn set_rules(&mut self, policy: &Policy, packets: impl Fn(RuleIndex) -> u64) {
         self.rules = (0u32..)
             .zip(&policy.rules)
             .map(|(number, rule)| {
@@ -203,7 +201,7 @@ impl Totals {
                     section: section.name.clone(),
                     action: rule.action.verb(),
                     monitor: section.monitor,
-                    packets: counters.iter().map(|one| one.packets(RuleIndex(number))).sum(),
+                    packets: packets(RuleIndex(number)),
                 }
             })
             .collect();

@@ -542,7 +542,7 @@ impl Worker {
     ) {
         self.counters.batches.add(1);
         let tables = self.tables.load();
-        self.decisions.attend(&tables);
+        self.decisions.attend(&tables, self.id);
         let mut context = Context {
             worker: self.id,
             tables: &tables,

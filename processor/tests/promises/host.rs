@@ -14,7 +14,7 @@ use guestseal::path::endpoints::Endpoints;
 use guestseal::path::flood::Floods;
 use guestseal::path::notices::{Notice, notices};
 use guestseal::path::outcome::{DropReason, Outcome, SentAs};
-use guestseal::path::tables::{NextHops, Parts, Tables};
+use guestseal::path::tables::{NextHops, Parts, PlaceOf, Tables};
 use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::KernelDrops;
 use guestseal::port::memory::{Device, MemoryPort};
@@ -202,7 +202,7 @@ impl Host {
         let (table, mut owned, reservations) = security_associations(policy, number, options);
 
         let mut guests = HashMap::new();
-        let mut owners = Vec::new();
+        let mut places = Vec::new();
         let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
         let mut uplinks = Vec::new();
         let fill = (options.frames as usize / 16).min(64);
@@ -216,7 +216,7 @@ impl Host {
             if guest.host.index() != number {
                 continue;
             }
-            let local = owners.len() as u16;
+            let local = places.len() as u16;
             let owner = if options.cross {
                 count - 1 - local % count
             } else {
@@ -227,7 +227,12 @@ impl Host {
                 .guests
                 .push((local, Box::new(memory)));
             guests.insert(guest.id.clone(), device);
-            owners.push((PortIndex(index as u32), vec![WorkerId(owner)]));
+            places.push(PlaceOf {
+                port: Some(PortIndex(index as u32)),
+                through: local,
+                owners: vec![WorkerId(owner)],
+                leaves_checksums: options.leaves_checksums,
+            });
         }
         let rules = Arc::new(RuleCounters::new(policy));
         let mut logged = Vec::new();
@@ -247,13 +252,10 @@ impl Host {
                 host: HostIndex(number as u16),
                 uplink_mac: host_mac(number),
                 uplink_mtu: 1500,
-                leave_checksums: match options.leaves_checksums {
-                    true => owners.iter().map(|(index, _)| *index).collect(),
-                    false => Vec::new(),
-                },
-                owners,
+                places,
                 next_hops: (0..policy.hosts.len()).map(next_hops).collect(),
                 sas: Arc::new(table),
+                rule_counters: (0..count).map(|_| Arc::clone(&rules)).collect(),
             },
         )));
         let (mut commands, mut heard) = (Vec::new(), Vec::new());
@@ -351,7 +353,7 @@ impl Host {
         let tables = Arc::new(self.tables.load().with_endpoints(Arc::new(endpoints)));
         let before = self.tables.swap(Arc::clone(&tables));
         for (port, frame) in arrivals(&policy, &before, &tables) {
-            let owner = tables.ports[usize::from(port)].owners[0].index();
+            let owner = tables.owners(port)[0].index();
             assert!(self.commands[owner].push(Command::Say { port, frame }).is_ok());
         }
         self.settle();
@@ -364,7 +366,7 @@ impl Host {
             .iter()
             .position(|one| one.name == rule)
             .expect("a rule of the policy");
-        self.rules.packets(RuleIndex(number as u32))
+        self.rules.counts(RuleIndex(number as u32)).packets
     }
 
     /// Packets of logged rules since the last look, with the rules' names.
@@ -402,7 +404,7 @@ impl Host {
     pub(crate) fn in_second_form(&self, rule: &str) -> u64 {
         let rules = &self.containers.policy().rules;
         let number = rules.iter().position(|one| one.name == rule).expect("a rule");
-        self.rules.in_second_form(RuleIndex(number as u32))
+        self.rules.counts(RuleIndex(number as u32)).in_second_form
     }
 
     /// Changes where SAs are, for every worker's next batch.

@@ -14,11 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::limits;
 use super::problem::Problem;
 use super::tls::{self, TlsError};
 
 /// How long an answer may take: longer than the other side lets it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(limits::RELOAD_TIME.as_secs() + 20);
 
 /// Where guestseal listens.
 #[derive(Clone, Debug)]

@@ -18,6 +18,8 @@ pub const HEAD: usize = 16 << 10;
 pub const HEAD_TIME: Duration = Duration::from_secs(5);
 /// How long a request's body, and the answer to it, may take.
 pub const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long the answer to a reload may take: a fleet's policy is read, checked and compiled in it.
+pub const RELOAD_TIME: Duration = Duration::from_secs(120);
 /// How long a caller may take nothing of an answer.
 pub const WRITE_TIME: Duration = Duration::from_secs(10);
 /// How often a quiet event stream says that it lives.

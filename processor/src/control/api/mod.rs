@@ -31,7 +31,7 @@ pub use tls::TlsConfig;
 const SOCKET: &str = "control.sock";
 
 /// How the control side is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiConfig {
     /// The Unix socket.
     pub socket: PathBuf,
@@ -93,6 +93,8 @@ pub enum ApiError {
 pub enum Ask {
     /// Takes an event.
     Event(Event),
+    /// Reads the policy's files again.
+    Reload,
     /// Everything in short.
     Status,
     /// All guests.

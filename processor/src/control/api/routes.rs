@@ -22,6 +22,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::control::journal::Journal;
+use crate::control::reload::Reloaded;
 
 use super::access::{Caller, Right};
 use super::problem::Problem;
@@ -318,6 +319,15 @@ async fn release(
         .await
 }
 
+/// Reads the host's file and the policy's files again. The answer comes when the policy is in force and durable; a mistake in any
+/// of them changes nothing, and is named with its file, line and what was expected.
+#[utoipa::path(post, path = "/v1/policy/reload",
+    responses((status = 200, body = Reloaded), (status = 409, body = Problem, description = "It changes what is fixed while guestseal runs"),
+        (status = 422, body = Problem, description = "A mistake in a file")))]
+async fn reload(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Answer {
+    api.ask(&caller, Right::Change, Ask::Reload).await
+}
+
 /// Who did what and when. Asking for everything behind the last number that was seen loses nothing that is kept.
 #[utoipa::path(get, path = "/v1/journal", params(JournalQuery),
     responses((status = 200, description = "Entries of the journal", body = Value)))]
@@ -383,6 +393,7 @@ fn described() -> OpenApiRouter<Api> {
     .routes(routes!(pin, unpin))
     .routes(routes!(release))
     .routes(routes!(containers))
+    .routes(routes!(reload))
     .routes(routes!(ports))
     .routes(routes!(endpoints))
     .routes(routes!(security_associations))
@@ -399,11 +410,18 @@ pub fn openapi() -> OpenApi {
     described().split_for_parts().1
 }
 
+/// What takes longer than other answers.
+const RELOAD: &str = "/v1/policy/reload";
+
 async fn in_time(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limits::ANSWER_TIME, next.run(request)).await {
+    let time = match request.uri().path() {
+        RELOAD => limits::RELOAD_TIME,
+        _ => limits::ANSWER_TIME,
+    };
+    match tokio::time::timeout(time, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let seconds = limits::ANSWER_TIME.as_secs();
+            let seconds = time.as_secs();
             let message = format!("no whole request and answer within {seconds} s");
             Problem::new(StatusCode::REQUEST_TIMEOUT, "Slow", message).into_response()
         }

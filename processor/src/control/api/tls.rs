@@ -16,7 +16,7 @@ use webpki::EndEntityCert;
 use super::access::{Caller, Right};
 
 /// The TCP port.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
     /// Where it listens.
     pub listen: SocketAddr,

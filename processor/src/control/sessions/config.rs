@@ -14,7 +14,7 @@ use crate::keys::store::KeySource;
 pub const PORT: u16 = 51829;
 
 /// How a host makes sessions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SessionConfig {
     /// The file of its identity.
     pub identity: PathBuf,

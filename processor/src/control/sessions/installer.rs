@@ -8,6 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use guestseal_rules::model::HostIndex;
+
 use crate::control::assemble::DataPlane;
 use crate::keys::handshake::output::{SessionId, Usage};
 use crate::path::batch::WorkerId;
@@ -129,6 +131,12 @@ impl Installer {
             changed: false,
             surveys: 0,
         }
+    }
+
+    /// There can be sessions with these hosts from now on. Gives the table that says so.
+    pub(super) fn set_session_peers(&mut self, peers: impl IntoIterator<Item = HostIndex>) -> Arc<SaTable> {
+        self.table.set_session_peers(peers);
+        Arc::new(self.table.clone())
     }
 
     /// Installs SAs that open; [`Self::settle`] says when the engine may be told.

@@ -6,6 +6,7 @@
 pub mod config;
 mod installer;
 mod keys;
+pub mod reload;
 pub mod scope;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +27,7 @@ use crate::keys::handshake::output::{
 };
 use crate::keys::handshake::random::System;
 use crate::keys::handshake::shared::Now;
-use crate::keys::identity::{Identity, IdentityError};
+use crate::keys::identity::{Identity, IdentityError, PublicKey};
 use crate::keys::store::{Generation, KeyStore, StoreError};
 use crate::path::batch::WorkerId;
 use crate::path::notices::Notice;
@@ -96,6 +97,7 @@ pub enum SessionsError {
 /// The sessions of one host.
 pub struct Sessions {
     policy: Arc<Policy>,
+    own: PublicKey,
     scope: Scope,
     engine: Engine,
     aead: Arc<dyn Aead>,
@@ -153,30 +155,36 @@ impl Sessions {
         let policy = Arc::clone(&config.policy);
         let scope = Scope::new(&policy, config.host)?;
         let identity = Identity::read(&wanted.identity)?;
-        tracing::info!("sessions: this host's public key is {}", identity.public());
+        let own = identity.public();
+        tracing::info!("sessions: this host's public key is {own}");
         let (keys, store) = FollowedKeys::open(wanted.keys.clone())?;
         let workers = config.workers.len();
         let mut engine = Engine::new(Setup {
             settings: wanted.settings.clone(),
             identity,
             workers: u8::try_from(workers).map_err(|_| SessionsError::Workers(workers))?,
-            peers: scope.engine_peers(&policy, wanted.port)?,
-            channels: scope.engine_channels(&policy),
+            peers: scope
+                .engine_peers(&policy, wanted.port)?
+                .into_iter()
+                .flatten()
+                .collect(),
+            channels: scope.engine_channels(&policy).into_iter().flatten().collect(),
             manual: config.sas.iter().map(|sa| sa.spi).collect(),
             random: Box::new(System),
         })?;
         engine.set_keys(&store, clocks());
         say_missing(&policy, &scope, &store);
-        let mut locals: Vec<IpAddr> = scope.peers.iter().map(|peer| peer.local).collect();
+        let mut locals: Vec<IpAddr> = scope.peers().map(|peer| peer.local).collect();
         locals.sort_unstable();
         locals.dedup();
         let sockets = locals
             .into_iter()
             .map(|local| listen(SocketAddr::new(local, wanted.port)))
             .collect::<Result<Vec<_>, _>>()?;
-        table.set_session_peers(scope.peers.iter().map(|peer| peer.host));
+        table.set_session_peers(scope.peers().map(|peer| peer.host));
         Ok(Some(Self {
             policy,
+            own,
             scope,
             engine,
             aead,
@@ -197,7 +205,7 @@ impl Sessions {
 
     /// The hosts that there can be sessions with.
     pub fn peers(&self) -> impl Iterator<Item = HostIndex> + '_ {
-        self.scope.peers.iter().map(|peer| peer.host)
+        self.scope.peers().map(|peer| peer.host)
     }
 
     /// Hosts with which a session was established since the last call, and their addresses.
@@ -581,8 +589,7 @@ fn listen(address: SocketAddr) -> Result<UdpSocket, SessionsError> {
 /// Says which keys of the rules this host does not have: it cannot seal or open under them.
 fn say_missing(policy: &Policy, scope: &Scope, store: &KeyStore) {
     let mut missing: Vec<&str> = scope
-        .channels
-        .iter()
+        .channels()
         .map(|carried| &*policy.keys[carried.key.index()].id)
         .filter(|id| store.generations(id).next().is_none())
         .collect();

@@ -36,12 +36,12 @@ pub struct KnownPeer {
 }
 
 /// The channels and peers of one host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scope {
-    /// By the engine's numbers.
-    pub channels: Vec<Carried>,
-    /// By the engine's numbers.
-    pub peers: Vec<KnownPeer>,
+    /// By the engine's numbers; those that are no more among them.
+    channels: Vec<Carried>,
+    /// By the engine's numbers; those that are no more among them.
+    peers: Vec<KnownPeer>,
     by_carried: HashMap<Carried, ChannelId>,
     by_host: HashMap<HostIndex, PeerId>,
 }
@@ -75,6 +75,11 @@ pub enum ScopeError {
         /// How many there are.
         count: usize,
     },
+    /// All numbers have been used.
+    #[error(
+        "so many pairs of key and network have come and gone that no number is left for another one: restart guestseal"
+    )]
+    Used,
 }
 
 impl Scope {
@@ -83,9 +88,23 @@ impl Scope {
     /// # Errors
     /// See [`ScopeError`].
     pub fn new(policy: &Policy, host: HostIndex) -> Result<Self, ScopeError> {
-        let channels = channels(policy);
-        if channels.len() > usize::from(u16::MAX) {
-            let count = channels.len();
+        let none = Self {
+            channels: Vec::new(),
+            peers: Vec::new(),
+            by_carried: HashMap::new(),
+            by_host: HashMap::new(),
+        };
+        none.after(policy, host)
+    }
+
+    /// Those of a policy that comes after: who is the same peer, and what is the same channel, keeps its number.
+    ///
+    /// # Errors
+    /// See [`ScopeError`].
+    pub fn after(&self, policy: &Policy, host: HostIndex) -> Result<Self, ScopeError> {
+        let wanted = channels(policy);
+        if wanted.len() > usize::from(u16::MAX) {
+            let count = wanted.len();
             return Err(ScopeError::Channels { count });
         }
         let own = &policy.hosts[host.index()];
@@ -96,56 +115,87 @@ impl Scope {
             (!other.public_keys.is_empty()).then_some(KnownPeer { host, local, remote })
         };
         let others = (0..policy.hosts.len()).filter(|number| *number != host.index());
-        let peers: Vec<KnownPeer> = others.filter_map(reach).collect();
-        if peers.is_empty() {
+        let reached: Vec<KnownPeer> = others.filter_map(reach).collect();
+        if reached.is_empty() {
             let host = own.name.clone();
             return Err(ScopeError::Alone { host });
         }
-        Ok(Self {
-            by_carried: (0..).map(ChannelId).zip(&channels).map(swap).collect(),
-            by_host: (0..)
-                .map(PeerId)
-                .zip(&peers)
-                .map(|(id, peer)| (peer.host, id))
-                .collect(),
-            channels,
-            peers,
-        })
+        let mut next = Self {
+            by_carried: HashMap::new(),
+            by_host: HashMap::new(),
+            ..self.clone()
+        };
+        let numbers: HashMap<Carried, usize> = (0..).zip(&self.channels).map(swap).collect();
+        for carried in wanted {
+            let number = numbers.get(&carried).copied().unwrap_or_else(|| {
+                next.channels.push(carried);
+                next.channels.len() - 1
+            });
+            let number = u16::try_from(number).map_err(|_| ScopeError::Used)?;
+            next.by_carried.insert(carried, ChannelId(number));
+        }
+        for peer in reached {
+            let known = next.peers.iter().position(|known| known.host == peer.host);
+            let number = known.unwrap_or(next.peers.len());
+            next.by_host.insert(peer.host, PeerId(number as u16));
+            match next.peers.get_mut(number) {
+                Some(known) => *known = peer,
+                None => next.peers.push(peer),
+            }
+        }
+        Ok(next)
     }
 
-    /// The channels as the engine wants them.
+    /// The peers that there are.
+    pub fn peers(&self) -> impl Iterator<Item = &KnownPeer> {
+        self.peers
+            .iter()
+            .filter(|peer| self.by_host.contains_key(&peer.host))
+    }
+
+    /// What rules seal.
+    pub fn channels(&self) -> impl Iterator<Item = Carried> + '_ {
+        let channels = self.channels.iter().copied();
+        channels.filter(|carried| self.by_carried.contains_key(carried))
+    }
+
+    /// The channels as the engine wants them: none where a number is of one that is no more.
     #[must_use]
-    pub fn engine_channels(&self, policy: &Policy) -> Vec<Channel> {
+    pub fn engine_channels(&self, policy: &Policy) -> Vec<Option<Channel>> {
         let channel = |carried: &Carried| {
+            self.by_carried.get(carried)?;
             let key = &policy.keys[carried.key.index()];
-            Channel {
+            Some(Channel {
                 network: policy.networks[carried.network.index()].name.clone(),
                 key: key.id.clone(),
                 protection: carried.protection,
                 suite: key.suite,
-            }
+            })
         };
         self.channels.iter().map(channel).collect()
     }
 
-    /// The peers as the engine wants them.
+    /// The peers as the engine wants them: none where a number is of one that is no more.
     ///
     /// # Errors
     /// See [`ScopeError::BadKey`].
-    pub fn engine_peers(&self, policy: &Policy, port: u16) -> Result<Vec<Peer>, ScopeError> {
+    pub fn engine_peers(&self, policy: &Policy, port: u16) -> Result<Vec<Option<Peer>>, ScopeError> {
         let peer = |known: &KnownPeer| {
+            if !self.by_host.contains_key(&known.host) {
+                return Ok(None);
+            }
             let host = &policy.hosts[known.host.index()];
             let keys: Option<Vec<PublicKey>> = host
                 .public_keys
                 .iter()
                 .map(|key| PublicKey::of_bytes(*key))
                 .collect();
-            Ok(Peer {
+            Ok(Some(Peer {
                 address: SocketAddr::new(known.remote, port),
                 public_keys: keys.ok_or_else(|| ScopeError::BadKey {
                     host: host.name.clone(),
                 })?,
-            })
+            }))
         };
         self.peers.iter().map(peer).collect()
     }
@@ -184,8 +234,8 @@ impl Scope {
     }
 }
 
-fn swap((id, carried): (ChannelId, &Carried)) -> (Carried, ChannelId) {
-    (*carried, id)
+fn swap((number, carried): (usize, &Carried)) -> (Carried, usize) {
+    (*carried, number)
 }
 
 /// What rules seal: each of their keys in each network that they can mean.
@@ -264,8 +314,7 @@ mod tests {
         let policy = policy(with_key);
         let scope = Scope::new(&policy, HostIndex(0)).unwrap();
         let names: Vec<(&str, &str)> = scope
-            .channels
-            .iter()
+            .channels()
             .map(|carried| {
                 let key = &policy.keys[carried.key.index()];
                 (&*policy.networks[carried.network.index()].name, &*key.id)
@@ -278,7 +327,7 @@ mod tests {
             let of_key: Vec<_> = names.iter().filter(|(_, one)| *one == key).collect();
             assert_eq!(of_key, [&(network, key)]);
         }
-        for number in 0..scope.channels.len() as u16 {
+        for number in 0..scope.channels().count() as u16 {
             let pair = Pair {
                 peer: PeerId(0),
                 channel: ChannelId(number),

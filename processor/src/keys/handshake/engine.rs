@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::keys::derive::Channel;
@@ -17,6 +18,7 @@ use crate::keys::store::{Generation, KeyStore};
 use crate::sa::spi::Spi;
 
 use super::bucket::Bucket;
+use super::directory::Directory;
 use super::mac::{CookieJar, ReceiverKeys};
 use super::message::{
     CookieReply, Head, Initiation, KeyUnknown, MAC, Message, Response, SpiUnknown, before_last_mac, datagram,
@@ -91,39 +93,23 @@ impl Engine {
         if !(1..=MAX_WORKERS).contains(&setup.workers) {
             return Err(SetupError::Workers(setup.workers));
         }
-        let (mut by_address, mut by_public) = (HashMap::new(), HashMap::new());
-        for (number, peer) in (0..).zip(&setup.peers) {
-            if peer.public_keys.is_empty() {
-                return Err(SetupError::NoKey(peer.address));
-            }
-            if by_address.insert(peer.address.ip(), PeerId(number)).is_some() {
-                return Err(SetupError::SharedAddress(peer.address.ip()));
-            }
-            for public in &peer.public_keys {
-                let taken = by_public.insert(*public, PeerId(number));
-                if taken.is_some() || *public == setup.identity.public() {
-                    return Err(SetupError::SharedKey(*public));
-                }
-            }
-        }
+        let peers = setup.peers.into_iter().map(Some).collect();
+        let mut directory = Directory::new(peers, setup.identity.public())?;
         let settings = setup.settings;
-        let channel = |channel| ChannelState {
-            channel,
-            keys: Vec::new(),
+        let channel = |channel| {
+            let keys = Vec::new();
+            Some(ChannelState { channel, keys })
         };
+        let peer = |peer: Option<Peer>| peer.map(|peer| PeerState::new(&peer, &settings));
         Ok(Self {
             shared: Shared {
                 own_keys: ReceiverKeys::new(setup.identity.public()),
-                statics: Statics::new(
-                    &setup.identity,
-                    setup.peers.iter().flat_map(|peer| &peer.public_keys).copied(),
-                ),
+                statics: Statics::new(&setup.identity, directory.publics(), None),
                 own: setup.identity,
                 workers: setup.workers,
-                peers: setup
-                    .peers
-                    .iter()
-                    .map(|peer| PeerState::new(peer, &settings))
+                peers: std::mem::take(&mut directory.peers)
+                    .into_iter()
+                    .map(peer)
                     .collect(),
                 channels: setup.channels.into_iter().map(channel).collect(),
                 random: setup.random,
@@ -138,8 +124,8 @@ impl Engine {
             pairs: HashMap::new(),
             timers: BTreeSet::new(),
             due: HashMap::new(),
-            by_address,
-            by_public,
+            by_address: directory.by_address,
+            by_public: directory.by_public,
             by_tag: HashMap::new(),
             jar: CookieJar::new(),
             load: Bucket::new(settings.load, settings.load.div_ceil(4)),
@@ -152,25 +138,62 @@ impl Engine {
     /// The keys that this host holds now. What is gone is revoked at once; of what is left the newest generation is used,
     /// and an older one for `grace` after a newer one came.
     pub fn set_keys(&mut self, store: &KeyStore, now: Now) {
-        for state in &mut self.shared.channels {
+        let deadline = now.monotonic + self.shared.settings.grace;
+        for state in self.shared.channels.iter_mut().flatten() {
             let before: BTreeMap<Generation, Option<Duration>> = state
                 .keys
                 .iter()
                 .map(|held| (held.key.generation, held.until))
                 .collect();
-            let deadline = now.monotonic + self.shared.settings.grace;
-            let newest = store
-                .generations(&state.channel.key)
-                .next()
-                .map(|key| key.generation);
-            state.keys = store
-                .generations(&state.channel.key)
-                .map(|key| Held {
-                    key: key.clone(),
-                    until: (Some(key.generation) != newest)
-                        .then(|| before.get(&key.generation).copied().flatten().unwrap_or(deadline)),
-                })
-                .collect();
+            let until = |generation| before.get(&generation).copied().flatten().unwrap_or(deadline);
+            state.keys = held(&state.channel, store, until);
+        }
+        self.keys_changed(now);
+    }
+
+    /// Whom sessions are with and what they are for from now on. Numbers keep their meanings: what is no more leaves its own
+    /// to nobody, what is new comes behind the others. Sessions with a peer that is no more or elsewhere end, and so do
+    /// those for a channel that is no more and those that a peer began with a public key that is not its own any more.
+    pub fn set_scope(
+        &mut self,
+        directory: Directory,
+        channels: Vec<Option<Channel>>,
+        store: &KeyStore,
+        now: Now,
+    ) {
+        let shared = &mut self.shared;
+        shared.statics = Statics::new(&shared.own, directory.publics(), Some(&shared.statics));
+        (self.by_address, self.by_public) = (directory.by_address, directory.by_public);
+        let mut gone: BTreeSet<PeerId> = BTreeSet::new();
+        let mut before = std::mem::take(&mut shared.peers).into_iter();
+        for (number, peer) in (0..).map(PeerId).zip(directory.peers) {
+            let (before, settings) = (before.next().flatten(), &shared.settings);
+            shared.peers.push(match (before, peer) {
+                (Some(before), Some(peer)) if before.address == peer.address => Some(before.with_keys(&peer)),
+                (before, peer) => {
+                    gone.extend(before.map(|_| number));
+                    peer.map(|peer| PeerState::new(&peer, settings))
+                }
+            });
+        }
+        let deadline = now.monotonic + shared.settings.grace;
+        let mut before = std::mem::take(&mut shared.channels).into_iter();
+        for channel in channels {
+            let before = before.next().flatten();
+            shared.channels.push(channel.map(|channel| match before {
+                Some(before) if before.channel == channel => before,
+                _ => ChannelState {
+                    keys: held(&channel, store, |_| deadline),
+                    channel,
+                },
+            }));
+        }
+        for pair in self.all_pairs() {
+            if gone.contains(&pair.peer) {
+                self.drop_pair(pair);
+            } else {
+                self.with_known(pair, |state, shared| state.peer_changed(shared, now));
+            }
         }
         self.keys_changed(now);
     }
@@ -267,15 +290,11 @@ impl Engine {
     /// Does what is due.
     pub fn tick(&mut self, now: Now) {
         let over = |held: &Held| held.until.is_some_and(|until| now.monotonic >= until);
-        if self
-            .shared
-            .channels
-            .iter()
-            .any(|state| state.keys.iter().any(over))
-        {
-            self.shared
-                .channels
+        let channels = &mut self.shared.channels;
+        if channels.iter().flatten().any(|state| state.keys.iter().any(over)) {
+            channels
                 .iter_mut()
+                .flatten()
                 .for_each(|state| state.keys.retain(|held| !over(held)));
             self.keys_changed(now);
         }
@@ -301,7 +320,12 @@ impl Engine {
     /// When `tick` is to be called next.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        let grace = self.shared.channels.iter().flat_map(|state| &state.keys);
+        let grace = self
+            .shared
+            .channels
+            .iter()
+            .flatten()
+            .flat_map(|state| &state.keys);
         let grace = grace.filter_map(|held| held.until).min();
         self.timers
             .first()
@@ -472,6 +496,7 @@ impl Engine {
     fn fill_tags(&mut self) {
         self.by_tag.clear();
         for (number, state) in (0..).zip(&self.shared.channels) {
+            let Some(state) = state else { continue };
             for held in &state.keys {
                 let generation = held.key.generation;
                 let tag = self.shared.own_keys.tag(&state.channel, generation);
@@ -484,6 +509,16 @@ impl Engine {
         let mut pairs: Vec<Pair> = self.pairs.keys().copied().collect();
         pairs.sort_unstable();
         pairs
+    }
+
+    /// Ends everything with a peer that is not there any more, or for a channel that is none.
+    fn drop_pair(&mut self, pair: Pair) {
+        if let Some(mut state) = self.pairs.remove(&pair) {
+            state.end(&mut self.shared);
+        }
+        if let Some(due) = self.due.remove(&pair) {
+            self.timers.remove(&(due, pair));
+        }
     }
 
     /// Works on the pair that an index of ours belongs to, if it is one of `peer`.
@@ -515,6 +550,9 @@ impl Engine {
             .entry(pair)
             .or_insert_with(|| PairState::new(pair, newest));
         work(state, &mut self.shared);
+        if state.count() == 0 && self.shared.channel(pair.channel).is_none() {
+            return self.drop_pair(pair);
+        }
         let due = state.deadline(&self.shared);
         let before = match due {
             Some(due) => self.due.insert(pair, due),
@@ -527,6 +565,18 @@ impl Engine {
             self.timers.insert((due, pair));
         }
     }
+}
+
+/// The generations of a channel's key that a store has; all but the newest for a time.
+fn held(channel: &Channel, store: &KeyStore, until: impl Fn(Generation) -> Duration) -> Vec<Held> {
+    let mut generations = store.generations(&channel.key).peekable();
+    let newest = generations.peek().map(|key| key.generation);
+    generations
+        .map(|key| Held {
+            key: Arc::clone(key),
+            until: (Some(key.generation) != newest).then(|| until(key.generation)),
+        })
+        .collect()
 }
 
 /// What an engine holds.

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod bucket;
+pub mod directory;
 pub mod engine;
 mod mac;
 pub mod message;

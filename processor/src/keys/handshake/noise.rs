@@ -162,7 +162,7 @@ mod tests {
         let build = |own, ephemeral| {
             let identity = Identity::new(Secret::new(own).unwrap());
             // As hosts have it: what is shared with the other static key was worked out before.
-            let statics = Statics::new(&identity, [PublicKey(remote), public_of(&initiator_static)]);
+            let statics = Statics::new(&identity, [PublicKey(remote), public_of(&initiator_static)], None);
             Builder::with_resolver(SUITE.clone(), Box::new(Resolver(statics)))
                 .local_private_key(own)
                 .unwrap()
@@ -231,7 +231,7 @@ mod tests {
     /// A host that knows the second one.
     fn host(byte: u8) -> Arc<Statics> {
         let own = Identity::new(Secret::new(&[byte; LENGTH]).unwrap());
-        Statics::new(&own, [public(2)])
+        Statics::new(&own, [public(2)], None)
     }
 
     fn channel(network: &str) -> Channel {

@@ -152,12 +152,14 @@ pub enum EndReason {
     Superseded,
     /// Its time is over.
     Expired,
-    /// Its key is not held any more.
+    /// Its key is not held any more, no rule names it, or the peer's public key is another.
     Revoked,
     /// The peer ended it.
     ByPeer,
     /// It was never confirmed.
     Unconfirmed,
+    /// The policy has no such peer any more, or has it elsewhere.
+    PeerGone,
 }
 
 impl EndReason {
@@ -170,6 +172,7 @@ impl EndReason {
             EndReason::Revoked => "revoked",
             EndReason::ByPeer => "by-peer",
             EndReason::Unconfirmed => "unconfirmed",
+            EndReason::PeerGone => "peer-gone",
         }
     }
 
@@ -182,6 +185,7 @@ impl EndReason {
             EndReason::Revoked => "its key is revoked",
             EndReason::ByPeer => "the peer has ended it",
             EndReason::Unconfirmed => "it was never confirmed",
+            EndReason::PeerGone => "the policy has no such peer there any more",
         }
     }
 }

@@ -20,7 +20,7 @@ use super::message::{
 use super::noise::{self, Asked, RawSplit};
 use super::output::{EndReason, Event, Output, Pair, SessionId, SessionStatus, Usage};
 use super::session::{Parts, Ping, Role, Session, Stage, Word};
-use super::shared::{Now, Shared};
+use super::shared::{ChannelState, Now, Shared};
 use super::spis::Block;
 use super::stamp::{LATE, STAMP, Stamp};
 
@@ -192,11 +192,13 @@ impl PairState {
 
     /// Keys came or went.
     pub(super) fn keys_changed(&mut self, shared: &mut Shared, now: Now) {
-        let Some(channel) = shared.channel(self.pair.channel) else {
-            return;
-        };
-        let newest = channel.newest();
-        let held = |generation| channel.key(generation).is_some();
+        let channel = shared.channel(self.pair.channel);
+        if channel.is_none() {
+            // Nothing is sealed for it any more.
+            (self.wanted, self.renew) = (false, false);
+        }
+        let newest = channel.and_then(ChannelState::newest);
+        let held = |generation| channel.is_some_and(|channel| channel.key(generation).is_some());
         let gone: Vec<SessionId> = self
             .sessions
             .iter()
@@ -234,6 +236,39 @@ impl PairState {
             session.rekey_at = session.rekey_at.min(soon);
         }
         self.tend(shared, now);
+    }
+
+    /// The peer's public keys have changed: what it has proven with one that is not its own any more ends.
+    pub(super) fn peer_changed(&mut self, shared: &mut Shared, now: Now) {
+        let its = |session: &Session| {
+            shared
+                .peer(self.pair.peer)
+                .is_some_and(|peer| peer.has(session.with))
+        };
+        let gone: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|session| !its(session) && !matches!(session.stage, Stage::Closing))
+            .map(|session| session.id)
+            .collect();
+        for id in gone {
+            if let Some(place) = self.find(id) {
+                self.close(place, shared, now);
+            }
+        }
+        // The one under way is for a key by its place among the ones before.
+        if let Some(attempt) = &self.attempt {
+            let (tries, first) = (attempt.tries, attempt.first);
+            self.launch(shared, tries, first, now);
+        }
+    }
+
+    /// There is nobody to have sessions with any more.
+    pub(super) fn end(&mut self, shared: &mut Shared) {
+        self.drop_attempt(shared);
+        while !self.sessions.is_empty() {
+            self.remove(0, EndReason::PeerGone, shared);
+        }
     }
 
     // ---- What the peer says.
@@ -317,6 +352,7 @@ impl PairState {
             index,
             remote_index: sender,
             generation,
+            with: from,
             role: Role::Responder,
             stamp: told.stamp,
             response: Some(datagram(&response)),
@@ -350,9 +386,11 @@ impl PairState {
         };
         let (generation, public) = (attempt.generation, attempt.public);
         self.attempt = None;
-        if let Some(peer) = shared.peer_mut(self.pair.peer) {
-            peer.preferred = public;
-        }
+        let Some(peer) = shared.peer_mut(self.pair.peer) else {
+            unreachable!("a pair is made for a peer that there is");
+        };
+        peer.preferred = public;
+        let with = peer.publics[public].0;
         // A host rekeys at its own time, not when all that started with it do.
         let early = jitter(shared.settings.rekey_after / 10, &mut *shared.random);
         let parts = Parts {
@@ -360,6 +398,7 @@ impl PairState {
             index,
             remote_index: message.sender.get(),
             generation,
+            with,
             role: Role::Initiator,
             stamp: Stamp::default(),
             response: None,

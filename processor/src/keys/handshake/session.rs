@@ -10,6 +10,7 @@ use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 use zerocopy::IntoBytes;
 
 use crate::keys::derive::{Direction, SessionSecret};
+use crate::keys::identity::PublicKey;
 use crate::keys::store::Generation;
 use crate::path::batch::WorkerId;
 use crate::sa::replay::ReplayWindow;
@@ -63,6 +64,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) index: u32,
     pub(super) generation: Generation,
+    /// The public key that the peer has proven to be its own.
+    pub(super) with: PublicKey,
     pub(super) role: Role,
     /// Of the initiation, if this host answered it.
     pub(super) stamp: Stamp,
@@ -95,6 +98,7 @@ pub(super) struct Parts {
     pub(super) index: u32,
     pub(super) remote_index: u32,
     pub(super) generation: Generation,
+    pub(super) with: PublicKey,
     pub(super) role: Role,
     pub(super) stamp: Stamp,
     pub(super) response: Option<Datagram>,
@@ -114,6 +118,7 @@ impl Session {
             index: parts.index,
             remote_index: parts.remote_index,
             generation: parts.generation,
+            with: parts.with,
             role: parts.role,
             stamp: parts.stamp,
             stage: Stage::Installing(parts.response),

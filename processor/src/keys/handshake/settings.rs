@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Times and limits of sessions. The defaults are what a host runs with; tests make them short.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// A session that is used is replaced after this time, by who began it; a tenth later by the other host.
     pub rekey_after: Duration,

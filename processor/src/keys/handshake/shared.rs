@@ -62,6 +62,31 @@ impl PeerState {
         }
     }
 
+    /// The same peer with the public keys that it has now.
+    pub(super) fn with_keys(mut self, peer: &Peer) -> Self {
+        let preferred = self.publics.get(self.preferred).map(|(public, _)| *public);
+        let mut before = std::mem::take(&mut self.publics);
+        let keys = |public: &PublicKey| {
+            let known = before.iter().position(|(one, _)| one == public);
+            known.map_or_else(
+                || (*public, ReceiverKeys::new(*public)),
+                |place| before.swap_remove(place),
+            )
+        };
+        self.publics = peer.public_keys.iter().map(keys).collect();
+        let place = self
+            .publics
+            .iter()
+            .position(|(public, _)| Some(*public) == preferred);
+        self.preferred = place.unwrap_or(0);
+        self
+    }
+
+    /// Whether a public key is one of its own.
+    pub(super) fn has(&self, public: PublicKey) -> bool {
+        self.publics.iter().any(|(one, _)| *one == public)
+    }
+
     pub(super) fn keep_cookie(&mut self, cookie: [u8; 16], now: Duration) {
         self.cookie = Some((cookie, now));
     }
@@ -103,8 +128,10 @@ pub(super) struct Shared {
     pub(super) statics: Arc<Statics>,
     pub(super) own_keys: ReceiverKeys,
     pub(super) workers: u8,
-    pub(super) peers: Vec<PeerState>,
-    pub(super) channels: Vec<ChannelState>,
+    /// By their numbers; one that is nobody's any more has none.
+    pub(super) peers: Vec<Option<PeerState>>,
+    /// By their numbers, in the same way.
+    pub(super) channels: Vec<Option<ChannelState>>,
     pub(super) random: Box<dyn Random>,
     pub(super) outputs: VecDeque<Output>,
     /// Whose the indices in messages are.
@@ -118,22 +145,22 @@ pub(super) struct Shared {
 impl Shared {
     /// Becomes another host to its peers.
     pub(super) fn set_identity(&mut self, identity: Identity) {
-        let publics = self.peers.iter().flat_map(|peer| &peer.publics);
-        self.statics = Statics::new(&identity, publics.map(|(public, _)| *public));
+        let publics = self.peers.iter().flatten().flat_map(|peer| &peer.publics);
+        self.statics = Statics::new(&identity, publics.map(|(public, _)| *public), None);
         self.own_keys = ReceiverKeys::new(identity.public());
         self.own = identity;
     }
 
     pub(super) fn peer(&self, peer: PeerId) -> Option<&PeerState> {
-        self.peers.get(usize::from(peer.0))
+        self.peers.get(usize::from(peer.0))?.as_ref()
     }
 
     pub(super) fn peer_mut(&mut self, peer: PeerId) -> Option<&mut PeerState> {
-        self.peers.get_mut(usize::from(peer.0))
+        self.peers.get_mut(usize::from(peer.0))?.as_mut()
     }
 
     pub(super) fn channel(&self, channel: ChannelId) -> Option<&ChannelState> {
-        self.channels.get(usize::from(channel.0))
+        self.channels.get(usize::from(channel.0))?.as_ref()
     }
 
     /// An index that no other attempt or session has.

@@ -24,9 +24,18 @@ pub(super) struct Statics {
 }
 
 impl Statics {
-    /// For a host and its peers' public keys.
-    pub(super) fn new(own: &Identity, peers: impl IntoIterator<Item = PublicKey>) -> Arc<Self> {
-        let shared = |peer: PublicKey| (peer.0, Zeroizing::new(x25519(*own.secret(), peer.0)));
+    /// For a host and its peers' public keys. What was worked out `before` for the same host is not worked out again.
+    pub(super) fn new(
+        own: &Identity,
+        peers: impl IntoIterator<Item = PublicKey>,
+        before: Option<&Self>,
+    ) -> Arc<Self> {
+        let known = before.filter(|before| before.public == own.public().0);
+        let shared = |peer: PublicKey| {
+            let known = known.and_then(|known| known.shared.get(&peer.0)).cloned();
+            let shared = known.unwrap_or_else(|| Zeroizing::new(x25519(*own.secret(), peer.0)));
+            (peer.0, shared)
+        };
         Arc::new(Self {
             private: Zeroizing::new(*own.secret()),
             public: own.public().0,
@@ -156,7 +165,7 @@ mod tests {
     #[test]
     fn what_is_worked_out_once_is_what_snow_works_out() {
         let (one, two, three) = (identity(1), identity(2), identity(3));
-        let statics = Statics::new(&one, [two.public()]);
+        let statics = Statics::new(&one, [two.public()], None);
         let mut ours = Resolver(statics).resolve_dh(&DHChoice::Curve25519).unwrap();
         let mut theirs = DefaultResolver.resolve_dh(&DHChoice::Curve25519).unwrap();
         for private in [*one.secret(), [9; LENGTH]] {

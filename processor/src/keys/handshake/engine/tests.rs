@@ -386,3 +386,152 @@ fn a_ping_is_answered_once() {
     assert_eq!(answers, [1, 0, 0]);
     assert_eq!(hosts[1].1.counters().bad_inside, 2);
 }
+
+/// Host 1 with sessions to 2 and 3 for one channel; what its policy says next.
+struct Before {
+    hosts: Vec<(u8, Engine)>,
+}
+
+impl Before {
+    fn new() -> Self {
+        let mut hosts: Vec<(u8, Engine)> = (1..=3).map(|number| (number, engine(number))).collect();
+        for peer in 0..2 {
+            hosts[0].1.need_session(PeerId(peer), ChannelId(0), now(1));
+        }
+        assert_eq!(
+            established(&talk(&mut hosts, now(1))),
+            4,
+            "both ends of two sessions"
+        );
+        Self { hosts }
+    }
+
+    /// What happens when the policy has these peers and channels.
+    fn becomes(&mut self, peers: Vec<Option<Peer>>, channels: &[Option<&str>]) -> Vec<Event> {
+        let channel = |network: &Option<&str>| {
+            network.map(|network| Channel {
+                network: network.into(),
+                ..setup(1, Vec::new()).channels.remove(0)
+            })
+        };
+        let directory = Directory::new(peers, identity(1).public()).unwrap();
+        let channels = channels.iter().map(channel).collect();
+        self.hosts[0]
+            .1
+            .set_scope(directory, channels, &store(&[key(1, 0x5a)]), now(2));
+        talk(&mut self.hosts, now(2))
+    }
+
+    fn peers_with_sessions(&self) -> Vec<u16> {
+        let sessions = self.hosts[0].1.sessions(now(2)).filter(|session| session.current);
+        let mut peers: Vec<u16> = sessions.map(|session| session.session.pair.peer.0).collect();
+        peers.sort_unstable();
+        peers
+    }
+}
+
+fn ended(events: &[Event]) -> Vec<EndReason> {
+    let reason = |event: &Event| match event {
+        Event::Ended { reason, .. } => Some(*reason),
+        _ => None,
+    };
+    events.iter().filter_map(reason).collect()
+}
+
+#[test]
+fn what_another_policy_has_too_goes_on_and_what_is_new_begins() {
+    let mut before = Before::new();
+    let events = before.becomes(vec![Some(peer(2)), Some(peer(3))], &[Some("blue"), Some("red")]);
+    assert_eq!(
+        (ended(&events), before.peers_with_sessions()),
+        (vec![], vec![0, 1])
+    );
+    // Host 2 hears of the new channel, too.
+    let peers = [1, 3].map(peer).map(Some).to_vec();
+    let channels = ["blue", "red"].map(|network| {
+        Some(Channel {
+            network: network.into(),
+            ..setup(1, Vec::new()).channels.remove(0)
+        })
+    });
+    let directory = Directory::new(peers, identity(2).public()).unwrap();
+    let store = store(&[key(1, 0x5a)]);
+    before.hosts[1]
+        .1
+        .set_scope(directory, channels.to_vec(), &store, now(2));
+    before.hosts[0].1.need_session(PeerId(0), ChannelId(1), now(3));
+    assert_eq!(established(&talk(&mut before.hosts, now(3))), 2);
+}
+
+#[test]
+fn a_peer_that_is_no_more_or_elsewhere_has_no_session_and_leaves_nothing() {
+    let elsewhere = Peer {
+        address: address(9),
+        ..peer(3)
+    };
+    for (peers, held) in [
+        (vec![Some(peer(2)), None], 1),
+        (vec![Some(peer(2)), Some(elsewhere)], 1),
+    ] {
+        let mut before = Before::new();
+        let events = before.becomes(peers, &[Some("blue")]);
+        assert_eq!(ended(&events), [EndReason::PeerGone]);
+        assert_eq!(before.peers_with_sessions(), [0]);
+        let left = before.hosts[0].1.held();
+        assert_eq!(
+            (left.pairs, left.states, left.indices, left.blocks),
+            (held, held, held, held)
+        );
+        // The one that is left is not to be reached from where the other was.
+        let initiation = initiation(&mut before.hosts[2].1, now(3));
+        before.hosts[0].1.receive(&initiation, address(3), now(3));
+        assert_eq!(take(&mut before.hosts[0].1, now(3), &mut Vec::new()).len(), 0);
+    }
+}
+
+#[test]
+fn a_channel_that_no_rule_seals_ends_on_both_hosts_and_leaves_nothing() {
+    let mut before = Before::new();
+    let events = before.becomes(vec![Some(peer(2)), Some(peer(3))], &[None, Some("red")]);
+    let mut reasons = ended(&events);
+    reasons.sort_unstable();
+    assert_eq!(
+        reasons,
+        [
+            EndReason::Revoked,
+            EndReason::Revoked,
+            EndReason::ByPeer,
+            EndReason::ByPeer
+        ]
+    );
+    assert_eq!(before.peers_with_sessions(), [] as [u16; 0]);
+    let left = before.hosts[0].1.held();
+    assert_eq!(
+        (left.pairs, left.states, left.indices, left.blocks, left.timers),
+        (0, 0, 0, 0, 0)
+    );
+    let initiation = initiation(&mut before.hosts[1].1, now(3));
+    before.hosts[0].1.receive(&initiation, address(2), now(3));
+    assert_eq!(
+        before.hosts[0].1.counters().unknown_key,
+        1,
+        "a number of no channel"
+    );
+}
+
+#[test]
+fn a_public_key_that_is_taken_away_ends_what_was_proven_with_it_and_another_does_not() {
+    let with = |keys: &[u8]| Peer {
+        public_keys: keys.iter().map(|number| identity(*number).public()).collect(),
+        ..peer(2)
+    };
+    let mut before = Before::new();
+    let events = before.becomes(vec![Some(with(&[7, 2])), Some(peer(3))], &[Some("blue")]);
+    assert_eq!(
+        (ended(&events), before.peers_with_sessions()),
+        (vec![], vec![0, 1])
+    );
+    let events = before.becomes(vec![Some(with(&[7])), Some(peer(3))], &[Some("blue")]);
+    assert!(ended(&events).contains(&EndReason::Revoked), "{events:?}");
+    assert_eq!(before.peers_with_sessions(), [1]);
+}

@@ -1,0 +1,304 @@
+//! Another policy while guestseal runs: asked for by the API, SIGHUP or files that change.
+//!
+//! Files are read, checked and compiled in a thread of their own, and what comes of it is taken over by the control loop at
+//! once, or not at all: a mistake anywhere leaves everything as it was. Files that change together are waited for until
+//! they are quiet. One reload at a time; what is asked for meanwhile is one more after it.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use guestseal_rules::compile::{Ruleset, TooLarge};
+use guestseal_rules::containers::Containers;
+use guestseal_rules::event::Moment;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+use crate::path::endpoints::Endpoints;
+
+use super::api::problem::Problem;
+use super::config::{ConfigError, HostConfig};
+use super::differences::differences;
+use super::guests::PreparedGuests;
+use super::sessions::SessionsError;
+use super::sessions::reload::{Basis, Plan};
+use super::supervise::chain;
+use super::wake::Watched;
+
+/// How long files must be quiet after a change before they are read: an editor writes, renames and writes again.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long a file that never is quiet is waited for.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Why another policy is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// A file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What is fixed while guestseal runs.
+    #[error("{}: {} cannot change while guestseal runs: restart it for that, or take the change back", path.display(), what.join(", "))]
+    Fixed {
+        /// host.yaml.
+        path: PathBuf,
+        /// The fields.
+        what: Vec<&'static str>,
+    },
+    /// The rules.
+    #[error(transparent)]
+    Rules(#[from] TooLarge),
+    /// Peers, channels and keys.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
+    /// The uplink's program.
+    #[error("the uplink's program cannot take what the policy wants: {0}")]
+    Uplink(String),
+    /// More happened to guests meanwhile than is kept.
+    #[error("too much happened to guests while the policy was read: ask again")]
+    Overtaken,
+    /// No thread.
+    #[error("the system has no room to read the policy: {0}")]
+    System(String),
+}
+
+impl From<&ReloadError> for Problem {
+    fn from(error: &ReloadError) -> Self {
+        let (status, name) = match error {
+            ReloadError::Fixed { .. } => (StatusCode::CONFLICT, "NeedsRestart"),
+            ReloadError::Overtaken => (StatusCode::SERVICE_UNAVAILABLE, "Overtaken"),
+            ReloadError::System(_) => (StatusCode::SERVICE_UNAVAILABLE, "NoRoom"),
+            _ => (StatusCode::UNPROCESSABLE_ENTITY, "BadPolicy"),
+        };
+        Problem::new(status, name, chain(error))
+    }
+}
+
+/// That a policy is in force, and durable.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Reloaded {
+    /// The generation of the rules that hold since.
+    pub(super) generation: u32,
+    /// The policy, by the SHA-256 of its files.
+    pub(super) policy: String,
+    /// What it changes, in words; empty if the files say what they said before.
+    pub(super) changes: Vec<String>,
+}
+
+/// What is needed to prepare another policy beside the one in force.
+#[derive(Debug)]
+pub(super) struct Present {
+    pub(super) config: Arc<HostConfig>,
+    pub(super) containers: Containers,
+    pub(super) sessions: Option<Basis>,
+    pub(super) now: Moment,
+}
+
+/// Another policy, ready to be in force.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) config: Arc<HostConfig>,
+    pub(super) guests: PreparedGuests,
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) sessions: Option<Plan>,
+    pub(super) changes: Vec<String>,
+}
+
+impl Present {
+    /// Reads the files and makes everything of them that can be made beforehand; `None` if they say what they said.
+    fn prepare(self) -> Result<Option<Prepared>, ReloadError> {
+        let Some(config) = self.config.load_again()? else {
+            return Ok(None);
+        };
+        let what = fixed(&self.config, &config);
+        if !what.is_empty() {
+            let path = config.origin.path;
+            return Err(ReloadError::Fixed { path, what });
+        }
+        let config = Arc::new(config);
+        let policy = &config.policy;
+        let (containers, moved) = self.containers.adopt(Arc::clone(policy), self.now);
+        let ruleset = Ruleset::compile(
+            policy,
+            containers.memberships(),
+            containers.flows(),
+            NonZeroU32::MIN,
+        )?;
+        let sessions = match &self.sessions {
+            Some(basis) => basis.plan(&config)?,
+            None => None,
+        };
+        Ok(Some(Prepared {
+            guests: PreparedGuests {
+                containers,
+                moved,
+                ruleset,
+            },
+            endpoints: Arc::new(Endpoints::new(policy)),
+            sessions,
+            changes: differences(&self.config.policy, policy),
+            config,
+        }))
+    }
+}
+
+/// What is another in a configuration and cannot be while guestseal runs.
+fn fixed(before: &HostConfig, now: &HostConfig) -> Vec<&'static str> {
+    let addresses = |config: &HostConfig| config.policy.hosts[config.host.index()].addresses.clone();
+    let same = [
+        ("host", before.host == now.host),
+        ("the addresses of this host", addresses(before) == addresses(now)),
+        ("uplink", before.uplink == now.uplink),
+        ("workers", before.workers == now.workers),
+        ("umem", before.umem == now.umem),
+        ("xdp-mode", before.xdp_mode == now.xdp_mode),
+        ("zero-copy", before.zero_copy == now.zero_copy),
+        ("busy-poll", before.busy_poll == now.busy_poll),
+        ("fix-offloads", before.fix_offloads == now.fix_offloads),
+        ("aead", before.aead == now.aead),
+        ("state-directory", before.state_directory == now.state_directory),
+        ("pin-directory", before.pin_directory == now.pin_directory),
+        ("histogram-log", before.histogram_log == now.histogram_log),
+        ("events", before.events == now.events),
+        ("group-rate", before.group_rate == now.group_rate),
+        ("api", before.api == now.api),
+        // They name what the policy has: also if that is another now, such as a network's kind or a host's address.
+        ("security-associations", same_sas(before, now)),
+        ("sessions", before.sessions == now.sessions),
+    ];
+    same.into_iter()
+        .filter(|(_, same)| !same)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn same_sas(before: &HostConfig, now: &HostConfig) -> bool {
+    let address =
+        |config: &HostConfig, host: usize| config.policy.hosts.get(host).map(|one| one.addresses.clone());
+    before.sas == now.sas
+        && now
+            .sas
+            .iter()
+            .all(|sa| address(before, sa.peer.index()) == address(now, sa.peer.index()))
+}
+
+type Reply = oneshot::Sender<Result<Value, Problem>>;
+
+/// A reload that is wanted: by whom, and who is to be told.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) by: Vec<String>,
+    pub(super) replies: Vec<Reply>,
+}
+
+struct Underway {
+    wanted: Wanted,
+    result: Receiver<Result<Option<Prepared>, ReloadError>>,
+}
+
+/// Who wants another policy, and how far it is.
+pub(super) struct Reloads {
+    signal: Arc<AtomicBool>,
+    /// Without it only the API and the signal reload.
+    watched: Option<Watched>,
+    /// When the first and the last change of files that are not read yet was seen.
+    changed: Option<(Instant, Instant)>,
+    wanted: Option<Wanted>,
+    underway: Option<Underway>,
+}
+
+impl Reloads {
+    /// Follows the files of a configuration, and a flag that SIGHUP sets.
+    pub(super) fn new(config: &HostConfig, signal: Arc<AtomicBool>) -> Self {
+        Self {
+            signal,
+            watched: watch(config),
+            changed: None,
+            wanted: None,
+            underway: None,
+        }
+    }
+
+    /// Somebody wants the files read.
+    pub(super) fn want(&mut self, by: String, reply: Option<Reply>) {
+        let wanted = self.wanted.get_or_insert_default();
+        if !wanted.by.contains(&by) {
+            wanted.by.push(by);
+        }
+        wanted.replies.extend(reply);
+    }
+
+    /// Once more, for the same ones.
+    pub(super) fn want_again(&mut self, again: Wanted) {
+        let wanted = self.wanted.get_or_insert_default();
+        wanted.by.extend(again.by);
+        wanted.replies.extend(again.replies);
+    }
+
+    /// The files of another configuration are followed.
+    pub(super) fn follow(&mut self, config: &HostConfig) {
+        self.watched = watch(config);
+    }
+
+    /// Looks for the signal and for files that have changed and are quiet. Whether a reload is to begin.
+    pub(super) fn look(&mut self) -> bool {
+        if self.signal.swap(false, Ordering::AcqRel) {
+            self.want("SIGHUP".to_owned(), None);
+        }
+        let now = Instant::now();
+        if self.watched.as_ref().is_some_and(Watched::take) {
+            let first = self.changed.map_or(now, |(first, _)| first);
+            self.changed = Some((first, now));
+        }
+        let is_due = |(first, last): &(Instant, Instant)| now - *last >= QUIET || now - *first >= LONGEST;
+        if self.changed.take_if(|changed| is_due(changed)).is_some() {
+            self.want("a change of its files".to_owned(), None);
+        }
+        self.wanted.is_some() && self.underway.is_none()
+    }
+
+    /// Begins what is wanted.
+    pub(super) fn begin(&mut self, present: Present) {
+        let Some(wanted) = self.wanted.take() else { return };
+        // What changes from here on is read again.
+        self.changed = None;
+        let (sender, result) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("reload".to_owned());
+        let refuse = sender.clone();
+        let begun = thread.spawn(move || {
+            // Nobody waits for it if guestseal ends.
+            let _ = sender.send(present.prepare());
+        });
+        if let Err(error) = begun {
+            let _ = refuse.send(Err(ReloadError::System(error.to_string())));
+        }
+        self.underway = Some(Underway { wanted, result });
+    }
+
+    /// What has come of the one that was begun, once it has.
+    pub(super) fn finished(&mut self) -> Option<(Wanted, Result<Option<Prepared>, ReloadError>)> {
+        let result = match self.underway.as_ref()?.result.try_recv() {
+            Ok(result) => result,
+            Err(TryRecvError::Empty) => return None,
+            Err(TryRecvError::Disconnected) => Err(ReloadError::System("its thread has ended".to_owned())),
+        };
+        let Underway { wanted, .. } = self.underway.take()?;
+        Some((wanted, result))
+    }
+}
+
+fn watch(config: &HostConfig) -> Option<Watched> {
+    let watched = Watched::new(config.origin.files.iter().cloned());
+    watched
+        .inspect_err(|error| {
+            tracing::warn!(
+                "changes of the policy's files are not seen, only SIGHUP and the API reload: {error}"
+            );
+        })
+        .ok()
+}

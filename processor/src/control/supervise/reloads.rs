@@ -1,0 +1,128 @@
+//! The control loop takes another policy over: everything at once, from the workers' next batch on.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::control::api::problem::Problem;
+use crate::control::assemble::DataPlane;
+use crate::control::guests::now;
+use crate::control::journal::Deed;
+use crate::control::reload::{Prepared, Present, ReloadError, Reloaded, Wanted};
+use crate::control::sessions::Sessions;
+use crate::control::transition::Transitions;
+use crate::path::tables::NextHops;
+
+use super::{Control, chain};
+
+impl Control {
+    /// Begins a reload that is wanted, and ends one that is prepared.
+    pub(super) fn follow_reloads(&mut self, plane: Option<&mut DataPlane>) {
+        if self.reloads.look() {
+            let present = Present {
+                config: Arc::clone(&self.plan.config),
+                containers: self.guests.set_out(),
+                sessions: self.sessions.as_ref().map(Sessions::basis),
+                now: now(),
+            };
+            self.reloads.begin(present);
+        }
+        let Some((wanted, prepared)) = self.reloads.finished() else {
+            return;
+        };
+        if self.guests.was_overtaken() && matches!(prepared, Ok(Some(_))) {
+            tracing::info!("{}: the policy is prepared anew", chain(&ReloadError::Overtaken));
+            return self.reloads.want_again(wanted);
+        }
+        let by = wanted.by.join(", ");
+        let changes = match prepared {
+            Ok(Some(prepared)) => self.adopt(&by, prepared, plane),
+            Ok(None) => {
+                tracing::debug!("reload by {by}: the files say what they said");
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        };
+        self.guests.stay();
+        if let Err(error) = &changes {
+            tracing::error!("reload by {by}: the policy stays as it was: {}", chain(error));
+            let why = chain(error);
+            self.guests.note(&by, Deed::PolicyRefused { why });
+        }
+        let durable = self.commit();
+        let answer = match (changes, durable) {
+            (Err(error), _) => Err(Problem::from(&error)),
+            (Ok(_), Err(error)) => Err(Problem::not_durable(&chain(&error))),
+            (Ok(changes), Ok(())) => Ok(json!(Reloaded {
+                generation: self.plan.rules.generation().get(),
+                policy: self.plan.config.origin.digest.clone(),
+                changes,
+            })),
+        };
+        let Wanted { replies, .. } = wanted;
+        for reply in replies {
+            // Who asked may have gone.
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// Lets a prepared policy be in force; gives what it changes. If it fails everything is as it was.
+    fn adopt(
+        &mut self,
+        by: &str,
+        prepared: Prepared,
+        mut plane: Option<&mut DataPlane>,
+    ) -> Result<Vec<String>, ReloadError> {
+        let Prepared {
+            config,
+            guests,
+            endpoints,
+            sessions,
+            changes,
+        } = prepared;
+        if let Some(plane) = &mut plane {
+            plane
+                .take_either(&config)
+                .map_err(|error| ReloadError::Uplink(chain(&error)))?;
+        }
+        // What is known of guests by their numbers under the policy before is done with.
+        self.settle(plane.as_deref_mut());
+        let digest = &config.origin.digest;
+        self.guests.adopt(by, digest, &changes, guests, now());
+        let plan = &mut self.plan;
+        plan.rules = self.guests.ruleset().clone();
+        plan.endpoints = endpoints;
+        plan.next_hops
+            .resize(config.policy.hosts.len(), NextHops::default());
+        self.book.turn(&config.policy, plan.rules.generation());
+        plan.rule_counters = Arc::clone(self.book.counters());
+        if let (Some(sessions), Some(wanted)) = (&mut self.sessions, sessions) {
+            sessions.adopt(wanted, &config.policy, &mut plan.sas);
+        }
+        plan.config = config;
+        // Which rules accept two forms is known by their numbers.
+        self.transitions = Transitions::default();
+        self.transitions.look(&self.plan.config.policy, now());
+        self.plan.also_accepted = Arc::clone(self.transitions.accepted());
+        if let Some(plane) = plane {
+            plane.adopt(&self.plan);
+            self.follow_ways(plane);
+        }
+        // Who a report speaks of is known by the policy. What was read and not told yet is read again.
+        self.sources = None;
+        match self.open_sources() {
+            Ok(sources) => self.sources = sources,
+            Err(error) => tracing::error!("the security services are not heard any more: {error}"),
+        }
+        self.reloads.follow(&self.plan.config);
+        tracing::info!(
+            "reload by {by}: another policy is in force since generation {} of the rules{}",
+            self.plan.rules.generation(),
+            changes
+                .iter()
+                .map(|change| format!("\n  {change}"))
+                .collect::<String>()
+        );
+        Ok(changes)
+    }
+}
