@@ -181,6 +181,7 @@ fn every_path_is_described_and_answers() {
             let body = match path.rsplit('/').next().unwrap() {
                 "tags" => json!({"service": "av", "name": "eicar", "severity": 90}),
                 "transfer" | "pin" => json!({"container": "quarantine"}),
+                "move" => json!({"host": "h2"}),
                 "events" => json!({"guest": "web-1", "release": {}}),
                 _ => Value::Null,
             };

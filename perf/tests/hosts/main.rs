@@ -10,6 +10,7 @@ mod forge;
 mod frames;
 mod killed;
 mod measured;
+mod moves;
 mod offloads;
 mod overlay;
 mod overload;
@@ -110,6 +111,10 @@ const TESTS: &[(&str, Body)] = &[
     (
         "reload::a_guest_that_vanishes_and_a_key_that_is_not_named",
         reload::vanished,
+    ),
+    (
+        "moves::traffic_follows_between_three_hosts",
+        moves::between_three_hosts,
     ),
     (
         "overload::a_flood_is_counted_bounded_and_over_at_once",

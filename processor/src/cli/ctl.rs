@@ -101,6 +101,14 @@ enum Command {
         /// JSON
         event: String,
     },
+    /// Says that a guest is on another host from now on; every host is to be told
+    Move {
+        /// Id or UUID
+        guest: String,
+        /// The host
+        #[arg(long, value_name = "HOST")]
+        to: String,
+    },
     /// Reads the host's file and the policy's files again; a mistake in them changes nothing
     Reload,
     /// Who did what and when
@@ -203,6 +211,7 @@ impl Ctl {
                 let event = serde_json::from_str(event).map_err(|error| format!("the event: {error}"))?;
                 post("/v1/events", &event)?
             }
+            Command::Move { guest, to } => post(&of_guest(guest, "/move"), &json!({"host": to}))?,
             Command::Reload => post("/v1/policy/reload", &Value::Null)?,
             Command::Journal { after, most } => get(&format!("/v1/journal?after={after}&most={most}"))?,
             Command::Follow => {

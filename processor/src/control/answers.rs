@@ -13,14 +13,14 @@ use super::manual_sa::Mark;
 
 /// All guests.
 #[must_use]
-pub fn guests(containers: &Containers) -> Value {
+pub fn guests(containers: &Containers, config: &HostConfig) -> Value {
     let all = (0..containers.policy().guests.len() as u32).map(GuestIndex);
-    all.map(|index| guest(containers, index)).collect()
+    all.map(|index| guest(containers, config, index)).collect()
 }
 
 /// One guest.
 #[must_use]
-pub fn guest(containers: &Containers, index: GuestIndex) -> Value {
+pub fn guest(containers: &Containers, config: &HostConfig, index: GuestIndex) -> Value {
     let policy = containers.policy();
     let guest = &policy.guests[index.index()];
     let record = containers.record(index);
@@ -28,7 +28,7 @@ pub fn guest(containers: &Containers, index: GuestIndex) -> Value {
     json!({
         "guest": guest.id,
         "uuid": guest.uuid,
-        "host": policy.hosts[guest.host.index()].name,
+        "host": policy.hosts[config.host_of(index).index()].name,
         "container": container.name,
         "quarantine": container.quarantine,
         "because": record.cause.as_ref().map(|cause| &*cause.text),
@@ -130,11 +130,12 @@ pub fn ports(policy: &Policy, open: impl Iterator<Item = (PortIndex, bool)>) -> 
 
 /// Where all guest ports are.
 #[must_use]
-pub fn endpoints(policy: &Policy) -> Value {
+pub fn endpoints(config: &HostConfig) -> Value {
+    let policy = &config.policy;
     let all = (0..policy.ports.len() as u32).map(PortIndex);
     all.map(|index| {
         let mut value = port(policy, index);
-        let host = policy.guests[policy.ports[index.index()].guest.index()].host;
+        let host = config.host_of(policy.ports[index.index()].guest);
         value["host"] = policy.hosts[host.index()].name.clone().into();
         value["vtep"] = json!(policy.hosts[host.index()].addresses);
         value

@@ -845,9 +845,8 @@ fn check_workers(config: &HostConfig, uplink: &Link) -> Result<(), StartError> {
 fn uplink_config(config: &HostConfig) -> UplinkConfig {
     let policy = &config.policy;
     // On a flat network the wire carries the guests' own MACs.
-    let is_local_and_flat = |port: &GuestPort| {
-        policy.guests[port.guest.index()].host == config.host && policy.is_flat(port.network)
-    };
+    let is_local_and_flat =
+        |port: &GuestPort| config.host_of(port.guest) == config.host && policy.is_flat(port.network);
     let has = |wanted: fn(NetworkKind) -> bool| policy.networks.iter().any(|one| wanted(one.kind));
     UplinkConfig {
         host_addresses: config.policy.hosts[config.host.index()].addresses.clone(),

@@ -1,6 +1,6 @@
 //! One host's configuration: host.yaml.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,14 @@ use guestseal_rules::classify::Protection;
 use guestseal_rules::load::{
     FileError, FileErrors, Source, load_policy_after, parse, port_range, protocol_number,
 };
-use guestseal_rules::model::{Cidr, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
+use guestseal_rules::model::{Cidr, GuestIndex, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest, Sha256};
 
 use crate::aead::choice::Choice;
+use crate::path::endpoints::Endpoints;
 use crate::path::flood::Floods;
 use crate::port::umem::{HugePages, Shape};
 use crate::port::xsk::ZeroCopy;
@@ -144,6 +145,8 @@ pub struct HostConfig {
     pub policy: Arc<Policy>,
     /// This host.
     pub host: HostIndex,
+    /// Guests that are not where the policy says.
+    pub elsewhere: BTreeMap<GuestIndex, HostIndex>,
     /// The uplink's interface.
     pub uplink: String,
     /// The workers.
@@ -485,6 +488,19 @@ impl HostConfig {
         Self::resolve(Texts::read(path, overrides)?, &Policy::default())
     }
 
+    /// The host that a guest is on.
+    #[must_use]
+    pub fn host_of(&self, guest: GuestIndex) -> HostIndex {
+        let elsewhere = self.elsewhere.get(&guest);
+        elsewhere.map_or_else(|| self.policy.guests[guest.index()].host, |host| *host)
+    }
+
+    /// Where guest ports are.
+    #[must_use]
+    pub fn endpoints(&self) -> Endpoints {
+        Endpoints::with_hosts(&self.policy, |guest| self.host_of(guest))
+    }
+
     /// Reads the same files again; `None` if they say what they said. What is the same host, network or key keeps its number.
     ///
     /// # Errors
@@ -593,6 +609,7 @@ impl HostConfig {
         let config = Self {
             policy: Arc::new(policy),
             host,
+            elsewhere: BTreeMap::new(),
             uplink,
             workers,
             umem,

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guestseal_rules::compile::{Ruleset, TooLarge, next_generation};
-use guestseal_rules::containers::{Changes, Containers, Moved, Refusal};
+use guestseal_rules::containers::{Changes, Containers, Moved as Transferred, Refusal};
 use guestseal_rules::event::{Event, Moment};
-use guestseal_rules::model::Policy;
+use guestseal_rules::model::{GuestIndex, HostIndex, Policy};
 use serde::Serialize;
 
 use super::journal::{Deed, Done, Entry, Journal, JournalError};
+use super::moves::{Moved, Moves};
 use super::sources::file::{FollowedFile, Position};
 use super::supervise::chain;
 use super::wake::Watched;
@@ -64,6 +65,8 @@ pub struct Guests {
     source_error: String,
     /// What has changed since the rules were made.
     changes: Changes,
+    /// Those that are not where the policy says.
+    moves: Moves,
     /// While another policy is prepared.
     meanwhile: Option<adopt::Meanwhile>,
     totals: EventTotals,
@@ -167,6 +170,7 @@ impl Guests {
                 .ok()
         });
         let read = positions(&entries);
+        let moves = Moves::of(&entries);
         Ok(Self {
             ruleset: Ruleset::compile(
                 policy,
@@ -185,6 +189,7 @@ impl Guests {
             journal_error: String::new(),
             source_error: String::new(),
             changes: Changes::default(),
+            moves,
             meanwhile: None,
             totals: EventTotals::default(),
         })
@@ -326,13 +331,28 @@ impl Guests {
         self.journal_error.clear();
         let done = std::mem::take(&mut self.pending);
         if self.journal.is_large()
-            && let Err(error) =
-                self.journal
-                    .rotate(self.containers.now(), self.containers.save(), self.read.clone())
+            && let Err(error) = self.journal.rotate(
+                self.containers.now(),
+                self.containers.save(),
+                self.read.clone(),
+                self.moves.clone(),
+            )
         {
             tracing::error!("{}: the journal goes on in its old file", chain(&error));
         }
         Ok(done)
+    }
+
+    /// The guests that are not where a policy says.
+    pub fn elsewhere(&mut self, policy: &Policy) -> BTreeMap<GuestIndex, HostIndex> {
+        self.moves.resolve(policy)
+    }
+
+    /// Notes that a guest is on a host.
+    pub fn locate(&mut self, by: &str, guest: &str, at: Moved) {
+        self.moves.set(guest, at.clone());
+        let guest = guest.to_owned();
+        self.note(by, Deed::Located { guest, at });
     }
 
     fn parse(&mut self, line: Option<&str>) -> Option<Event> {
@@ -351,7 +371,7 @@ impl Guests {
 
     fn say(&mut self, changes: &Changes) {
         let policy = Arc::clone(&self.policy);
-        let name = |moved: &Moved| {
+        let name = |moved: &Transferred| {
             let container =
                 |index: guestseal_rules::model::ContainerIndex| &policy.containers[index.index()].name;
             (

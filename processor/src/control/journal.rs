@@ -18,6 +18,7 @@ use guestseal_rules::event::{Event, Moment};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::moves::Moves;
 use super::sources::file::Position;
 
 /// The directory in the state directory.
@@ -91,6 +92,9 @@ pub enum Deed {
         /// How far each followed file was read then.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         read: BTreeMap<String, Position>,
+        /// The guests that were not where the policy's files said.
+        #[serde(default, skip_serializing_if = "Moves::is_empty")]
+        located: Moves,
     },
     /// An event was accepted.
     Event {
@@ -111,6 +115,14 @@ pub enum Deed {
         to: String,
         /// Why.
         because: String,
+    },
+    /// A guest is on a host from then on.
+    Located {
+        /// Its UUID.
+        guest: String,
+        /// Where.
+        #[serde(flatten)]
+        at: super::moves::Moved,
     },
     /// Guestseal has started.
     Started {
@@ -180,6 +192,7 @@ impl Journal {
                         ..Saved::default()
                     },
                     read: BTreeMap::new(),
+                    located: Moves::default(),
                 };
                 make(&directory, now, 1, begin)?.0
             }
@@ -309,11 +322,13 @@ impl Journal {
         at: Moment,
         state: Saved,
         read: BTreeMap<String, Position>,
+        located: Moves,
     ) -> Result<(), JournalError> {
         let begin = Deed::Begin {
             after: self.sum.clone(),
             state,
             read,
+            located,
         };
         let (path, file, length, sum) = make(&self.directory, at, self.next, begin)?;
         (self.path, self.file, self.length, self.sum) = (path, file, length, sum);
@@ -586,7 +601,9 @@ mod tests {
                     offset: number,
                 },
             )]);
-            journal.rotate(moment(number), Saved::default(), read).unwrap();
+            journal
+                .rotate(moment(number), Saved::default(), read, Moves::default())
+                .unwrap();
         }
         journal.append(&[event(999)]).unwrap();
         let (_, entries) = Journal::open(state.path()).unwrap();

@@ -11,6 +11,7 @@ pub mod guests;
 pub mod journal;
 pub mod link;
 pub mod manual_sa;
+pub mod moves;
 pub mod namespace;
 mod netlink;
 pub mod offloads;

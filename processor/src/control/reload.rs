@@ -20,8 +20,6 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use crate::path::endpoints::Endpoints;
-
 use super::api::problem::Problem;
 use super::config::{ConfigError, HostConfig};
 use super::differences::differences;
@@ -104,7 +102,6 @@ pub(super) struct Present {
 pub(super) struct Prepared {
     pub(super) config: Arc<HostConfig>,
     pub(super) guests: PreparedGuests,
-    pub(super) endpoints: Arc<Endpoints>,
     pub(super) sessions: Option<Plan>,
     pub(super) changes: Vec<String>,
 }
@@ -139,7 +136,6 @@ impl Present {
                 moved,
                 ruleset,
             },
-            endpoints: Arc::new(Endpoints::new(policy)),
             sessions,
             changes: differences(&self.config.policy, policy),
             config,

@@ -2,6 +2,7 @@
 //! SAs ahead, collects latencies, and stops.
 
 mod reloads;
+mod relocate;
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -18,7 +19,6 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use serde_json::{Value, json};
 
 use crate::aead::choice::{EngineError, choose};
-use crate::path::endpoints::Endpoints;
 use crate::path::tables::NextHops;
 use crate::sa::slots::Owned;
 use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
@@ -156,6 +156,9 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             policy: config.origin.digest.clone(),
         },
     );
+    let mut placed = HostConfig::clone(&config);
+    placed.elsewhere = guests.elsewhere(&config.policy);
+    let config = Arc::new(placed);
     let workers = config.workers.len();
     let book = RuleBook::new(&config.policy, guests.ruleset().generation(), workers);
     let mut control = Control {
@@ -164,7 +167,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             engine,
             sas: Arc::new(manual.table),
             rules: guests.ruleset().clone(),
-            endpoints: Arc::new(Endpoints::new(&config.policy)),
+            endpoints: Arc::new(config.endpoints()),
             next_hops: vec![NextHops::default(); config.policy.hosts.len()],
             also_accepted: Arc::default(),
             counters: (0..workers).map(|_| Arc::default()).collect(),
@@ -373,8 +376,15 @@ impl Control {
         let (mut changes, mut questions) = (Vec::new(), Vec::new());
         for Request { by, ask, reply } in self.desk.as_mut().map(Desk::take).unwrap_or_default() {
             match ask {
-                Ask::Event(event) => changes.push((self.guests.offer(now(), &by, event, None), reply)),
+                Ask::Event(event) => {
+                    let taken = self.guests.offer(now(), &by, event, None);
+                    changes.push((taken.map_err(Problem::from), reply));
+                }
                 Ask::Reload => self.reloads.want(by, Some(reply)),
+                Ask::Move { guest, host } => {
+                    let taken = self.relocate(&by, &guest, &host, plane.as_deref_mut());
+                    changes.push((taken, reply));
+                }
                 ask => questions.push((ask, reply)),
             }
         }
@@ -385,7 +395,7 @@ impl Control {
         });
         for (taken, reply) in changes {
             let answer = match (taken, &durable) {
-                (Err(refusal), _) => Err(Problem::from(refusal)),
+                (Err(problem), _) => Err(problem),
                 (Ok(()), Ok(())) => Ok(accepted.clone()),
                 (Ok(()), Err(error)) => Err(Problem::not_durable(&chain(error))),
             };
@@ -419,16 +429,20 @@ impl Control {
     fn answer(&self, ask: Ask, plane: Option<&DataPlane>) -> Result<Value, Problem> {
         let (containers, config) = (self.guests.containers(), &self.plan.config);
         Ok(match ask {
-            Ask::Event(_) | Ask::Reload => unreachable!("it is no question"),
+            Ask::Event(_) | Ask::Reload | Ask::Move { .. } => unreachable!("it is no question"),
             Ask::Status => json!(self.status()),
-            Ask::Guests => answers::guests(containers),
+            Ask::Guests => answers::guests(containers, config),
             Ask::Guest(name) => {
                 let guest = containers.guest(&name);
-                answers::guest(containers, guest.ok_or_else(|| Problem::unknown_guest(&name))?)
+                answers::guest(
+                    containers,
+                    config,
+                    guest.ok_or_else(|| Problem::unknown_guest(&name))?,
+                )
             }
             Ask::Containers => answers::containers(containers),
             Ask::Ports => answers::ports(&config.policy, plane.into_iter().flat_map(DataPlane::ports)),
-            Ask::Endpoints => answers::endpoints(&config.policy),
+            Ask::Endpoints => answers::endpoints(config),
             Ask::SecurityAssociations => json!({
                 "manual": answers::manual_sas(config, &self.marks),
                 "sessions": self.sessions.as_ref().map(Sessions::status),

@@ -95,6 +95,13 @@ pub enum Ask {
     Event(Event),
     /// Reads the policy's files again.
     Reload,
+    /// A guest is on another host.
+    Move {
+        /// Id or UUID.
+        guest: String,
+        /// The host's name.
+        host: String,
+    },
     /// Everything in short.
     Status,
     /// All guests.

@@ -150,6 +150,14 @@ struct ContainerBody {
     container: String,
 }
 
+/// On which host.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct HostBody {
+    /// Its name.
+    host: String,
+}
+
 /// Which part of the journal.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -319,6 +327,18 @@ async fn release(
         .await
 }
 
+/// A guest is on another host: what is for it goes there from the next batch of packets on. Every host is to be told.
+#[utoipa::path(post, path = "/v1/guests/{guest}/move", params(("guest" = String, Path, description = "Id or UUID")), request_body = HostBody,
+    responses((status = 200, body = Accepted), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn move_guest(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(guest): Path<String>,
+    Told(HostBody { host }): Told<HostBody>,
+) -> Answer {
+    api.ask(&caller, Right::Change, Ask::Move { guest, host }).await
+}
+
 /// Reads the host's file and the policy's files again. The answer comes when the policy is in force and durable; a mistake in any
 /// of them changes nothing, and is named with its file, line and what was expected.
 #[utoipa::path(post, path = "/v1/policy/reload",
@@ -392,6 +412,7 @@ fn described() -> OpenApiRouter<Api> {
     .routes(routes!(transfer))
     .routes(routes!(pin, unpin))
     .routes(routes!(release))
+    .routes(routes!(move_guest))
     .routes(routes!(containers))
     .routes(routes!(reload))
     .routes(routes!(ports))

@@ -70,7 +70,7 @@ fn ports_of(config: &HostConfig) -> impl Iterator<Item = (PortIndex, Identity)> 
     let ports = (0u32..).map(PortIndex).zip(&policy.ports);
     ports.filter_map(|(number, port)| {
         let guest = &policy.guests[port.guest.index()];
-        (guest.host == config.host).then(|| {
+        (config.host_of(port.guest) == config.host).then(|| {
             let identity = Identity {
                 guest: guest.uuid.clone(),
                 interface: port.interface.clone(),

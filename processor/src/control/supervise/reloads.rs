@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::control::api::problem::Problem;
 use crate::control::assemble::DataPlane;
+use crate::control::config::HostConfig;
 use crate::control::guests::now;
 use crate::control::journal::Deed;
 use crate::control::reload::{Prepared, Present, ReloadError, Reloaded, Wanted};
@@ -76,7 +77,6 @@ impl Control {
         let Prepared {
             config,
             guests,
-            endpoints,
             sessions,
             changes,
         } = prepared;
@@ -89,9 +89,12 @@ impl Control {
         self.settle(plane.as_deref_mut());
         let digest = &config.origin.digest;
         self.guests.adopt(by, digest, &changes, guests, now());
+        let mut config = HostConfig::clone(&config);
+        config.elsewhere = self.guests.elsewhere(&config.policy);
+        let config = Arc::new(config);
         let plan = &mut self.plan;
         plan.rules = self.guests.ruleset().clone();
-        plan.endpoints = endpoints;
+        plan.endpoints = Arc::new(config.endpoints());
         plan.next_hops
             .resize(config.policy.hosts.len(), NextHops::default());
         self.book.turn(&config.policy, plan.rules.generation());
