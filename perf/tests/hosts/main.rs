@@ -18,6 +18,7 @@ mod reload;
 mod sessions;
 mod traffic;
 mod vlan;
+mod ways;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use net::Result;
@@ -29,6 +30,7 @@ const TESTS: &[(&str, Body)] = &[
     ("overlay::every_size_and_bulk", overlay::sizes),
     ("overlay::linux_vxlan_is_the_far_end", overlay::linux_vxlan),
     ("overlay::routes_are_followed", overlay::routes),
+    ("ways::another_mac_is_met_at_once", ways::next_hop),
     ("overlay::scapy_opens_and_seals", overlay::scapy),
     ("vlan::each_of_a_trunk_is_a_port_of_its_own", vlan::trunk),
     (

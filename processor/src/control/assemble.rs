@@ -448,6 +448,17 @@ impl DataPlane {
         link::index_of(&self.uplink.name) == Some(self.uplink.index)
     }
 
+    /// Looks at the uplink again, if it is the one that the plane was made for; whether its MAC or MTU is another.
+    pub fn follow_uplink(&mut self) -> bool {
+        let now = link::describe(&self.uplink.name).ok();
+        let Some(now) = now.filter(|now| now.index == self.uplink.index) else {
+            return false;
+        };
+        let changed = (now.mac, now.mtu) != (self.uplink.mac, self.uplink.mtu);
+        self.uplink = now;
+        changed
+    }
+
     /// Closes guest ports whose interface is gone and opens those whose interface has come. Gives what happened.
     pub fn follow_guest_ports(&mut self, plan: &Blueprint) -> Vec<String> {
         let mut news = Vec::new();

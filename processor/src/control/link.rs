@@ -232,11 +232,22 @@ pub fn next_hop(address: IpAddr, interface: u32) -> Option<IpAddr> {
     (out == Some(interface)).then_some(via)
 }
 
-/// The MACs that the kernel knows of neighbours on an interface.
+/// A neighbour on an interface, as the kernel knows it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC.
+    pub mac: MacAddress,
+    /// Whether it has not been heard for a while: it may have another MAC by now.
+    pub is_stale: bool,
+}
+
+/// The neighbours on an interface whose MACs the kernel knows.
 ///
 /// # Errors
 /// Those of netlink.
-pub fn neighbours(interface: u32) -> std::io::Result<Vec<(IpAddr, MacAddress)>> {
+pub fn neighbours(interface: u32) -> std::io::Result<Vec<Neighbour>> {
     let all = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
     let socket = netlink::put(NETLINK_ROUTE, all, NLM_F_DUMP)?;
     let mut found = Vec::new();
@@ -254,10 +265,20 @@ pub fn neighbours(interface: u32) -> std::io::Result<Vec<(IpAddr, MacAddress)>> 
     Ok(found)
 }
 
-fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<(IpAddr, MacAddress)> {
+fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<Neighbour> {
     if neighbour.header.ifindex != interface {
         return None;
     }
+    let (address, mac) = told(neighbour)?;
+    Some(Neighbour {
+        address,
+        mac: mac?,
+        is_stale: neighbour.header.state == NeighbourState::Stale,
+    })
+}
+
+/// What a message says of a neighbour: its address, and its MAC if the kernel knows it.
+pub(super) fn told(neighbour: &NeighbourMessage) -> Option<(IpAddr, Option<MacAddress>)> {
     let (mut address, mut mac) = (None, None);
     for attribute in &neighbour.attributes {
         match attribute {
@@ -273,7 +294,7 @@ fn entry(neighbour: &NeighbourMessage, interface: u32) -> Option<(IpAddr, MacAdd
             _ => {}
         }
     }
-    address.zip(mac.filter(|mac| *mac != MacAddress::default()))
+    Some((address?, mac.filter(|mac| *mac != MacAddress::default())))
 }
 
 /// Makes an interface take frames to a MAC that is not its own: an entry of its unicast filter (`bridge fdb add MAC dev X

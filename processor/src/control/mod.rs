@@ -14,6 +14,7 @@ pub mod manual_sa;
 pub mod moves;
 pub mod namespace;
 mod netlink;
+pub mod news;
 pub mod offloads;
 pub mod reach;
 mod reload;

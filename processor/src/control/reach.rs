@@ -1,10 +1,14 @@
-//! How other hosts are reached: by the kernel's routes and neighbours, in both families, looked at again and again.
+//! How other hosts are reached: by the kernel's routes and neighbours, in both families, looked at whenever the kernel tells
+//! that they have changed.
 //!
 //! An address is reached by the MAC of its next hop, the host itself or a gateway, if the route leads out of the uplink. When
 //! the route changes, the MAC is unknown until the new next hop's is there: nothing goes to an old gateway.
+//! Workers' packets do not pass the kernel, which therefore does not notice when a neighbour is silent: one that it has not
+//! heard for a while is asked for now and then.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use guestseal_rules::model::{HostIndex, NetworkIndex};
 
@@ -14,12 +18,20 @@ use crate::wire::ethernet::MacAddress;
 
 use super::config::{HostConfig, SaMode};
 use super::link;
+use super::news::News;
+
+/// How often it is looked at while something is asked for, or where the kernel tells nothing.
+const SOON: Duration = Duration::from_secs(1);
+/// How often it is looked at though nothing was told.
+const SELDOM: Duration = Duration::from_secs(30);
 
 /// What is known of the ways to other hosts.
 #[derive(Debug, Default)]
 pub struct Reach {
     /// For each address the next hop, and its MAC once it was seen.
     ways: HashMap<IpAddr, (IpAddr, Option<MacAddress>)>,
+    /// Addresses whose next hop's MAC was not there at the last look.
+    waiting: usize,
 }
 
 /// The addresses that tunnels, overlays and sessions go to, with the numbers of their hosts.
@@ -51,6 +63,26 @@ pub fn far_ends(
 }
 
 impl Reach {
+    /// When to look again, though the kernel tells nothing: soon as long as a MAC is asked for.
+    #[must_use]
+    pub fn look_again(&self, is_told: bool) -> Duration {
+        if is_told && self.waiting == 0 {
+            SELDOM
+        } else {
+            SOON
+        }
+    }
+
+    /// Whether what the kernel tells may change a way.
+    #[must_use]
+    pub fn concerns(&self, news: &News) -> bool {
+        let is_another = |(address, mac): &(IpAddr, Option<MacAddress>)| {
+            let mut ways = self.ways.values();
+            ways.any(|(via, known)| via == address && known != mac)
+        };
+        news.uplink || news.routes || news.anything || news.neighbours.iter().any(is_another)
+    }
+
     /// Looks at the ways to these addresses; what is not known is asked for. Changes the MACs of those whose way has changed.
     ///
     /// # Errors
@@ -61,6 +93,7 @@ impl Reach {
         ends: &[(usize, IpAddr)],
         next_hops: &mut [NextHops],
     ) -> std::io::Result<()> {
+        self.waiting = 0;
         if ends.is_empty() {
             return Ok(());
         }
@@ -71,14 +104,15 @@ impl Reach {
             };
             let mac = match link::next_hop(*address, uplink) {
                 Some(via) => {
-                    let seen = known.iter().find(|(neighbour, _)| *neighbour == via);
+                    let seen = known.iter().find(|neighbour| neighbour.address == via);
                     let before = self.ways.get(address).filter(|(before, _)| *before == via);
-                    if seen.is_none() {
+                    self.waiting += usize::from(seen.is_none());
+                    if seen.is_none_or(|seen| seen.is_stale) {
                         link::solicit(*address);
                     }
                     // An entry that the kernel has dropped is asked for; until the answer comes the old one is as good.
                     let mac = seen
-                        .map(|(_, mac)| *mac)
+                        .map(|seen| seen.mac)
                         .or_else(|| before.and_then(|(_, mac)| *mac));
                     self.ways.insert(*address, (via, mac));
                     mac

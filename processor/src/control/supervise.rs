@@ -34,6 +34,7 @@ use super::guests::{Guests, GuestsError, now};
 use super::journal::{Deed, JournalError};
 use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
+use super::news::KernelNews;
 use super::offloads::{OffloadError, PutBack};
 use super::reach::{self, Reach};
 use super::reload::Reloads;
@@ -48,8 +49,6 @@ use super::wake::wait;
 const TURN: Duration = Duration::from_millis(20);
 /// How often interfaces are looked for.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often neighbours are asked for.
-const ASK: Duration = Duration::from_secs(1);
 /// Packets of logged rules that one turn writes into the log at most.
 const SAMPLES: usize = 20;
 /// How long one interval of the latency log is.
@@ -128,6 +127,8 @@ struct Control {
     since: Moment,
     marks: Vec<Mark>,
     reach: Reach,
+    /// Without it the kernel is asked again and again.
+    news: Option<KernelNews>,
     all: Latencies,
     interval: Latencies,
     xdp: Vec<(String, guestseal_xdp::Counters)>,
@@ -184,6 +185,11 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         since: now(),
         marks: manual.marks,
         reach: Reach::default(),
+        news: KernelNews::new()
+            .inspect_err(|error| {
+                tracing::warn!("changes of routes and neighbours are met a second later: {error}");
+            })
+            .ok(),
         all: Latencies::default(),
         interval: Latencies::default(),
         xdp: Vec::new(),
@@ -239,13 +245,20 @@ impl Control {
             self.plan.config.policy.hosts[self.plan.config.host.index()].name,
             self.plan.config.workers.len()
         );
-        let (mut looked, mut asked, mut logged) = (begin, begin - ASK, begin);
+        let (mut looked, mut logged) = (begin, begin);
+        let mut asked: Option<Instant> = None;
         let mut turn = begin;
         while !stop.load(Ordering::Acquire) {
             self.wait(turn, Some(&plane));
             // What wakes the loop is met at once; everything else has its time.
             self.follow_events(Some(&mut plane));
             self.follow_sessions(&mut plane);
+            let told = self.take_news(&mut plane);
+            let again = self.reach.look_again(self.news.is_some());
+            if told || asked.is_none_or(|asked| asked.elapsed() >= again) {
+                asked = Some(Instant::now());
+                self.follow_ways(&mut plane);
+            }
             if Instant::now() < turn {
                 continue;
             }
@@ -277,10 +290,6 @@ impl Control {
                     tracing::warn!("{news}");
                 }
             }
-            if asked.elapsed() >= ASK {
-                asked = Instant::now();
-                self.follow_ways(&mut plane);
-            }
             if logged.elapsed() >= INTERVAL {
                 self.write_interval(&mut log, logged.duration_since(begin), logged.elapsed());
                 logged = Instant::now();
@@ -310,6 +319,7 @@ impl Control {
         let mut descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
         descriptors.extend(self.desk.as_ref().map(|desk| desk.bell().as_fd()));
         descriptors.extend(self.sources.as_ref().map(|sources| sources.bell().as_fd()));
+        descriptors.extend(self.news.iter().filter(|_| plane.is_some()).map(AsFd::as_fd));
         let mut until = turn;
         let woken = &self.plan.control;
         if let (Some(sessions), Some(plane)) = (&self.sessions, plane) {
@@ -352,6 +362,18 @@ impl Control {
             // Without sessions nothing that workers say is of use.
             None => plane.notices().for_each(drop),
         }
+    }
+
+    /// Takes what the kernel tells. Whether ways to other hosts may be others.
+    fn take_news(&mut self, plane: &mut DataPlane) -> bool {
+        let news = self.news.as_ref().map(|news| news.take(plane.uplink.index));
+        let news = news.unwrap_or_default();
+        if news.uplink && plane.follow_uplink() {
+            let (mac, mtu) = (plane.uplink.mac, plane.uplink.mtu);
+            tracing::info!("uplink {}: MAC {mac}, MTU {mtu}", plane.uplink.name);
+            plane.publish(&self.plan);
+        }
+        self.reach.concerns(&news)
     }
 
     fn tend_marks(&mut self) {
