@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use guestseal::control::api::access::People;
 use guestseal::control::api::client::{Client, ClientError, Server};
-use guestseal::control::api::{ApiConfig, Ask, Desk, TlsConfig, limits, openapi};
+use guestseal::control::api::problem::Problem;
+use guestseal::control::api::{ApiConfig, Ask, Desk, HookConfig, TlsConfig, limits, openapi};
 use guestseal::control::wake::wait;
 use libtest_mimic::{Arguments, Trial};
 use proptest::prelude::*;
@@ -42,6 +43,10 @@ const TESTS: &[(&str, fn())] = &[
         a_listener_hears_what_is_done_and_a_slow_one_what_it_missed,
     ),
     ("streams_shut_nobody_out", streams_shut_nobody_out),
+    (
+        "webhooks_are_signed_and_taken_once",
+        webhooks_are_signed_and_taken_once,
+    ),
     (
         "by_tls_both_sides_show_who_they_are",
         by_tls_both_sides_show_who_they_are,
@@ -97,6 +102,16 @@ impl Loop {
                             desk.tell(&json!({"by": request.by, "event": event}));
                             json!({"generation": 1})
                         }
+                        Ask::Report { report, .. } if report["busy"] == true => {
+                            let problem = json!({"error": "TooFast", "message": "later"});
+                            let problem = Problem {
+                                status: 429,
+                                ..serde_json::from_value(problem).unwrap()
+                            };
+                            let _ = request.reply.send(Err(problem));
+                            continue;
+                        }
+                        Ask::Report { source, report, .. } => json!({"source": source, "report": report}),
                         _ => json!({"by": request.by}),
                     };
                     let _ = request.reply.send(Ok(answer));
@@ -514,4 +529,100 @@ fn by_tls_both_sides_show_who_they_are() {
         "the host is not whom the caller trusts"
     );
     assert!(served.answers(), "by the socket as before");
+}
+
+/// Signed by OpenSSL, which knows nothing of ours.
+fn hook_signature(secret: &[u8], signed: &[u8]) -> String {
+    let hex = secret
+        .iter()
+        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    let mut openssl = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "openssl dgst -sha256 -mac HMAC -macopt hexkey:{hex} -binary | openssl base64 -A"
+        ))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    openssl.stdin.take().unwrap().write_all(signed).unwrap();
+    let output = openssl.wait_with_output().unwrap();
+    format!("v1,{}", String::from_utf8(output.stdout).unwrap())
+}
+
+fn webhooks_are_signed_and_taken_once() {
+    // "0123456789abcdef01234567" in base64.
+    const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3\n";
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let served = Loop::start(|config, directory| {
+        let secret = directory.join("secret");
+        std::fs::write(&secret, SECRET).unwrap();
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        config.hooks = vec![HookConfig {
+            name: "edr".to_owned(),
+            listen: address,
+            secret,
+        }];
+    });
+    let send = |path: &str, headers: &str, body: &[u8]| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let _ = stream.write_all(&[head.as_bytes(), body].concat());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        (status_of(&answer), answer)
+    };
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let headers = |id: &str, time: u64, body: &str| {
+        let signature = hook_signature(
+            b"0123456789abcdef01234567",
+            format!("{id}.{time}.{body}").as_bytes(),
+        );
+        format!("webhook-id: {id}\r\nwebhook-timestamp: {time}\r\nwebhook-signature: {signature}\r\n")
+    };
+    let body = r#"{"vm": "web-1"}"#;
+    let good = headers("a", now, body);
+    assert_eq!(send("/v1/hooks/edr", &good, b"{}").0, 401, "another body");
+    assert_eq!(send("/v1/hooks/edr", "", body.as_bytes()).0, 400);
+    assert_eq!(
+        send("/v1/hooks/other", &good, body.as_bytes()).0,
+        401,
+        "which there are is not told"
+    );
+    let (status, answer) = send("/v1/hooks/edr", &good, body.as_bytes());
+    assert_eq!(status, 200, "{answer}");
+    assert!(
+        answer.contains(r#""source":"edr""#) && answer.contains(r#""vm":"web-1""#),
+        "{answer}"
+    );
+    assert_eq!(send("/v1/hooks/edr", &good, body.as_bytes()).0, 409, "once more");
+    assert_eq!(
+        send("/v1/hooks/edr", &headers("b", now - 400, body), body.as_bytes()).0,
+        401,
+        "too old"
+    );
+    assert_eq!(
+        send("/v1/hooks/edr", &headers("c", now, "{"), b"{").0,
+        400,
+        "no JSON"
+    );
+    // What may be tried again may be: the loop is too busy for the first.
+    let busy = r#"{"busy": true}"#;
+    let again = headers("d", now, busy);
+    assert_eq!(send("/v1/hooks/edr", &again, busy.as_bytes()).0, 429);
+    assert_eq!(send("/v1/hooks/edr", &again, busy.as_bytes()).0, 429);
+    let large = vec![b'x'; limits::BODY + 1];
+    assert_eq!(send("/v1/hooks/edr", &good, &large).0, 413);
+    assert_eq!(send("/v1/status", &good, b"").0, 404, "nothing else is there");
+    assert!(served.answers());
 }

@@ -8,13 +8,16 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use crate::event::{Event, Lasts, Moment, TagClear, TagSet, What};
+use crate::event::{Event, Lasts, Login, Logout, Moment, TagClear, TagSet, What};
 use crate::load::parse_mac;
 use crate::model::source::{By, Finder, Says, Source, Test, Text};
 use crate::model::{GuestIndex, HostIndex, NetworkIndex, Policy};
 
 /// Bytes of a name that is made of a report's fields.
 const LONGEST_NAME: usize = 200;
+
+/// Groups of a user that are taken from a report.
+const MOST_GROUPS: usize = 64;
 
 /// Why no event comes of a report.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -170,6 +173,17 @@ impl Source {
             Says::Clear { name: tags } => {
                 name(tags, report).map(|name| What::Clear(TagClear { service, name }))
             }
+            Says::Login { user, groups } => name(user, report).map(|user| {
+                let groups = groups.iter().filter_map(|group| group.of(report));
+                let groups: Vec<String> = groups.collect();
+                let words = groups
+                    .iter()
+                    .flat_map(|text| text.split(|c: char| c == ',' || c.is_whitespace()));
+                let words = words.filter(|word| !word.is_empty() && word.len() <= LONGEST_NAME);
+                let groups = words.take(MOST_GROUPS).map(str::to_owned).collect();
+                What::Login(Login { user, groups })
+            }),
+            Says::Logout { user } => name(user, report).map(|user| What::Logout(Logout { user })),
         };
         made.ok_or(Unmapped::Incomplete)
     }

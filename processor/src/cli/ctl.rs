@@ -111,6 +111,21 @@ enum Command {
     },
     /// Reads the host's file and the policy's files again; a mistake in them changes nothing
     Reload,
+    /// Tells of something in the words of a source, which the file of sources maps to an event
+    #[command(after_help = REPORT_HELP)]
+    Report {
+        /// The source
+        source: String,
+        /// The report, in JSON; what the other arguments say is added to it
+        #[arg(default_value = "{}", value_name = "JSON")]
+        report: String,
+        /// A field of the report
+        #[arg(long = "field", value_name = "NAME=VALUE")]
+        fields: Vec<String>,
+        /// Every variable of the environment whose name begins so is a field
+        #[arg(long = "environment", value_name = "PREFIX")]
+        prefix: Option<String>,
+    },
     /// Who did what and when
     Journal {
         /// Entries behind this number
@@ -125,6 +140,11 @@ enum Command {
     /// Prints the description of the control socket's HTTP in OpenAPI; needs no running guestseal
     Openapi,
 }
+
+const REPORT_HELP: &str = "Examples:\n  \
+    guestseal ctl --config host.yaml report av --environment CLAM_VIRUSEVENT_\n  \
+    guestseal ctl --config host.yaml report logins --environment PAM_ --field \"groups=$(id -nG \"$PAM_USER\")\"\n  \
+    guestseal ctl --config host.yaml report edr '{\"vm\": \"web-1\", \"score\": 80}'";
 
 #[derive(Debug, Subcommand)]
 enum TagCommand {
@@ -213,6 +233,15 @@ impl Ctl {
             }
             Command::Move { guest, to } => post(&of_guest(guest, "/move"), &json!({"host": to}))?,
             Command::Reload => post("/v1/policy/reload", &Value::Null)?,
+            Command::Report {
+                source,
+                report,
+                fields,
+                prefix,
+            } => {
+                let report = self::report(report, fields, prefix.as_deref())?;
+                post(&format!("/v1/sources/{}/reports", encoded(source)), &report)?
+            }
             Command::Journal { after, most } => get(&format!("/v1/journal?after={after}&most={most}"))?,
             Command::Follow => {
                 client.follow("/v1/events", |name, data| {
@@ -409,6 +438,33 @@ impl Ctl {
             ),
         }
     }
+}
+
+/// A report of what the command line and the environment say.
+fn report(json: &str, fields: &[String], prefix: Option<&str>) -> Result<Value, Failure> {
+    let mut report: Value = serde_json::from_str(json).map_err(|error| format!("the report: {error}"))?;
+    let mut add = |name: &str, value: &str| match report.as_object_mut() {
+        Some(report) => {
+            report.insert(name.to_owned(), value.into());
+            Ok(())
+        }
+        None => Err("the report: expected an object, to which fields can be added"),
+    };
+    for field in fields {
+        let (name, value) = field
+            .split_once('=')
+            .ok_or_else(|| format!("--field {field}: expected NAME=VALUE"))?;
+        add(name, value)?;
+    }
+    for (name, value) in std::env::vars_os() {
+        if let Some(name) = name
+            .to_str()
+            .filter(|name| prefix.is_some_and(|prefix| name.starts_with(prefix)))
+        {
+            add(name, &value.to_string_lossy())?;
+        }
+    }
+    Ok(report)
 }
 
 fn of_guest(guest: &str, rest: &str) -> String {

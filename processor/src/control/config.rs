@@ -560,7 +560,7 @@ impl HostConfig {
             }
         }
         let state_directory = base.join(raw.state_directory.unwrap_or_else(|| "state".into()));
-        let api = match raw.api {
+        let mut api = match raw.api {
             None => ApiConfig::new(&state_directory),
             Some(api) => {
                 let at = api.referenced;
@@ -601,6 +601,7 @@ impl HostConfig {
             }
             error => Err(error),
         })?;
+        api.hooks = sources::hooks(&sources);
         let sessions = raw.sessions.as_ref();
         let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));
         if !errors.is_empty() {

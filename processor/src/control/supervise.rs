@@ -40,7 +40,7 @@ use super::reach::{self, Reach};
 use super::reload::Reloads;
 use super::rulebook::RuleBook;
 use super::sessions::{Sessions, SessionsError};
-use super::sources::{Sources, Told};
+use super::sources::{Sources, SourcesError, Teller, Told};
 use super::status::{self, Status};
 use super::transition::Transitions;
 use super::wake::wait;
@@ -75,6 +75,9 @@ pub enum RunError {
     /// The guests and their rules.
     #[error(transparent)]
     Guests(#[from] GuestsError),
+    /// The sources of reports.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
     /// A descriptor.
     #[error("the system has no descriptor left")]
     System(#[from] std::io::Error),
@@ -302,7 +305,7 @@ impl Control {
         Ok(frames)
     }
 
-    fn open_sources(&self) -> std::io::Result<Option<Sources>> {
+    fn open_sources(&self) -> Result<Option<Sources>, SourcesError> {
         let config = &self.plan.config;
         if config.sources.is_empty() {
             return Ok(None);
@@ -407,6 +410,11 @@ impl Control {
                     let taken = self.relocate(&by, &guest, &host, plane.as_deref_mut());
                     changes.push((taken, reply));
                 }
+                Ask::Report {
+                    source,
+                    report,
+                    teller,
+                } => changes.push((self.take_report(&source, &report, &teller), reply)),
                 ask => questions.push((ask, reply)),
             }
         }
@@ -448,10 +456,24 @@ impl Control {
         Ok(())
     }
 
+    /// Takes a report of a source that is told.
+    fn take_report(&mut self, source: &str, report: &Value, teller: &Teller) -> Result<(), Problem> {
+        let sources = self
+            .sources
+            .as_mut()
+            .ok_or_else(|| Problem::unknown_source(source))?;
+        match sources.report(source, report, teller)? {
+            Some((by, event)) => Ok(self.guests.offer(now(), &by, event, None)?),
+            None => Ok(()),
+        }
+    }
+
     fn answer(&self, ask: Ask, plane: Option<&DataPlane>) -> Result<Value, Problem> {
         let (containers, config) = (self.guests.containers(), &self.plan.config);
         Ok(match ask {
-            Ask::Event(_) | Ask::Reload | Ask::Move { .. } => unreachable!("it is no question"),
+            Ask::Event(_) | Ask::Report { .. } | Ask::Reload | Ask::Move { .. } => {
+                unreachable!("it is no question")
+            }
             Ask::Status => json!(self.status()),
             Ask::Guests => answers::guests(containers, config),
             Ask::Guest(name) => {

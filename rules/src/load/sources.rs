@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Location;
 
-use crate::model::source::{By, Field, Finder, Input, Lines, Meaning, Part, Says, Source, Test, Text};
+use crate::model::source::{
+    By, Field, Finder, Input, Meaning, Part, Says, Sockets, Source, Test, Text, Way, Webhook,
+};
 use crate::model::{Glob, NetworkIndex, Policy};
 
 use super::words::{duration, nearest};
@@ -40,7 +42,22 @@ struct RawSource {
     name: At<String>,
     /// Suricata's eve.json: its alerts.
     #[serde(default)]
-    suricata: Maybe<RawLines>,
+    suricata: Maybe<At<RawWay>>,
+    /// ClamAV: clamd's log, or what its VirusEvent tells.
+    #[serde(default)]
+    clamav: Maybe<At<RawWay>>,
+    /// Reports that are JSON, one a line.
+    #[serde(default)]
+    json: Maybe<At<RawWay>>,
+    /// Lines of text.
+    #[serde(default)]
+    text: Maybe<At<RawText>>,
+    /// Reports that are posted by HTTP and signed.
+    #[serde(default)]
+    webhook: Maybe<At<RawWebhook>>,
+    /// Agents in guests, which tell of their flows.
+    #[serde(default)]
+    agents: Maybe<At<RawAgents>>,
     /// The security service whose tags it sets; its own name without it.
     #[serde(default)]
     service: Maybe<At<String>>,
@@ -54,17 +71,68 @@ struct RawSource {
     #[serde(default)]
     guest: Listed<At<RawFinder>>,
     /// What reports say: the first that matches.
+    #[serde(default)]
     reports: Listed<At<RawMeaning>>,
 }
 
-/// Lines that somebody else writes.
+/// How reports come: one of file, socket, told.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct RawLines {
-    /// The file, relative to this one.
+struct RawWay {
+    /// The file that they are written into, relative to this one.
     #[serde(default)]
     file: Maybe<At<String>>,
+    /// The Unix socket that who reports connects to.
+    #[serde(default)]
+    socket: Maybe<At<String>>,
+    /// With socket: the group that may connect besides its owner.
+    #[serde(default)]
+    group: Maybe<At<String>>,
+    /// By `guestseal ctl report`: users and @groups that may, besides those that may change everything.
+    #[serde(default)]
+    told: Maybe<At<Vec<String>>>,
+}
+
+/// Lines of text, and how they come: one of file, socket.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawText {
+    /// Regular expressions; the groups of the first that matches are a report's fields.
+    like: Listed<At<String>>,
+    /// The file that they are written into, relative to this one.
+    #[serde(default)]
+    file: Maybe<At<String>>,
+    /// The Unix socket that who reports connects to.
+    #[serde(default)]
+    socket: Maybe<At<String>>,
+    /// With socket: the group that may connect besides its owner.
+    #[serde(default)]
+    group: Maybe<At<String>>,
+}
+
+/// Where signed reports are posted to.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawWebhook {
+    /// The address and port to listen at; several webhooks may share one.
+    listen: At<String>,
+    /// The file of the secret, which nobody else may read.
+    secret: At<String>,
+}
+
+/// Agents in guests.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawAgents {
+    /// The directory of their Unix sockets, one for each guest of this host, called by its id.
+    directory: At<String>,
+    /// The group that may connect besides the owner.
+    #[serde(default)]
+    group: Maybe<At<String>>,
 }
 
 /// What finds a guest in a report: one of id, in, interface, mac, address.
@@ -101,7 +169,7 @@ struct RawFinder {
     network: Maybe<At<String>>,
 }
 
-/// What some reports say: one of tag, clear, ignore.
+/// What some reports say: one of tag, clear, login, logout, ignore.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -118,6 +186,12 @@ struct RawMeaning {
     /// It loses tags.
     #[serde(default)]
     clear: Maybe<At<RawClear>>,
+    /// A user has logged in.
+    #[serde(default)]
+    login: Maybe<At<RawLogin>>,
+    /// A user has logged out.
+    #[serde(default)]
+    logout: Maybe<At<RawLogout>>,
     /// They are noise, and counted as such.
     #[serde(default)]
     ignore: Maybe<At<bool>>,
@@ -146,10 +220,36 @@ struct RawClear {
     name: At<String>,
 }
 
-/// The fields of a service that have names of their own, and their JSON pointers.
-type Known = &'static [(&'static str, &'static str)];
+/// A user who logs in. Texts may have fields in them.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawLogin {
+    /// The user.
+    user: At<String>,
+    /// Groups: words between spaces or commas.
+    #[serde(default)]
+    groups: Listed<At<String>>,
+}
 
-const SURICATA: Known = &[
+/// A user who logs out.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawLogout {
+    /// The user.
+    user: At<String>,
+}
+
+/// The fields of a service that have names of their own, and their JSON pointers.
+type Known = Vec<(String, String)>;
+
+const CLAMAV: &[(&str, &str)] = &[
+    ("file", "/CLAM_VIRUSEVENT_FILENAME"),
+    ("virus", "/CLAM_VIRUSEVENT_VIRUSNAME"),
+];
+
+const SURICATA: &[(&str, &str)] = &[
     ("action", "/alert/action"),
     ("application", "/app_proto"),
     ("category", "/alert/category"),
@@ -175,7 +275,7 @@ pub fn load_sources(source: &super::Source, policy: &Policy) -> Result<Vec<Sourc
     let mut resolver = Resolver {
         file: &file,
         policy,
-        known: &[],
+        known: Vec::new(),
         errors: Vec::new(),
     };
     let mut names = HashSet::new();
@@ -262,7 +362,17 @@ impl Resolver<'_> {
         let time = match (&raw.time.0, &input) {
             (Some(time), _) => self.field(&time.value, time.at),
             (None, Input::Suricata(_)) => Some(Field("/timestamp".to_owned())),
+            (None, _) => None,
         };
+        let by_itself = matches!(input, Input::Agents(_));
+        if by_itself != raw.reports.is_empty() {
+            let message = if by_itself {
+                "agents tell of their flows and of nothing else: expected no reports"
+            } else {
+                "what do its reports say? Expected reports, such as [{tag: {name: alert, severity: 50}}]"
+            };
+            self.wrong::<()>(at, message);
+        }
         let guests = self.finders(&raw.guest);
         let meanings = raw
             .reports
@@ -290,31 +400,103 @@ impl Resolver<'_> {
 
     /// What it is, and the names of its fields.
     fn input(&mut self, raw: &RawSource) -> Option<(Known, Input)> {
-        let mut found = Vec::new();
-        if let Some(lines) = &raw.suricata.0 {
-            found.push((SURICATA, Input::Suricata(self.lines(lines, raw.name.at)?)));
+        let known = |all: &[(&str, &str)]| {
+            let pair = |(name, pointer): &(&str, &str)| ((*name).to_owned(), (*pointer).to_owned());
+            all.iter().map(pair).collect()
+        };
+        let services = [
+            raw.suricata.as_ref().map(|way| way.at),
+            raw.clamav.as_ref().map(|way| way.at),
+            raw.json.as_ref().map(|way| way.at),
+            raw.text.as_ref().map(|text| text.at),
+            raw.webhook.as_ref().map(|webhook| webhook.at),
+            raw.agents.as_ref().map(|agents| agents.at),
+        ];
+        let there: Vec<Location> = services.into_iter().flatten().collect();
+        let at = there.get(1).copied().unwrap_or(raw.name.at);
+        self.only(at, "suricata, clamav, json, text, webhook, agents", there)?;
+        if let Some(way) = &raw.suricata.0 {
+            Some((known(SURICATA), Input::Suricata(self.way(way)?)))
+        } else if let Some(way) = &raw.clamav.0 {
+            Some((known(CLAMAV), Input::Clamav(self.way(way)?)))
+        } else if let Some(way) = &raw.json.0 {
+            Some((Known::new(), Input::Json(self.way(way)?)))
+        } else if let Some(text) = &raw.text.0 {
+            self.text_lines(text)
+        } else if let Some(webhook) = &raw.webhook.0 {
+            let listen = &webhook.value.listen;
+            let Ok(address) = listen.value.parse() else {
+                let message = format!(
+                    "\"{}\" is no address and port, such as 192.0.2.1:7444",
+                    listen.value
+                );
+                return self.wrong(listen.at, message);
+            };
+            let webhook = Webhook {
+                listen: address,
+                secret: PathBuf::from(&webhook.value.secret.value),
+            };
+            Some((Known::new(), Input::Webhook(webhook)))
+        } else {
+            let agents = &raw.agents.as_ref()?.value;
+            let sockets = sockets(&agents.directory, agents.group.as_ref());
+            Some((Known::new(), Input::Agents(sockets)))
         }
-        self.only(raw.name.at, "suricata", found)
     }
 
-    fn lines(&mut self, raw: &RawLines, at: Location) -> Option<Lines> {
-        let found = raw
-            .file
+    /// Lines of text: the groups of their patterns are fields.
+    fn text_lines(&mut self, raw: &At<RawText>) -> Option<(Known, Input)> {
+        let text = &raw.value;
+        let way = self.one_way(raw.at, &text.file, &text.socket, &text.group, &Maybe(None))?;
+        let (mut known, mut like) = (Known::new(), Vec::new());
+        for pattern in text.like.iter() {
+            match regex::Regex::new(&pattern.value) {
+                Ok(regex) => {
+                    let groups = regex.capture_names().flatten();
+                    known.extend(groups.map(|name| (name.to_owned(), format!("/{name}"))));
+                    like.push(regex);
+                }
+                Err(error) => self.wrong(pattern.at, not_regular(&error))?,
+            }
+        }
+        Some((known, Input::Text(way, like)))
+    }
+
+    fn way(&mut self, raw: &At<RawWay>) -> Option<Way> {
+        let way = &raw.value;
+        self.one_way(raw.at, &way.file, &way.socket, &way.group, &way.told)
+    }
+
+    fn one_way(
+        &mut self,
+        at: Location,
+        file: &Maybe<At<String>>,
+        socket: &Maybe<At<String>>,
+        group: &Maybe<At<String>>,
+        told: &Maybe<At<Vec<String>>>,
+    ) -> Option<Way> {
+        if let Some(group) = group.as_ref().filter(|_| socket.is_none()) {
+            return self.wrong(group.at, "group says nothing here: it goes with socket");
+        }
+        let file = file.iter().map(|file| Way::File(PathBuf::from(&file.value)));
+        let socket = socket
             .iter()
-            .map(|file| Lines::File(PathBuf::from(&file.value)));
-        self.only(at, "file", found.collect())
+            .map(|path| Way::Socket(sockets(path, group.as_ref())));
+        let told = told.iter().map(|people| Way::Told(people.value.clone()));
+        self.only(at, "file, socket, told", file.chain(socket).chain(told).collect())
     }
 
     fn field(&mut self, name: &str, at: Location) -> Option<Field> {
         if name.starts_with('/') {
             return Some(Field(name.to_owned()));
         }
-        if let Some((_, pointer)) = self.known.iter().find(|(known, _)| *known == name) {
-            return Some(Field((*pointer).to_owned()));
+        if let Some((_, pointer)) = self.known.iter().find(|(known, _)| known == name) {
+            return Some(Field(pointer.clone()));
         }
         let message =
             format!("no field is called \"{name}\": expected a JSON pointer such as /a/b, or a known name");
-        self.unknown(at, message, name, self.known.iter().map(|(known, _)| *known))
+        let known = self.known.clone();
+        self.unknown(at, message, name, known.iter().map(|(known, _)| known.as_str()))
     }
 
     fn text(&mut self, text: &str, at: Location) -> Option<Text> {
@@ -468,11 +650,13 @@ impl Resolver<'_> {
         let places = [
             raw.tag.as_ref().map(|tag| tag.at),
             raw.clear.as_ref().map(|clear| clear.at),
+            raw.login.as_ref().map(|login| login.at),
+            raw.logout.as_ref().map(|logout| logout.at),
             raw.ignore.as_ref().map(|ignore| ignore.at),
         ];
         let there: Vec<Location> = places.into_iter().flatten().collect();
         let at = there.first().copied().unwrap_or(at);
-        self.only(at, "tag, clear, ignore", there)?;
+        self.only(at, "tag, clear, login, logout, ignore", there)?;
         let when = self.tests(raw.when.as_ref());
         let guests = self.finders(&raw.guest);
         let says = if let Some(tag) = &raw.tag.0 {
@@ -480,6 +664,20 @@ impl Resolver<'_> {
         } else if let Some(clear) = &raw.clear.0 {
             Says::Clear {
                 name: self.texts(&clear.value.name)?,
+            }
+        } else if let Some(login) = &raw.login.0 {
+            Says::Login {
+                user: self.texts(&login.value.user)?,
+                groups: login
+                    .value
+                    .groups
+                    .iter()
+                    .filter_map(|group| self.texts(group))
+                    .collect(),
+            }
+        } else if let Some(logout) = &raw.logout.0 {
+            Says::Logout {
+                user: self.texts(&logout.value.user)?,
             }
         } else {
             match &raw.ignore.0 {
@@ -514,6 +712,13 @@ impl Resolver<'_> {
             severity,
             lasts,
         })
+    }
+}
+
+fn sockets(path: &At<String>, group: Option<&At<String>>) -> Sockets {
+    Sockets {
+        path: PathBuf::from(&path.value),
+        group: group.map(|group| group.value.clone()),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A report is a JSON value, whatever its source's own form is; a field of it is named by a JSON pointer (RFC 6901).
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,18 +29,74 @@ pub struct Source {
     pub meanings: Vec<Meaning>,
 }
 
-/// Where reports come from. Paths are as they are written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What reports are, and how they come. Paths are as they are written.
+#[derive(Clone, Debug)]
 pub enum Input {
     /// Suricata's eve.json.
-    Suricata(Lines),
+    Suricata(Way),
+    /// ClamAV: clamd's log, or its VirusEvent.
+    Clamav(Way),
+    /// JSON values.
+    Json(Way),
+    /// Lines of text, and the regular expressions whose groups are a report's fields.
+    Text(Way, Vec<regex::Regex>),
+    /// JSON values, each posted by HTTP and signed.
+    Webhook(Webhook),
+    /// Agents in this host's guests, each by a Unix socket of its own in a directory.
+    Agents(Sockets),
 }
 
-/// Lines that somebody else writes.
+/// How reports come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lines {
-    /// Into a file.
+pub enum Way {
+    /// By a file that somebody else writes, one a line.
     File(PathBuf),
+    /// By a Unix socket that somebody connects to, one a line.
+    Socket(Sockets),
+    /// By the control socket: who may tell them besides those who may change everything, users and @groups.
+    Told(Vec<String>),
+}
+
+/// One Unix socket, or a directory of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// Where.
+    pub path: PathBuf,
+    /// The group that may connect besides the owner.
+    pub group: Option<String>,
+}
+
+/// Where signed reports are posted to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    /// The address to listen at.
+    pub listen: SocketAddr,
+    /// The file of the secret.
+    pub secret: PathBuf,
+}
+
+impl Input {
+    /// The path that it names, if it names one.
+    pub fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Input::Suricata(way) | Input::Clamav(way) | Input::Json(way) | Input::Text(way, _) => match way {
+                Way::File(path) => Some(path),
+                Way::Socket(socket) => Some(&mut socket.path),
+                Way::Told(_) => None,
+            },
+            Input::Webhook(webhook) => Some(&mut webhook.secret),
+            Input::Agents(sockets) => Some(&mut sockets.path),
+        }
+    }
+
+    /// How its reports come, if they do not come in a way of their own.
+    #[must_use]
+    pub fn way(&self) -> Option<&Way> {
+        match self {
+            Input::Suricata(way) | Input::Clamav(way) | Input::Json(way) | Input::Text(way, _) => Some(way),
+            Input::Webhook(_) | Input::Agents(_) => None,
+        }
+    }
 }
 
 /// A field of a report: a JSON pointer.
@@ -119,6 +176,18 @@ pub enum Says {
     Clear {
         /// Their name; `*` stands for any characters.
         name: Text,
+    },
+    /// A user has logged in.
+    Login {
+        /// The user.
+        user: Text,
+        /// The user's groups: words between spaces or commas.
+        groups: Vec<Text>,
+    },
+    /// A user has logged out.
+    Logout {
+        /// The user.
+        user: Text,
     },
     /// Nothing: it is only noise.
     Nothing,

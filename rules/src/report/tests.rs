@@ -153,3 +153,22 @@ fn what_a_report_says_never_makes_its_event_refused_for_its_form() {
     assert_eq!(tag(&json!("a"), &json!("bad")), Err(Unmapped::Incomplete));
     assert_eq!(tag(&json!("a"), &json!("NaN")), Err(Unmapped::Incomplete));
 }
+
+#[test]
+fn logins_have_groups_of_words() {
+    let fields = format!(
+        "{WEB}, reports: [{{when: {{/in: true}}, login: {{user: '{{/user}}', groups: [all, '{{/groups}}']}}}}, {{logout: {{user: '{{/user}}'}}}}]"
+    );
+    let login = json!({"in": true, "user": "alice", "groups": "admins  wheel,\tops\n"});
+    let said = serde_json::to_value(event(&fields, &login).unwrap()).unwrap();
+    assert_eq!(
+        said["login"],
+        json!({"user": "alice", "groups": ["all", "admins", "wheel", "ops"]})
+    );
+    let many = json!({"in": true, "user": "alice", "groups": "g ".repeat(100) + &"x".repeat(300)});
+    let said = serde_json::to_value(event(&fields, &many).unwrap()).unwrap();
+    assert_eq!(said["login"]["groups"].as_array().unwrap().len(), MOST_GROUPS);
+    let gone = event(&fields, &json!({"in": false, "user": "alice"})).unwrap();
+    assert_eq!(gone.what.to_string(), "logout of alice");
+    assert_eq!(event(&fields, &json!({"in": true})), Err(Unmapped::Incomplete));
+}

@@ -130,6 +130,15 @@ impl Caller {
         )
     }
 
+    /// Whether it is one of some people of this host.
+    #[must_use]
+    pub fn is_among(&self, people: &People) -> bool {
+        match self {
+            Caller::Local { user, group, .. } => people.have(*user, *group),
+            Caller::Certificate { .. } => false,
+        }
+    }
+
     /// Its name in the journal.
     #[must_use]
     pub fn name(&self) -> String {

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod client;
+mod hooks;
 pub mod limits;
 pub mod problem;
 mod routes;
@@ -20,6 +21,8 @@ use guestseal_rules::event::Event;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::sources::Teller;
+use super::sources::webhook::SecretError;
 use super::wake::Doorbell;
 use access::Access;
 use problem::Problem;
@@ -29,6 +32,17 @@ pub use tls::TlsConfig;
 
 /// The control socket's name in the state directory.
 const SOCKET: &str = "control.sock";
+
+/// A webhook: where signed reports of a source are posted to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookConfig {
+    /// The source's name.
+    pub name: String,
+    /// Where it listens.
+    pub listen: std::net::SocketAddr,
+    /// The file of its secret.
+    pub secret: PathBuf,
+}
 
 /// How the control side is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +57,8 @@ pub struct ApiConfig {
     pub access: Access,
     /// The TCP port with mutual TLS.
     pub tls: Option<TlsConfig>,
+    /// Webhooks.
+    pub hooks: Vec<HookConfig>,
 }
 
 impl ApiConfig {
@@ -55,6 +71,7 @@ impl ApiConfig {
             group: None,
             access: Access::default(),
             tls: None,
+            hooks: Vec::new(),
         }
     }
 }
@@ -83,6 +100,9 @@ pub enum ApiError {
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// A webhook's secret.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The thread.
     #[error("the system has no room for the control socket's thread")]
     Thread(#[source] std::io::Error),
@@ -101,6 +121,15 @@ pub enum Ask {
         guest: String,
         /// The host's name.
         host: String,
+    },
+    /// Takes what somebody reports in the words of a source.
+    Report {
+        /// The source's name.
+        source: String,
+        /// What is reported.
+        report: Value,
+        /// Who tells it.
+        teller: Teller,
     },
     /// Everything in short.
     Status,
@@ -149,6 +178,29 @@ struct Counter {
     bell: Doorbell,
     news: broadcast::Sender<Arc<str>>,
     state_directory: PathBuf,
+}
+
+impl Counter {
+    /// Asks the control loop, and waits for its answer.
+    async fn ask(&self, by: String, ask: Ask) -> Result<Value, Problem> {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.try_send(Request { by, ask, reply }).is_err() {
+            return Err(Problem::busy());
+        }
+        self.bell.ring();
+        answer.await.map_err(|_| Problem::ending())?
+    }
+
+    /// Tells a report.
+    async fn report(&self, source: String, report: Value, teller: Teller) -> Result<Value, Problem> {
+        // By whom it is follows from the source.
+        let ask = Ask::Report {
+            source,
+            report,
+            teller,
+        };
+        self.ask(String::new(), ask).await
+    }
 }
 
 impl Desk {

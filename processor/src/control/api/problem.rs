@@ -35,6 +35,20 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, Refusal::UnknownGuest.name(), message)
     }
 
+    pub(in crate::control) fn unknown_source(name: &str) -> Self {
+        let message = format!("source \"{name}\": no source of this name is told of reports");
+        Self::new(StatusCode::NOT_FOUND, "UnknownSource", message)
+    }
+
+    pub(super) fn busy() -> Self {
+        let message = "too many questions wait for the control loop: try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", message)
+    }
+
+    pub(super) fn ending() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Ending", "guestseal is ending")
+    }
+
     pub(in crate::control) fn not_durable(why: &str) -> Self {
         let message = format!("it is in force, but a restart would not know of it: {why}");
         Self::new(StatusCode::INSUFFICIENT_STORAGE, "NotDurable", message)

@@ -15,7 +15,7 @@ use guestseal_rules::event::{self, Event, Moment, What};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast};
 use utoipa::openapi::{Info, OpenApi};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -23,6 +23,7 @@ use utoipa_axum::routes;
 
 use crate::control::journal::Journal;
 use crate::control::reload::Reloaded;
+use crate::control::sources::Teller;
 
 use super::access::{Caller, Right};
 use super::problem::Problem;
@@ -39,28 +40,13 @@ struct Api {
 impl Api {
     async fn ask(&self, caller: &Caller, needed: Right, ask: Ask) -> Answer {
         permit(caller, needed)?;
-        let (reply, answer) = oneshot::channel();
-        let request = super::Request {
-            by: caller.name(),
-            ask,
-            reply,
-        };
-        if self.counter.requests.try_send(request).is_err() {
-            let message = "too many questions wait for the control loop: try again";
-            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", message));
-        }
-        self.counter.bell.ring();
-        answer.await.map_err(|_| ended())?.map(Json)
+        self.counter.ask(caller.name(), ask).await.map(Json)
     }
 
     async fn event(&self, caller: &Caller, guest: String, time: Option<Moment>, what: What) -> Answer {
         self.ask(caller, Right::Change, Ask::Event(Event { time, guest, what }))
             .await
     }
-}
-
-fn ended() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Ending", "guestseal is ending")
 }
 
 fn permit(caller: &Caller, needed: Right) -> Result<(), Problem> {
@@ -243,6 +229,21 @@ async fn post_event(
     api.ask(&caller, Right::Change, Ask::Event(event)).await
 }
 
+/// Tells of something in the words of a source: what it means, and of which guest, says the file of sources. The answer comes when it
+/// is in force and durable.
+#[utoipa::path(post, path = "/v1/sources/{source}/reports", params(("source" = String, Path, description = "Its name")),
+    request_body(content = Value, description = "One report"),
+    responses((status = 200, body = Accepted), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+async fn post_report(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(source): Path<String>,
+    Told(report): Told<Value>,
+) -> Answer {
+    let answer = api.counter.report(source, report, Teller::Caller(caller)).await;
+    answer.map(Json)
+}
+
 /// Sets a tag, or sets it once more.
 #[utoipa::path(post, path = "/v1/guests/{guest}/tags", params(("guest" = String, Path, description = "Id or UUID")), request_body = TagBody,
     responses((status = 200, body = Accepted), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -422,6 +423,7 @@ fn described() -> OpenApiRouter<Api> {
     .routes(routes!(histograms))
     .routes(routes!(journal))
     .routes(routes!(events, post_event))
+    .routes(routes!(post_report))
     .routes(routes!(description))
 }
 
@@ -434,7 +436,7 @@ pub fn openapi() -> OpenApi {
 /// What takes longer than other answers.
 const RELOAD: &str = "/v1/policy/reload";
 
-async fn in_time(request: Request, next: Next) -> Response {
+pub(super) async fn in_time(request: Request, next: Next) -> Response {
     let time = match request.uri().path() {
         RELOAD => limits::RELOAD_TIME,
         _ => limits::ANSWER_TIME,

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 
 use super::access::{Access, Caller};
-use super::{ApiConfig, ApiError, Counter, TlsConfig, limits, routes, tls};
+use super::{ApiConfig, ApiError, Counter, TlsConfig, hooks, limits, routes, tls};
 
 /// How long accepting waits when the system has no descriptor left.
 const BREATH: Duration = Duration::from_millis(100);
@@ -28,19 +28,13 @@ pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError
         source,
     })?;
     let tcp = match &config.tls {
-        Some(tls) => {
-            let listener = std::net::TcpListener::bind(tls.listen).and_then(|listener| {
-                listener.set_nonblocking(true)?;
-                Ok(listener)
-            });
-            let listener = listener.map_err(|source| ApiError::Port {
-                address: tls.listen,
-                source,
-            })?;
-            Some((listener, tls::acceptor(tls)?, tls.clone()))
-        }
+        Some(tls) => Some((listen(tls.listen)?, tls::acceptor(tls)?, tls.clone())),
         None => None,
     };
+    let mut hooks = Vec::new();
+    for (address, router) in hooks::routers(&config.hooks, &counter)? {
+        hooks.push((listen(address)?, router));
+    }
     let access = config.access.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -59,6 +53,12 @@ pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError
                 }
             });
         }
+        for (listener, router) in hooks {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => drop(tokio::spawn(accept_hooks(listener, router))),
+                Err(error) => tracing::error!("webhooks: {error}"),
+            }
+        }
         match UnixListener::from_std(unix) {
             Ok(listener) => tokio::select! {
                 () = accept_unix(listener, access, router, permits) => {}
@@ -72,6 +72,14 @@ pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError
         .spawn(move || runtime.block_on(serve))
         .map(drop)
         .map_err(ApiError::Thread)
+}
+
+fn listen(address: std::net::SocketAddr) -> Result<std::net::TcpListener, ApiError> {
+    let listener = std::net::TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    listener.map_err(|source| ApiError::Port { address, source })
 }
 
 /// A socket whose permissions are right before anybody can reach it by its name.
@@ -156,10 +164,40 @@ async fn accept_tcp(
     }
 }
 
+/// Whoever connects may post; connections are those of one address.
+async fn accept_hooks(listener: TcpListener, router: Router) {
+    let permits = Arc::new(Semaphore::new(limits::CONNECTIONS));
+    loop {
+        let permit = room(&permits).await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("webhooks: {error}");
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            // A sender keeps no connection: it could keep all of them.
+            let _ = timeout(
+                limits::HEAD_TIME + limits::ANSWER_TIME,
+                serve_router(stream, router),
+            )
+            .await;
+            drop(permit);
+        });
+    }
+}
+
 async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, caller: Caller, router: Router) {
+    serve_router(stream, router.layer(Extension(caller))).await;
+}
+
+async fn serve_router(stream: impl AsyncRead + AsyncWrite + Send + 'static, router: Router) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limits::WRITE_TIME));
-    let service = TowerToHyperService::new(router.layer(Extension(caller)));
+    let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIME)

@@ -56,11 +56,16 @@ struct Told {
 }
 
 impl Repeats {
+    /// Forgets that an event was said.
+    pub(super) fn forget(&mut self, event: &Event) {
+        self.told.retain(|told, _| told.guest != event.guest);
+    }
+
     /// Whether an event says what was said a moment ago.
     pub(super) fn is_repeated(&mut self, event: &Event, now: Instant) -> bool {
         let What::Tag(tag) = &event.what else {
-            // What was said of the guest before does not hold any more.
-            self.told.retain(|told, _| told.guest != event.guest);
+            // What was said of the guest before may not hold any more.
+            self.forget(event);
             return false;
         };
         let told = Told {

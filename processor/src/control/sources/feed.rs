@@ -1,4 +1,4 @@
-//! One source: what it writes is read, made an event and handed on, a bounded amount each time.
+//! One source that writes: what it writes is read, made an event and handed on, a bounded amount each time.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,26 +6,28 @@ use std::path::Path;
 use std::time::Instant;
 
 use guestseal_rules::event::Event;
-use guestseal_rules::model::Policy;
-use guestseal_rules::model::source::{Input, Lines, Source};
-use guestseal_rules::report::{Directory, Unmapped};
+use guestseal_rules::model::source::{Input, Source};
+use serde_json::Value;
 
-use super::bucket::{Bucket, Repeats};
-use super::file::{FollowedFile, Line, Position};
-use super::{Reported, SourceStatus, Told, suricata};
+use super::bucket::Bucket;
+use super::file::{FollowedFile, Position};
+use super::socket::Socket;
+use super::translator::{Known, Translator};
+use super::{Reported, SourceStatus, Told, agent, clamav, suricata, text};
 use crate::control::wake::Watched;
 
-/// Pieces of a file that one turn takes at most, so that every source has its turn.
+/// Pieces that one turn takes at most, so that every source has its turn.
 const PIECES: usize = 16;
 
 /// A source and how far it was read.
 #[derive(Debug)]
 pub(super) struct Feed {
-    source: Source,
+    /// The source's name.
+    pub(super) name: String,
     by: String,
     reader: Reader,
+    voice: Voice,
     bucket: Bucket,
-    repeats: Repeats,
     /// Events that wait for the bucket, or for room; no more is read meanwhile.
     ready: VecDeque<Waiting>,
     pub(super) status: SourceStatus,
@@ -40,13 +42,23 @@ struct Waiting {
     waited: bool,
 }
 
+/// Whose lines they are.
 #[derive(Debug)]
-enum Reader {
+enum Voice {
+    /// A service's: its mapping says what they mean.
+    Service(Box<Translator>),
+    /// An agent's in the guest of this UUID.
+    Agent(String),
+}
+
+#[derive(Debug)]
+pub(super) enum Reader {
     File {
         file: FollowedFile,
         /// Without it the file is looked at now and then.
         watched: Option<Watched>,
     },
+    Socket(Socket),
 }
 
 /// How a turn has ended.
@@ -62,45 +74,59 @@ pub(super) enum Turn {
     Full,
 }
 
-impl Feed {
-    /// A source's name in the journal.
-    pub(super) fn name_of(source: &Source) -> String {
-        format!("source {}", source.name)
-    }
+/// A source's name in the journal.
+pub(super) fn name_of(source: &Source) -> String {
+    format!("source {}", source.name)
+}
 
-    pub(super) fn new(source: Source, resume: Option<Position>, now: Instant) -> Self {
-        let by = Self::name_of(&source);
-        let reader = match &source.input {
-            Input::Suricata(Lines::File(path)) => Reader::file(path, resume),
-        };
+impl Feed {
+    /// A service's lines.
+    pub(super) fn of_service(source: Source, reader: Reader, now: Instant) -> Self {
         Self {
-            by,
-            reader,
+            name: source.name.clone(),
+            by: name_of(&source),
             bucket: Bucket::new(source.rate, now),
-            repeats: Repeats::default(),
+            reader,
+            voice: Voice::Service(Box::new(Translator::new(source))),
             ready: VecDeque::new(),
             status: SourceStatus::default(),
-            source,
         }
     }
 
-    /// What can be read when something has come.
-    pub(super) fn wait_on(&self) -> Option<BorrowedFd<'_>> {
+    /// The lines of the agent in a guest.
+    pub(super) fn of_agent(source: &Source, guest: &str, uuid: &str, socket: Socket, now: Instant) -> Self {
+        Self {
+            name: source.name.clone(),
+            by: format!("agent in {guest}"),
+            reader: Reader::Socket(socket),
+            voice: Voice::Agent(uuid.to_owned()),
+            bucket: Bucket::new(source.rate, now),
+            ready: VecDeque::new(),
+            status: SourceStatus::default(),
+        }
+    }
+
+    /// What can be read when something has come; of nothing while what came before waits.
+    pub(super) fn wait_on(&self) -> Vec<BorrowedFd<'_>> {
         match &self.reader {
-            Reader::File { watched, .. } => watched.as_ref().map(AsFd::as_fd),
+            _ if !self.ready.is_empty() => Vec::new(),
+            Reader::File { watched, .. } => watched.iter().map(AsFd::as_fd).collect(),
+            Reader::Socket(socket) => socket.wait_on().collect(),
         }
     }
 
     /// Reads on and hands over what it makes of it; `hand` says whether there was room.
     pub(super) fn turn(
         &mut self,
-        policy: &Policy,
-        known: &Directory,
+        known: &Known<'_>,
         now: Instant,
         mut hand: impl FnMut(Told) -> bool,
     ) -> Turn {
-        let Reader::File { watched, .. } = &self.reader;
-        if let Some(watched) = watched {
+        if let Reader::File {
+            watched: Some(watched),
+            ..
+        } = &self.reader
+        {
             watched.take();
         }
         for _ in 0..PIECES {
@@ -110,8 +136,8 @@ impl Feed {
             let Some(lines) = self.read() else {
                 return Turn::Idle;
             };
-            for line in lines {
-                self.take(line, policy, known, now);
+            for (line, position) in lines {
+                self.take(line.as_deref(), position, known, now);
             }
         }
         Turn::Behind
@@ -141,18 +167,24 @@ impl Feed {
         None
     }
 
-    fn read(&mut self) -> Option<Vec<Line>> {
-        let Reader::File { file, .. } = &mut self.reader;
+    fn read(&mut self) -> Option<Vec<(Option<String>, Option<Position>)>> {
+        let file = match &mut self.reader {
+            Reader::Socket(socket) => {
+                return Some(socket.read()?.into_iter().map(|line| (line, None)).collect());
+            }
+            Reader::File { file, .. } => file,
+        };
         match file.read() {
             Ok(lines) => {
                 self.status.error.clear();
                 self.status.truncated = file.truncated();
-                lines
+                let line = |line: super::file::Line| (line.text, Some(line.position));
+                Some(lines?.into_iter().map(line).collect())
             }
             Err(error) => {
                 let text = format!("{}: {error}", file.path().display());
                 if text != self.status.error {
-                    tracing::error!("source {} cannot be read: {text}", self.source.name);
+                    tracing::error!("source {} cannot be read: {text}", self.name);
                     self.status.error = text;
                 }
                 None
@@ -160,39 +192,57 @@ impl Feed {
         }
     }
 
-    fn take(&mut self, line: Line, policy: &Policy, known: &Directory, now: Instant) {
+    fn take(&mut self, line: Option<&str>, position: Option<Position>, known: &Known<'_>, now: Instant) {
         let status = &mut self.status;
-        let reported = match &line.text {
-            None => Reported::TooLong,
-            Some(text) if text.trim().is_empty() => return,
-            Some(text) => match &self.source.input {
-                Input::Suricata(_) => suricata::read(text),
+        let Some(line) = line else {
+            status.too_long += 1;
+            return;
+        };
+        if line.trim().is_empty() {
+            return;
+        }
+        let event = match &mut self.voice {
+            Voice::Agent(guest) => {
+                let event = agent::read(line, guest);
+                status.malformed += u64::from(event.is_none());
+                event
+            }
+            Voice::Service(translator) => match reported(&translator.source.input, line) {
+                // What is none is counted.
+                Reported::Report(report) => translator.event(&report, known, now, status).ok(),
+                Reported::Other => {
+                    status.other += 1;
+                    None
+                }
+                Reported::Malformed => {
+                    status.malformed += 1;
+                    None
+                }
             },
         };
-        let report = match reported {
-            Reported::Report(report) => report,
-            Reported::Other => return status.other += 1,
-            Reported::Malformed => return status.malformed += 1,
-            Reported::TooLong => return status.too_long += 1,
-        };
-        match self.source.event(&report, policy, known) {
-            Ok(event) if self.repeats.is_repeated(&event, now) => status.repeated += 1,
-            Ok(event) => self.ready.push_back(Waiting {
-                event,
-                position: Some(line.position),
-                paid: false,
-                waited: false,
-            }),
-            Err(Unmapped::Ignored) => status.ignored += 1,
-            Err(Unmapped::NoMeaning) => status.no_meaning += 1,
-            Err(Unmapped::Nobody) => status.nobody += 1,
-            Err(Unmapped::Incomplete) => status.incomplete += 1,
-        }
+        self.ready.extend(event.map(|event| Waiting {
+            event,
+            position,
+            paid: false,
+            waited: false,
+        }));
+    }
+}
+
+fn reported(input: &Input, line: &str) -> Reported {
+    match input {
+        Input::Suricata(_) => suricata::read(line),
+        Input::Clamav(_) => clamav::read(line),
+        Input::Text(_, like) => text::read(line, like),
+        Input::Json(_) | Input::Webhook(_) | Input::Agents(_) => match serde_json::from_str::<Value>(line) {
+            Ok(report) => Reported::Report(report),
+            Err(_) => Reported::Malformed,
+        },
     }
 }
 
 impl Reader {
-    fn file(path: &Path, resume: Option<Position>) -> Self {
+    pub(super) fn file(path: &Path, resume: Option<Position>) -> Self {
         let watched = Watched::new([path.to_owned()]).inspect_err(|error| {
             tracing::warn!(
                 "{}: reports are met up to a second later: {error}",

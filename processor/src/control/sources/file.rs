@@ -1,7 +1,7 @@
 //! A file that somebody else writes, line by line: followed as it grows.
 //!
 //! Survives rotation (what is left of the old file is read first), truncation, half-written lines and a file that is not
-//! there yet. Reads a bounded amount each time, and keeps no more of a line than [`LONGEST`].
+//! there yet. Reads a bounded amount each time, and keeps no more of a line than may be read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,10 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a line; a longer one is not read.
-pub const LONGEST: usize = 64 << 10;
-/// Bytes read at once.
-const CHUNK: usize = 64 << 10;
+use super::lines::{CHUNK, Partial};
 
 /// How far a file was read.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +45,8 @@ pub struct FollowedFile {
 struct Open {
     file: File,
     position: Position,
-    /// What was read behind `position`: the beginning of a line.
-    rest: Vec<u8>,
-    /// Whether the line at `position` is too long, and its beginning thrown away.
-    skipping: u64,
+    /// What was read behind `position`.
+    partial: Partial,
 }
 
 impl FollowedFile {
@@ -93,8 +88,8 @@ impl FollowedFile {
         if length < open.position.offset {
             // Truncated in place: what is there now is new.
             open.file.seek(SeekFrom::Start(0))?;
-            (open.position.offset, open.skipping) = (0, 0);
-            open.rest.clear();
+            open.position.offset = 0;
+            open.partial.clear();
             self.truncated += 1;
         }
         let lines = open.read_on()?;
@@ -144,8 +139,7 @@ impl FollowedFile {
                 inode: metadata.ino(),
                 offset,
             },
-            rest: Vec::new(),
-            skipping: 0,
+            partial: Partial::default(),
         });
         Ok(true)
     }
@@ -153,36 +147,20 @@ impl FollowedFile {
 
 impl Open {
     fn read_on(&mut self) -> io::Result<Option<Vec<Line>>> {
-        let begin = self.rest.len();
-        self.rest.resize(begin + CHUNK, 0);
-        let count = match self.file.read(&mut self.rest[begin..]) {
-            Ok(count) => count,
-            Err(error) => {
-                self.rest.truncate(begin);
-                return Err(error);
-            }
-        };
-        self.rest.truncate(begin + count);
+        let mut bytes = vec![0; CHUNK];
+        let count = self.file.read(&mut bytes)?;
         if count == 0 {
             return Ok(None);
         }
         let mut lines = Vec::new();
-        let mut taken = 0;
-        while let Some(length) = self.rest[taken..].iter().position(|byte| *byte == b'\n') {
-            let line = &self.rest[taken..taken + length];
-            taken += length + 1;
-            self.position.offset += self.skipping + length as u64 + 1;
-            let whole = std::mem::take(&mut self.skipping) == 0 && length <= LONGEST;
+        let position = &mut self.position;
+        self.partial.take(&bytes[..count], |text, length| {
+            position.offset += length;
             lines.push(Line {
-                text: whole.then(|| String::from_utf8_lossy(line).into_owned()),
-                position: self.position,
+                text,
+                position: *position,
             });
-        }
-        self.rest.drain(..taken);
-        if self.rest.len() > LONGEST {
-            self.skipping += self.rest.len() as u64;
-            self.rest.clear();
-        }
+        });
         Ok(Some(lines))
     }
 }
@@ -192,6 +170,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::lines::LONGEST;
     use super::*;
 
     struct Followed {
@@ -289,7 +268,7 @@ mod tests {
         let mut followed = Followed::new();
         followed.append(&"x".repeat(5 * LONGEST));
         assert!(followed.lines().is_empty());
-        assert!(followed.file.open.as_ref().unwrap().rest.len() <= LONGEST);
+        assert!(followed.file.open.as_ref().unwrap().partial.kept() <= LONGEST);
         followed.append("\nshort\n");
         assert_eq!(followed.lines(), ["(too long)", "short"]);
         let position = followed.file.open.as_ref().unwrap().position;

@@ -1,35 +1,52 @@
 //! Where events come from: the file of events, and the services that report in their own words.
 //!
-//! Services are read in a thread of its own: a service that floods, or writes what takes long to read, costs the control loop no more
-//! than the events that come of it, and of those a bounded number a second. What is not taken yet waits where it is: in its file. What
-//! maps to no event is counted, and never an error.
+//! What services write is read in a thread of its own: a service that floods, or writes what takes long to read, costs the control loop no
+//! more than the events that come of it, and of those a bounded number a second. What is not taken yet waits where it is: in its file, in
+//! its socket, with its teller. What maps to no event is counted, and never an error.
 
+mod agent;
 mod bucket;
+mod clamav;
 mod feed;
 pub mod file;
+mod lines;
+mod socket;
 mod suricata;
+mod text;
+mod told;
+mod translator;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use guestseal_rules::event::Event;
 use guestseal_rules::load::load_sources;
 pub use guestseal_rules::model::source::Source;
-use guestseal_rules::model::source::{Input, Lines};
+use guestseal_rules::model::source::{Input, Way};
 use guestseal_rules::model::{HostIndex, Policy};
 use guestseal_rules::report::Directory;
 use serde::Serialize;
 use serde_json::Value;
+use serde_saphyr::Location;
 
+use super::api::HookConfig;
+use super::api::access::group_number;
+use super::api::problem::Problem;
 use super::config::{ConfigError, read};
 use super::wake::{Doorbell, wait};
-use feed::{Feed, Turn};
+use feed::{Feed, Reader, Turn, name_of};
 use file::Position;
+use socket::Socket;
+pub use told::Teller;
+use told::ToldSources;
+use translator::Known;
 
 /// Events that wait for the control loop.
 const WAITING: usize = 256;
@@ -47,8 +64,6 @@ enum Reported {
     Other,
     /// Nothing that the service would write.
     Malformed,
-    /// More than is read at once.
-    TooLong,
 }
 
 /// An event of a source.
@@ -81,7 +96,7 @@ pub struct SourceStatus {
     pub incomplete: u64,
     /// What is no report, as it should be.
     pub other: u64,
-    /// What the service would not write.
+    /// What the service would not write, or what an agent may not say.
     pub malformed: u64,
     /// What is longer than is read.
     pub too_long: u64,
@@ -92,7 +107,49 @@ pub struct SourceStatus {
     pub error: String,
 }
 
-type Statuses = Arc<Mutex<BTreeMap<String, SourceStatus>>>;
+impl SourceStatus {
+    /// Adds what became of another part of the same source.
+    fn add(&mut self, other: &Self) {
+        for (count, more) in [
+            (&mut self.told, other.told),
+            (&mut self.waited, other.waited),
+            (&mut self.repeated, other.repeated),
+            (&mut self.ignored, other.ignored),
+            (&mut self.no_meaning, other.no_meaning),
+            (&mut self.nobody, other.nobody),
+            (&mut self.incomplete, other.incomplete),
+            (&mut self.other, other.other),
+            (&mut self.malformed, other.malformed),
+            (&mut self.too_long, other.too_long),
+            (&mut self.truncated, other.truncated),
+        ] {
+            *count += more;
+        }
+        self.error.clone_from(&other.error);
+    }
+}
+
+/// Why sources cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SourcesError {
+    /// A socket.
+    #[error("{}: the source's socket cannot be made", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A user or group.
+    #[error("{0}")]
+    People(String),
+    /// The thread.
+    #[error("the system has no room for the sources' thread")]
+    Thread(#[source] io::Error),
+}
+
+type Statuses = BTreeMap<String, SourceStatus>;
 
 /// The control loop's end of the sources.
 #[derive(Debug)]
@@ -100,7 +157,10 @@ pub struct Sources {
     told: Receiver<Told>,
     /// Rung when there is something.
     bell: Doorbell,
-    statuses: Statuses,
+    statuses: Arc<Mutex<Statuses>>,
+    tellers: ToldSources,
+    policy: Arc<Policy>,
+    known: Arc<Directory>,
     stop: Arc<AtomicBool>,
     wake: Doorbell,
 }
@@ -110,54 +170,89 @@ pub struct Sources {
 /// # Errors
 /// See [`ConfigError`].
 pub fn load(path: &Path, policy: &Policy) -> Result<Vec<Source>, ConfigError> {
-    let mut sources = load_sources(&read(path)?, policy)?;
+    let file = read(path)?;
+    let mut sources = load_sources(&file, policy)?;
+    for source in &sources {
+        let who =
+            group_of(source).and_then(|_| ToldSources::new(std::slice::from_ref(source), Instant::now()));
+        who.map_err(|error| file.error(&Location::UNKNOWN, error.to_string()))?;
+    }
     let base = path.parent().unwrap_or(Path::new("."));
     for source in &mut sources {
-        let Input::Suricata(Lines::File(path)) = &mut source.input;
-        *path = base.join(path.as_path());
+        if let Some(path) = source.input.path_mut() {
+            *path = base.join(path.as_path());
+        }
     }
     Ok(sources)
+}
+
+/// Where signed reports are posted to.
+#[must_use]
+pub fn hooks(sources: &[Source]) -> Vec<HookConfig> {
+    let hook = |source: &Source| match &source.input {
+        Input::Webhook(webhook) => Some(HookConfig {
+            name: source.name.clone(),
+            listen: webhook.listen,
+            secret: webhook.secret.clone(),
+        }),
+        _ => None,
+    };
+    sources.iter().filter_map(hook).collect()
+}
+
+fn hold(statuses: &Mutex<Statuses>) -> MutexGuard<'_, Statuses> {
+    statuses.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sources {
     /// Starts the thread that reads them, each from where the journal knows it.
     ///
     /// # Errors
-    /// If the system has no room for it.
+    /// See [`SourcesError`].
     pub fn open(
         sources: &[Source],
         policy: &Arc<Policy>,
         host: HostIndex,
         read: impl Fn(&str) -> Option<Position>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, SourcesError> {
         let (sender, told) = sync_channel(WAITING);
-        let (bell, wake) = (Doorbell::new()?, Doorbell::new()?);
+        let bell = Doorbell::new().map_err(SourcesError::Thread)?;
+        let wake = Doorbell::new().map_err(SourcesError::Thread)?;
         let now = Instant::now();
-        let feed = |source: &Source| Feed::new(source.clone(), read(&Feed::name_of(source)), now);
-        let reader = Reader {
-            feeds: sources
-                .iter()
-                .map(|source| (source.name.clone(), feed(source)))
-                .collect(),
+        let mut feeds = Vec::new();
+        for source in sources {
+            feeds.extend(open_feeds(source, policy, host, &read, now)?);
+        }
+        let tellers = ToldSources::new(sources, now)?;
+        let statuses = tellers
+            .names()
+            .map(|name| (name.clone(), SourceStatus::default()));
+        let thread = Thread {
+            feeds,
             policy: Arc::clone(policy),
-            known: Directory::new(policy, host),
+            known: Arc::new(Directory::new(policy, host)),
             told: sender,
             bell: bell.clone(),
-            statuses: Statuses::default(),
+            statuses: Arc::new(Mutex::new(statuses.collect())),
             stop: Arc::default(),
             wake: wake.clone(),
         };
-        let (statuses, stop) = (Arc::clone(&reader.statuses), Arc::clone(&reader.stop));
-        reader.show();
-        let thread = std::thread::Builder::new().name("sources".to_owned());
-        thread.spawn(move || reader.run())?;
-        Ok(Self {
+        thread.show();
+        let opened = Self {
             told,
             bell,
-            statuses,
-            stop,
+            statuses: Arc::clone(&thread.statuses),
+            tellers,
+            policy: Arc::clone(policy),
+            known: Arc::clone(&thread.known),
+            stop: Arc::clone(&thread.stop),
             wake,
-        })
+        };
+        let builder = std::thread::Builder::new().name("sources".to_owned());
+        builder
+            .spawn(move || thread.run())
+            .map_err(SourcesError::Thread)?;
+        Ok(opened)
     }
 
     /// What can be read when something was told.
@@ -172,13 +267,31 @@ impl Sources {
         self.told.try_iter().take(WAITING).collect()
     }
 
+    /// The event that a report is which somebody tells, and by whom it is; nothing if it needs none.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn report(
+        &mut self,
+        name: &str,
+        report: &Value,
+        teller: &Teller,
+    ) -> Result<Option<(String, Event)>, Problem> {
+        let known = Known {
+            policy: &self.policy,
+            directory: &self.known,
+        };
+        let mut statuses = hold(&self.statuses);
+        let mut unknown = SourceStatus::default();
+        let status = statuses.get_mut(name).unwrap_or(&mut unknown);
+        self.tellers
+            .event(name, report, teller, &known, Instant::now(), status)
+    }
+
     /// What became of what each source has reported.
     #[must_use]
     pub fn status(&self) -> BTreeMap<String, SourceStatus> {
-        self.statuses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        hold(&self.statuses).clone()
     }
 }
 
@@ -189,26 +302,81 @@ impl Drop for Sources {
     }
 }
 
-/// The thread's end.
-struct Reader {
-    feeds: Vec<(String, Feed)>,
+/// The group that may connect to a source's sockets.
+fn group_of(source: &Source) -> Result<Option<u32>, SourcesError> {
+    let ((Some(Way::Socket(sockets)), _) | (_, Input::Agents(sockets))) = (source.input.way(), &source.input)
+    else {
+        return Ok(None);
+    };
+    let Some(name) = &sockets.group else {
+        return Ok(None);
+    };
+    let number = group_number(name);
+    number.map(Some).ok_or_else(|| {
+        SourcesError::People(format!(
+            "source {}: this host has no group \"{name}\"",
+            source.name
+        ))
+    })
+}
+
+/// What of a source is read by the thread.
+fn open_feeds(
+    source: &Source,
+    policy: &Policy,
+    host: HostIndex,
+    read: impl Fn(&str) -> Option<Position>,
+    now: Instant,
+) -> Result<Vec<Feed>, SourcesError> {
+    let failed = |path: &Path, error: io::Error| SourcesError::Socket {
+        path: path.to_owned(),
+        source: error,
+    };
+    let reader = match (&source.input, source.input.way()) {
+        (_, Some(Way::File(path))) => Reader::file(path, read(&name_of(source))),
+        (_, Some(Way::Socket(sockets))) => {
+            let opened = Socket::open(&sockets.path, group_of(source)?);
+            Reader::Socket(opened.map_err(|error| failed(&sockets.path, error))?)
+        }
+        (Input::Agents(sockets), _) => {
+            let group = group_of(source)?;
+            let own = policy.guests.iter().filter(|guest| guest.host == host);
+            let feed = |guest: &guestseal_rules::model::Guest| {
+                let path = sockets.path.join(format!("{}.sock", guest.id));
+                let socket = Socket::open(&path, group).map_err(|error| failed(&path, error))?;
+                Ok(Feed::of_agent(source, &guest.id, &guest.uuid, socket, now))
+            };
+            return own.map(feed).collect();
+        }
+        _ => return Ok(Vec::new()),
+    };
+    Ok(vec![Feed::of_service(source.clone(), reader, now)])
+}
+
+/// What the thread has.
+struct Thread {
+    feeds: Vec<Feed>,
     policy: Arc<Policy>,
-    known: Directory,
+    known: Arc<Directory>,
     told: SyncSender<Told>,
     bell: Doorbell,
-    statuses: Statuses,
+    statuses: Arc<Mutex<Statuses>>,
     stop: Arc<AtomicBool>,
     wake: Doorbell,
 }
 
-impl Reader {
+impl Thread {
     fn run(mut self) {
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             let mut until = now + LOOK;
-            for (_, feed) in &mut self.feeds {
+            let known = Known {
+                policy: &self.policy,
+                directory: &self.known,
+            };
+            for feed in &mut self.feeds {
                 let (told, mut any) = (&self.told, false);
-                let turn = feed.turn(&self.policy, &self.known, now, |event| {
+                let turn = feed.turn(&known, now, |event| {
                     let there_is_room = told.try_send(event).is_ok();
                     any |= there_is_room;
                     there_is_room
@@ -224,16 +392,18 @@ impl Reader {
                 });
             }
             self.show();
-            let mut descriptors = vec![std::os::fd::AsFd::as_fd(&self.wake)];
-            descriptors.extend(self.feeds.iter().filter_map(|(_, feed)| feed.wait_on()));
+            let mut descriptors = vec![self.wake.as_fd()];
+            descriptors.extend(self.feeds.iter().flat_map(Feed::wait_on));
             wait(&descriptors, until);
         }
     }
 
     fn show(&self) {
-        let status = |(name, feed): &(String, Feed)| (name.clone(), feed.status.clone());
-        let all = self.feeds.iter().map(status).collect();
-        *self.statuses.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        let mut all = Statuses::new();
+        for feed in &self.feeds {
+            all.entry(feed.name.clone()).or_default().add(&feed.status);
+        }
+        hold(&self.statuses).extend(all);
     }
 }
 

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use guestseal_rules::event::What;
 use guestseal_rules::load::{self, load_policy};
+use serde_json::json;
 
 use super::*;
+use crate::control::api::access::{Caller, Right};
 
 /// Longer than any of these tests takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -40,6 +42,20 @@ impl World {
         };
         world.start(None);
         world
+    }
+
+    /// What somebody writes into a socket.
+    fn connect(&self, name: &str) -> std::os::unix::net::UnixStream {
+        std::os::unix::net::UnixStream::connect(self.path(name)).unwrap()
+    }
+
+    /// What becomes of a report that somebody tells.
+    fn tell(&mut self, name: &str, teller: &Teller, report: Value) -> Result<String, String> {
+        let told = self.running.as_mut().unwrap().report(name, &report, teller);
+        match told.map_err(|problem| problem.error)? {
+            Some((by, event)) => Ok(format!("{by}: {} {}", event.guest, event.what)),
+            None => Ok(String::new()),
+        }
     }
 
     fn start(&mut self, resume: Option<Position>) {
@@ -122,7 +138,7 @@ fn alerts_become_events_and_everything_else_is_counted() {
     let told = world.told(1);
     assert_eq!(names(&told), ["blue-1 one:90"]);
     assert_eq!(told[0].by, "source ids");
-    let long = format!("{}\n", "x".repeat(3 * file::LONGEST));
+    let long = format!("{}\n", "x".repeat(3 * lines::LONGEST));
     world.append(&alert("10.2.0.1", "nobody", 1));
     world.append(&alert("10.1.0.1", "noise", 3));
     world.append(&alert("10.1.0.1", "unmapped", 2));
@@ -210,4 +226,249 @@ fn a_file_that_anyone_may_write_is_not_believed_and_shown() {
     world.append(&alert("10.1.0.1", "two", 1));
     assert_eq!(names(&world.told(2)), ["blue-1 one:90", "blue-1 two:90"]);
     world.until("forgotten", |status| status.error.is_empty());
+}
+
+#[test]
+fn writers_of_a_socket_each_have_their_lines_and_do_not_wait_for_each_other() {
+    let world = World::new(&SURICATA.replace("{file: log}", "{socket: eve.sock}"));
+    let (mut one, mut two) = (world.connect("eve.sock"), world.connect("eve.sock"));
+    let first = alert("10.1.0.1", "one", 1);
+    let (half, rest) = first.split_at(50);
+    one.write_all(half.as_bytes()).unwrap();
+    two.write_all(alert("10.1.0.2", "two", 1).as_bytes()).unwrap();
+    assert_eq!(names(&world.told(1)), ["blue-2 two:90"]);
+    one.write_all(rest.as_bytes()).unwrap();
+    assert_eq!(names(&world.told(1)), ["blue-1 one:90"]);
+    // One that never ends its line, and one that breaks off within it.
+    one.write_all("x".repeat(300_000).as_bytes()).unwrap();
+    two.write_all(half.as_bytes()).unwrap();
+    drop(two);
+    one.write_all(b"\n").unwrap();
+    one.write_all(alert("10.1.0.1", "three", 1).as_bytes()).unwrap();
+    assert_eq!(names(&world.told(1)), ["blue-1 three:90"]);
+    world.until("counted", |status| status.told == 3);
+    assert_eq!((world.status().too_long, world.status().malformed), (1, 0));
+}
+
+#[test]
+fn only_so_many_write_at_once_and_one_that_goes_makes_room() {
+    let world = World::new(&SURICATA.replace("{file: log}", "{socket: eve.sock}"));
+    let mut writers: Vec<_> = (0..socket::MOST).map(|_| world.connect("eve.sock")).collect();
+    writers[0]
+        .write_all(alert("10.1.0.1", "one", 1).as_bytes())
+        .unwrap();
+    world.told(1);
+    // It is sent away: what it writes meets nobody.
+    let mut more = world.connect("eve.sock");
+    let mut nothing = [0];
+    assert_eq!(std::io::Read::read(&mut more, &mut nothing).unwrap(), 0);
+    writers.pop();
+    let begin = Instant::now();
+    // Until the one that went is noticed.
+    loop {
+        assert!(begin.elapsed() < LONG);
+        let mut next = world.connect("eve.sock");
+        next.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        if std::io::Read::read(&mut next, &mut nothing).is_err() {
+            next.write_all(alert("10.1.0.1", "two", 1).as_bytes()).unwrap();
+            break;
+        }
+    }
+    assert_eq!(names(&world.told(1)), ["blue-1 two:90"]);
+}
+
+#[test]
+fn sockets_are_their_owners_and_of_a_group() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let mode = |world: &World| {
+        let metadata = std::fs::metadata(world.path("eve.sock")).unwrap();
+        (metadata.permissions().mode() & 0o777, metadata.gid())
+    };
+    let own = World::new(&SURICATA.replace("{file: log}", "{socket: eve.sock}"));
+    assert_eq!(mode(&own).0, 0o600);
+    let group = rustix::process::getegid().as_raw();
+    let text = format!("{{socket: eve.sock, group: '{group}'}}");
+    let shared = World::new(&SURICATA.replace("{file: log}", &text));
+    assert_eq!(mode(&shared), (0o660, group));
+}
+
+const AGENTS: &str = "  - {name: flows, agents: {directory: agents}}\n";
+
+#[test]
+fn an_agents_word_is_bound_to_the_guest_whose_socket_it_is() {
+    let world = World::new(AGENTS);
+    assert!(
+        !world.path("agents/blue-2.sock").exists(),
+        "a guest of another host"
+    );
+    let mut agent = world.connect("agents/blue-1.sock");
+    let flow = |guest: &str| {
+        format!(
+            r#"{{{guest}"flow": {{"protocol": 6, "local": "10.1.0.1:40000", "remote": "10.1.0.2:443", "user": "alice"}}}}"#
+        ) + "\n"
+    };
+    agent.write_all(flow(r#""guest": "red-1", "#).as_bytes()).unwrap();
+    agent
+        .write_all(b"{\"release\": {}}\n{\"login\": {\"user\": \"root\"}}\n")
+        .unwrap();
+    agent.write_all(flow("").as_bytes()).unwrap();
+    let told = world.told(1);
+    assert_eq!(
+        (told[0].event.guest.as_str(), told[0].by.as_str()),
+        ("blue-1", "agent in blue-1")
+    );
+    let mut other = world.connect("agents/red-1.sock");
+    other.write_all(flow("").as_bytes()).unwrap();
+    // Whose address it is, is for the engine to say: it is told of the right guest.
+    assert_eq!(world.told(1)[0].event.guest, "red-1");
+    world.until("counted", |status| status.told == 2);
+    assert_eq!(world.status().malformed, 3);
+}
+
+#[test]
+fn a_guests_agent_that_floods_delays_no_other_guests() {
+    let world = World::new(&AGENTS.replace("agents: {", "rate: 5, agents: {"));
+    let line = |number: u32, address: &str| {
+        format!(r#"{{"flow": {{"protocol": 6, "local": "{address}:40000", "remote": "10.1.0.2:{number}"}}}}"#)
+            + "\n"
+    };
+    let flood: String = (1..=50).map(|number| line(number, "10.1.0.1")).collect();
+    world
+        .connect("agents/blue-1.sock")
+        .write_all(flood.as_bytes())
+        .unwrap();
+    world.until("held back", |status| status.waited > 0);
+    world
+        .connect("agents/red-1.sock")
+        .write_all(line(1, "10.2.0.1").as_bytes())
+        .unwrap();
+    let mut told = Vec::new();
+    let begin = Instant::now();
+    while !told.iter().any(|told: &Told| told.event.guest == "red-1") {
+        assert!(begin.elapsed() < LONG);
+        wait(&[world.running().bell().as_fd()], begin + LONG);
+        told.extend(world.running().take());
+    }
+    assert!(told.len() < 50, "{}", told.len());
+}
+
+const TOLD: &str = "  - name: av
+    clamav: {told: ['4711', '@4712']}
+    rate: 2
+    guest: [{in: file, like: '^/srv/(?<guest>[^/]+)/'}]
+    reports:
+      - {when: {virus: Test.*}, ignore: true}
+      - {when: {virus: '*'}, tag: {name: 'malware.{virus}', severity: 90}}
+  - name: edr
+    webhook: {listen: '127.0.0.1:7444', secret: edr.secret}
+    guest: [{id: '{/vm}'}]
+    reports: [{tag: {name: t, severity: 1}}]
+";
+
+#[test]
+fn who_tells_is_one_who_may_and_is_answered() {
+    let mut world = World::new(TOLD);
+    let caller = |user, group, may| {
+        Teller::Caller(Caller::Local {
+            user,
+            group,
+            process: None,
+            may,
+        })
+    };
+    let (clamav, root) = (caller(4711, 1, None), caller(0, 0, Some(Right::Change)));
+    let found = |guest: &str, virus: &str| json!({"CLAM_VIRUSEVENT_FILENAME": format!("/srv/{guest}/x"), "CLAM_VIRUSEVENT_VIRUSNAME": virus});
+    let said = world.tell("av", &clamav, found("blue-1", "Eicar"));
+    assert_eq!(
+        said.unwrap(),
+        "source av, told by user 4711: blue-1 tag av/malware.Eicar of severity 90"
+    );
+    assert_eq!(
+        world.tell("av", &clamav, found("blue-1", "Eicar")),
+        Ok(String::new()),
+        "repeated"
+    );
+    assert_eq!(
+        world.tell("av", &root, found("blue-1", "Test.x")),
+        Ok(String::new()),
+        "ignored"
+    );
+    let refused =
+        |world: &mut World, teller: &Teller, report: Value| world.tell("av", teller, report).unwrap_err();
+    assert_eq!(refused(&mut world, &root, found("nobody", "Eicar")), "Nobody");
+    assert_eq!(refused(&mut world, &root, json!({})), "NoMeaning");
+    let reader = caller(99, 99, Some(Right::Read));
+    assert_eq!(
+        refused(&mut world, &reader, found("blue-1", "Other")),
+        "Forbidden"
+    );
+    assert_eq!(
+        refused(&mut world, &Teller::Webhook, found("blue-1", "Other")),
+        "Forbidden"
+    );
+    assert!(
+        world
+            .tell("av", &caller(1, 4712, None), found("blue-2", "Eicar"))
+            .is_ok()
+    );
+    let next = found("red-1", "Eicar");
+    assert_eq!(refused(&mut world, &root, next.clone()), "TooFast");
+    assert_eq!(
+        refused(&mut world, &root, next),
+        "TooFast",
+        "it was not taken, and so is not repeated"
+    );
+    let status = world.status();
+    assert_eq!(
+        (status.told, status.waited, status.repeated, status.ignored),
+        (2, 2, 1, 1)
+    );
+    assert_eq!(
+        world.tell("edr", &root, json!({"vm": "red-1"})),
+        Err("Forbidden".to_owned())
+    );
+    assert!(
+        world
+            .tell("edr", &Teller::Webhook, json!({"vm": "red-1"}))
+            .is_ok()
+    );
+    assert_eq!(
+        world.tell("ids", &root, json!({})),
+        Err("UnknownSource".to_owned())
+    );
+}
+
+#[test]
+fn who_is_not_known_here_is_a_mistake_of_the_file() {
+    let world = World::new(TOLD);
+    let wrong = |right: &str, wrong: &str| {
+        let path = world.path("wrong.yaml");
+        std::fs::write(&path, format!("sources:\n{}", TOLD.replace(right, wrong))).unwrap();
+        super::load(&path, &world.policy).unwrap_err().to_string()
+    };
+    let said = wrong("'4711'", "'no such user'");
+    assert!(
+        said.contains("wrong.yaml") && said.contains("source av: this host has no user \"no such user\""),
+        "{said}"
+    );
+    let said = wrong(
+        "clamav: {told: ['4711', '@4712']}",
+        "clamav: {socket: s, group: no-such-group}",
+    );
+    assert!(
+        said.contains("this host has no group \"no-such-group\""),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_reload_leaves_the_sockets_of_the_new_sources() {
+    let mut world = World::new(&SURICATA.replace("{file: log}", "{socket: eve.sock}"));
+    for number in 0..20 {
+        world.start(None);
+        let name = format!("n{number}");
+        let mut writer = world.connect("eve.sock");
+        writer.write_all(alert("10.1.0.1", &name, 1).as_bytes()).unwrap();
+        assert_eq!(names(&world.told(1)), [format!("blue-1 {name}:90")]);
+    }
 }

@@ -24,6 +24,23 @@ sources:
       - {when: {severity: [1, 2], category: '*Trojan*'}, tag: {name: 'malware.{signature-id}', severity: 90, lasts: 12h}}
       - {when: {action: allowed}, guest: [{id: db}], tag: {name: alert, severity: '{/score}'}}
       - {clear: {name: 'malware.*'}}
+  - name: av
+    clamav: {told: [clamav]}
+    guest: [{in: file, like: '^/srv/(?<guest>[^/]+)/'}]
+    reports: [{tag: {name: '{virus}', severity: 100}}]
+  - name: gate
+    service: ids
+    text: {socket: /run/gate.sock, group: adm, like: ['^in (?<user>\\S+) (?<from>\\S+)$', '^out (?<gone>\\S+)$']}
+    guest: [{address: '{from}', network: blue}]
+    reports:
+      - {when: {user: '*'}, login: {user: '{user}', groups: [staff, '{/groups}']}}
+      - {logout: {user: '{gone}'}}
+  - name: edr
+    service: av
+    webhook: {listen: '192.0.2.1:7444', secret: edr.secret}
+    guest: [{id: '{/vm}'}]
+    reports: [{tag: {name: '{/rule}', severity: '{/score}'}}]
+  - {name: flows, service: ids, agents: {directory: /run/guestseal/agents, group: kvm}}
 ";
 
 fn load(text: &str) -> Result<Vec<model::Source>, FileErrors> {
@@ -111,6 +128,45 @@ fn every_mistake_is_named_with_its_place_and_what_was_expected() {
         ("no duration", "lasts: 12h", "lasts: 12"),
         ("no time at all", "lasts: 12h", "lasts: 0s"),
         ("no reports", RIGHT_REPORTS, ""),
+        ("two services", "    rate: 50", "    json: {told: []}"),
+        ("two ways", "{file: /var", "{socket: /run/eve.sock, file: /var"),
+        ("a group of a file", "{file: /var", "{group: suricata, file: /var"),
+        ("an unknown field of a way", "{file: /var", "{path: /var"),
+        (
+            "no lines",
+            "suricata: {file: /var/log/suricata/eve.json}",
+            "text: {file: a}",
+        ),
+        (
+            "an open pattern",
+            "suricata: {file: /var/log/suricata/eve.json}",
+            "text: {file: a, like: ['(']}",
+        ),
+        (
+            "told lines",
+            "suricata: {file: /var/log/suricata/eve.json}",
+            "text: {told: [], like: [a]}",
+        ),
+        (
+            "no port",
+            "suricata: {file: /var/log/suricata/eve.json}",
+            "webhook: {listen: 192.0.2.1, secret: s}",
+        ),
+        (
+            "no secret",
+            "suricata: {file: /var/log/suricata/eve.json}",
+            "webhook: {listen: '192.0.2.1:1'}",
+        ),
+        (
+            "agents with reports",
+            "suricata: {file: /var/log/suricata/eve.json}",
+            "agents: {directory: /run/a}",
+        ),
+        (
+            "no user",
+            "{clear: {name: 'malware.*'}}",
+            "{login: {groups: [a]}}",
+        ),
     ];
     let mut said = String::new();
     for (what, right, wrong) in cases {
@@ -151,7 +207,7 @@ fn what_the_loader_refuses_by_its_shape_the_schema_refuses() {
         ("ignore: true", "ignore: maybe"),
         ("lasts: 12h", "lasts: {a: b}"),
         ("{id: web}", "{name: web}"),
-        (RIGHT_REPORTS, ""),
+        ("{clear: {name: 'malware.*'}}", "{login: {groups: [a]}}"),
     ] {
         let text = RIGHT.replacen(right, wrong, 1);
         assert!(
