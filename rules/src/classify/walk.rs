@@ -1,21 +1,19 @@
 //! The first entry that a packet meets, of several packets at once.
 //!
-//! Intersects the rows of a packet's fields (see [`crate::compile`]), as it is and as a reply: of each 64 entries whether any
-//! may match, then the words of bits that are left. Each of these steps waits for memory, so it is taken for a whole group of
-//! packets before the next, and no branch of a step depends on what that step reads for the first time.
+//! Intersects the rows of a packet's fields (see [`crate::compile`]), as it is and as a reply, part by part until an entry is
+//! met: of each 64 entries whether any may match, then the words of bits that are left. Each of these steps waits for memory, so
+//! it is taken for a whole group of packets before the next, and no branch of a step depends on what that step reads for the
+//! first time.
 
 use arrayvec::ArrayVec;
 
-use crate::compile::rows::{RowId, RowStore, WORD};
+use crate::compile::rows::{PART, RowId, RowStore, WORD};
 use crate::compile::{Class, EntryVerdict, Found, Index};
 use crate::facts::{Facts, Party};
 use crate::model::NetworkIndex;
 
 /// Packets of one group.
 pub(crate) const GROUP: usize = 16;
-
-/// Words of a summary that are looked at together.
-const PARTS: usize = 4;
 
 /// A row of one of the stores.
 #[derive(Copy, Clone)]
@@ -38,14 +36,6 @@ struct Question<const ROWS: usize> {
     /// It opens a connection: it is no reply.
     opening: bool,
     ways: [[RowOf; ROWS]; 2],
-}
-
-impl<const ROWS: usize> Question<ROWS> {
-    /// The ways that it goes.
-    #[inline]
-    fn ways(&self) -> &[[RowOf; ROWS]] {
-        &self.ways[..if self.opening { 1 } else { 2 }]
-    }
 }
 
 /// The rows of one side of a packet, in both roles.
@@ -188,39 +178,46 @@ impl Index {
             self.guests.store(),
             self.flows.as_ref().map_or(&table.store, |flows| flows.store()),
         ];
-        for first in (0..table.parts).step_by(PARTS) {
-            let parts = PARTS.min(table.parts - first);
-            let mut words = [[[0u64; PARTS]; 2]; GROUP];
-            for (question, words) in questions.iter().zip(&mut words) {
-                for (way, words) in question.ways().iter().zip(words) {
-                    let mut all = [u64::MAX; PARTS];
-                    for row in way {
-                        let summary = stores[row.store as usize].summary(row.row, first, parts);
-                        for (all, word) in all.iter_mut().zip(summary) {
-                            *all &= word;
-                        }
+        // The questions that have met nothing yet.
+        let mut open: ArrayVec<u8, GROUP> = (0..questions.len() as u8).collect();
+        for part in 0..table.parts {
+            let of_part = |row: &RowOf| stores[row.store as usize].part(row.row, part);
+            let mut words = [[0u64; 2]; GROUP];
+            for (number, words) in open.iter().zip(&mut words) {
+                let question = &questions[usize::from(*number)];
+                for (way, word) in question.ways.iter().zip(&mut *words) {
+                    *word = way.iter().fold(u64::MAX, |all, row| all & of_part(row).summary());
+                }
+                words[1] &= u64::from(question.opening).wrapping_sub(1);
+            }
+            for (number, words) in open.iter().zip(&words) {
+                let question = &questions[usize::from(*number)];
+                let best = &mut found[usize::from(question.packet)];
+                for (way, word) in question.ways.iter().zip(words) {
+                    let rows = way.each_ref().map(of_part);
+                    let mut left = *word;
+                    while left != 0 {
+                        let word = left.trailing_zeros() as usize;
+                        left &= left - 1;
+                        let bits = rows.iter().fold(u64::MAX, |all, row| all & row.word(word));
+                        // No branch: whether a word has a bit is anybody's guess.
+                        let position = ((part * PART + word) * WORD + bits.trailing_zeros() as usize)
+                            & usize::from(bits != 0).wrapping_neg();
+                        let met = table.verdicts[position].or_none(bits == 0);
+                        *best = met.min(*best);
                     }
-                    *words = all;
                 }
             }
-            for (question, words) in questions.iter().zip(&words) {
-                let best = &mut found[usize::from(question.packet)];
-                for (way, words) in question.ways().iter().zip(words) {
-                    let rows = way.each_ref().map(|row| stores[row.store as usize].get(row.row));
-                    for (part, word) in words.iter().enumerate().take(parts) {
-                        let mut left = *word;
-                        while left != 0 {
-                            let word = (first + part) * 64 + left.trailing_zeros() as usize;
-                            left &= left - 1;
-                            let bits = rows.iter().fold(u64::MAX, |all, row| all & row.word(word));
-                            // No branch: whether a word has a bit is anybody's guess.
-                            let position = (word * WORD + bits.trailing_zeros() as usize)
-                                & usize::from(bits != 0).wrapping_neg();
-                            let met = table.verdicts[position].or_none(bits == 0);
-                            *best = met.min(*best);
-                        }
-                    }
+            // Whatever the next parts have comes later than what this one had.
+            let asked = std::mem::take(&mut open);
+            for number in asked {
+                let packet = usize::from(questions[usize::from(number)].packet);
+                if found[packet] == EntryVerdict::NONE {
+                    open.push(number);
                 }
+            }
+            if open.is_empty() {
+                return;
             }
         }
     }

@@ -1,10 +1,14 @@
-//! Where entries stand in a row: those that no packet meets together far from each other.
+//! Where entries stand in a row: part by part in the order of their rules, and inside a part those that no packet meets together
+//! far from each other.
 //!
-//! A look-up reads the words in which some entry may match; the tighter a word is, in network, parties, protocol and port, the
-//! fewer words those are. The entries are cut in two, again and again, by whatever they differ in most, and those that leave it
-//! open stay together.
+//! A look-up is over with the first part in which a packet meets an entry. Of a part it reads the words in which some entry may
+//! match; the tighter a word is, in network, parties, protocol and port, the fewer words those are. The entries of a part are
+//! cut in two, again and again, by whatever they differ in most, and those that leave it open stay together.
+//!
+//! Words read a packet at 10,000 rules, seeds acl, fw and ipc of `guestseal-perf classify`: 3.3, 8.9 and 5.8 with parts in the
+//! order of their rules, 5.5, 12.7 and 10.3 with all entries cut together.
 
-use super::rows::WORD;
+use super::rows::{PART, WORD};
 use super::{AddressSet, Entry};
 
 /// What is compared: a number for each field, 0 where the entry leaves it open.
@@ -13,9 +17,12 @@ type Key = [u128; FIELDS];
 
 /// Brings entries into the order of their positions, within a word by their verdicts.
 pub(crate) fn arrange(entries: &mut Vec<Entry>) {
+    entries.sort_by_key(|entry| entry.verdict);
     let keys: Vec<Key> = entries.iter().map(key).collect();
     let mut order: Vec<u32> = (0..entries.len() as u32).collect();
-    cut(&mut order, &keys);
+    order
+        .chunks_mut(PART * WORD)
+        .for_each(|part| cut(part, &keys));
     let mut taken: Vec<Option<Entry>> = std::mem::take(entries).into_iter().map(Some).collect();
     entries.extend(order.iter().filter_map(|number| taken[*number as usize].take()));
     entries

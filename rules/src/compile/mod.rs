@@ -133,7 +133,7 @@ pub(crate) struct Index {
 /// What stays the same as long as the policy does.
 #[derive(Debug)]
 pub(crate) struct Fixed {
-    /// Words of 64 bits in the summary of a row.
+    /// Of a row.
     pub(crate) parts: usize,
     pub(crate) store: RowStore,
     pub(crate) addresses: AddressTable,
@@ -387,7 +387,7 @@ impl Index {
         let verdicts: Vec<EntryVerdict> = entries.iter().map(|entry| entry.verdict).collect();
         Ok(Self {
             fixed: Arc::new(Fixed {
-                parts: blocks.div_ceil(rows::WORDS),
+                parts: entries.len().div_ceil(rows::PART * rows::WORD),
                 store,
                 addresses,
                 traffic,

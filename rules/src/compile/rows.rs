@@ -1,10 +1,10 @@
 //! Rows of bits, a bit an entry: a table of blocks of 512 bits, a cache line each, and which blocks a row is made of.
 //!
-//! Equal blocks are kept once: most of a row is like its neighbours. A row's summary has a bit for each of its words that is
-//! not empty, so that an intersection reads those words only that are there in every row.
+//! Equal blocks are kept once: most of a row is like its neighbours. A row stands in parts of eight blocks: their numbers, and
+//! a summary with a bit for each of their words that is not empty, so that an intersection reads those words only that are
+//! there in every row. Summary and numbers share half a cache line, and one read brings both.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use foldhash::fast::FixedState;
 
@@ -20,8 +20,50 @@ pub(crate) const WORD: usize = 64;
 /// Words of one block.
 pub(crate) const WORDS: usize = BLOCK / WORD;
 
+/// Blocks of one part.
+const BLOCKS: usize = 8;
+
+/// Words of one part.
+pub(crate) const PART: usize = BLOCKS * WORDS;
+
 /// Blocks that a store can number. What would be one more is kept as the empty one: no entry matches, and the packet is dropped.
-const MOST_BLOCKS: usize = 1 << 26;
+const MOST_BLOCKS: usize = 1 << 24;
+
+/// A part of a row: the numbers of eight blocks, 24 bits each, then the summary.
+#[derive(Copy, Clone, Debug)]
+#[repr(align(32))]
+struct Part([u8; 32]);
+
+impl Part {
+    const EMPTY: Part = Part([0; 32]);
+
+    /// Where the summary begins.
+    const SUMMARY: usize = 3 * BLOCKS;
+
+    #[inline]
+    fn summary(&self) -> u64 {
+        self.0
+            .last_chunk()
+            .map_or(0, |summary| u64::from_le_bytes(*summary))
+    }
+
+    fn set_summary(&mut self, summary: u64) {
+        self.0[Self::SUMMARY..].copy_from_slice(&summary.to_le_bytes());
+    }
+
+    /// The number of one of the blocks.
+    #[inline]
+    fn number(&self, block: usize) -> u32 {
+        let first = 3 * (block % BLOCKS);
+        let four = [0, 1, 2, 3].map(|at| self.0[first + at]);
+        u32::from_le_bytes(four) & 0xff_ffff
+    }
+
+    fn set_number(&mut self, block: usize, number: u32) {
+        let first = 3 * (block % BLOCKS);
+        self.0[first..first + 3].copy_from_slice(&number.to_le_bytes()[..3]);
+    }
+}
 
 /// The bits of 512 entries.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -95,14 +137,11 @@ impl Sweep {
 #[derive(Clone, Debug)]
 pub(crate) struct RowStore {
     blocks_per_row: usize,
-    /// Words of 64 bits in the summary of a row.
-    parts: usize,
+    parts_per_row: usize,
     /// How many.
     count: u32,
-    /// One row after the other: a bit for each word that is not empty.
-    summaries: Vec<u64>,
-    /// One row after the other: the numbers of its blocks.
-    numbers: Vec<u32>,
+    /// One row after the other.
+    parts: Vec<Part>,
     /// The first is the empty one.
     blocks: Vec<Block>,
     /// Blocks after the last time that those were left out which no row has.
@@ -127,17 +166,16 @@ impl Known {
 
 /// Bytes of a row of so many blocks, without the blocks themselves.
 pub(crate) fn row_bytes(blocks: usize) -> usize {
-    blocks * 4 + blocks.div_ceil(WORDS) * 8
+    blocks.div_ceil(BLOCKS) * size_of::<Part>()
 }
 
 impl RowStore {
     pub(crate) fn new(blocks_per_row: usize) -> Self {
         Self {
             blocks_per_row,
-            parts: blocks_per_row.div_ceil(WORDS),
+            parts_per_row: blocks_per_row.div_ceil(BLOCKS),
             count: 0,
-            summaries: Vec::new(),
-            numbers: Vec::new(),
+            parts: Vec::new(),
             blocks: vec![Block::EMPTY],
             compact: 1,
         }
@@ -192,28 +230,29 @@ impl RowStore {
     }
 
     fn write(&mut self, id: RowId, blocks: &[u32]) {
-        let first = id as usize * self.parts;
-        let summary = &mut self.summaries[first..first + self.parts];
-        summary.fill(0);
-        for (number, block) in blocks.iter().enumerate() {
-            let words = u64::from(self.blocks[*block as usize].words());
-            summary[number / WORDS] |= words << (WORDS * (number % WORDS));
+        let first = id as usize * self.parts_per_row;
+        for (part, blocks) in self.parts[first..].iter_mut().zip(blocks.chunks(BLOCKS)) {
+            let mut summary = 0;
+            for (place, number) in blocks.iter().enumerate() {
+                summary |= u64::from(self.blocks[*number as usize].words()) << (WORDS * place);
+                part.set_number(place, *number);
+            }
+            part.set_summary(summary);
         }
-        let numbers = self.numbers_of(id);
-        self.numbers[numbers].copy_from_slice(blocks);
     }
 
-    fn numbers_of(&self, id: RowId) -> Range<usize> {
-        let first = id as usize * self.blocks_per_row;
-        first..first + self.blocks_per_row
+    /// The numbers of a row's blocks.
+    fn numbers(&self, id: RowId) -> impl Iterator<Item = u32> {
+        let first = id as usize * self.parts_per_row;
+        (0..self.blocks_per_row).map(move |block| self.parts[first + block / BLOCKS].number(block))
     }
 
     /// A row of the caller's own, empty so far: `overwrite` fills it.
     pub(crate) fn reserve(&mut self) -> RowId {
         let id = self.count;
         self.count += 1;
-        self.summaries.resize(self.summaries.len() + self.parts, 0);
-        self.numbers.resize(self.numbers.len() + self.blocks_per_row, 0);
+        self.parts
+            .resize(self.parts.len() + self.parts_per_row, Part::EMPTY);
         id
     }
 
@@ -221,9 +260,9 @@ impl RowStore {
     /// it is likely to be like.
     pub(crate) fn overwrite(&mut self, mut known: Option<&mut Known>, id: RowId, like: RowId, bits: &Bits) {
         let mut row = Vec::with_capacity(self.blocks_per_row);
-        let places = self.numbers_of(id).zip(self.numbers_of(like));
-        for (block, (own, like)) in bits.0.iter().zip(places) {
-            let mut there = [self.numbers[own], self.numbers[like], 0].into_iter();
+        let there: Vec<(u32, u32)> = self.numbers(id).zip(self.numbers(like)).collect();
+        for (block, (own, like)) in bits.0.iter().zip(there) {
+            let mut there = [own, like, 0].into_iter();
             row.push(match &mut known {
                 Some(known) => self.block(known, block),
                 None => there
@@ -241,9 +280,14 @@ impl RowStore {
         }
         let old = std::mem::replace(&mut self.blocks, vec![Block::EMPTY]);
         let mut known = Known::nothing();
-        for place in 0..self.numbers.len() {
-            self.numbers[place] = self.block(&mut known, &old[self.numbers[place] as usize]);
+        let mut parts = std::mem::take(&mut self.parts);
+        for part in &mut parts {
+            for place in 0..BLOCKS {
+                let number = self.block(&mut known, &old[part.number(place) as usize]);
+                part.set_number(place, number);
+            }
         }
+        self.parts = parts;
         self.finish();
     }
 
@@ -251,56 +295,48 @@ impl RowStore {
     pub(crate) fn finish(&mut self) {
         self.compact = self.blocks.len();
         self.blocks.shrink_to_fit();
-        self.numbers.shrink_to_fit();
-        self.summaries.shrink_to_fit();
+        self.parts.shrink_to_fit();
     }
 
     /// The bits of a row.
     pub(crate) fn bits(&self, id: RowId) -> Bits {
-        let numbers = &self.numbers[self.numbers_of(id)];
-        Bits(
-            numbers
-                .iter()
-                .map(|number| self.blocks[*number as usize])
-                .collect(),
-        )
+        let blocks = self.numbers(id).map(|number| self.blocks[number as usize]);
+        Bits(blocks.collect())
     }
 
+    /// A part of a row: [`PART`] words.
     #[inline]
-    pub(crate) fn get(&self, id: RowId) -> Row<'_> {
-        Row {
-            numbers: &self.numbers[self.numbers_of(id)],
+    pub(crate) fn part(&self, id: RowId, part: usize) -> RowPart<'_> {
+        RowPart {
+            part: &self.parts[id as usize * self.parts_per_row + part],
             blocks: &self.blocks,
         }
     }
 
-    /// Some parts of a row's summary: a bit for each word that is not empty.
-    #[inline]
-    pub(crate) fn summary(&self, id: RowId, first: usize, parts: usize) -> &[u64] {
-        let first = id as usize * self.parts + first;
-        &self.summaries[first..first + parts]
-    }
-
     /// Bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.summaries.capacity() * 8
-            + self.numbers.capacity() * 4
-            + self.blocks.capacity() * size_of::<Block>()
+        self.parts.capacity() * size_of::<Part>() + self.blocks.capacity() * size_of::<Block>()
     }
 }
 
-/// One row.
+/// A part of a row.
 #[derive(Copy, Clone, Debug)]
-pub(crate) struct Row<'a> {
-    numbers: &'a [u32],
+pub(crate) struct RowPart<'a> {
+    part: &'a Part,
     blocks: &'a [Block],
 }
 
-impl Row<'_> {
-    /// A word of bits, by its number in the row.
+impl RowPart<'_> {
+    /// A bit for each word that is not empty.
+    #[inline]
+    pub(crate) fn summary(&self) -> u64 {
+        self.part.summary()
+    }
+
+    /// A word of bits, by its number in the part.
     #[inline]
     pub(crate) fn word(&self, word: usize) -> u64 {
-        self.blocks[self.numbers[word / WORDS] as usize].0[word % WORDS]
+        self.blocks[self.part.number(word / WORDS) as usize].0[word % WORDS]
     }
 }
 
@@ -331,7 +367,7 @@ mod tests {
                 for (row, expected) in rows.iter().zip(&expected) {
                     prop_assert_eq!(&store.bits(*row).0, &expected.0);
                     for (number, block) in expected.0.iter().enumerate() {
-                        prop_assert_eq!((store.summary(*row, 0, 1)[0] >> (8 * number)) as u8, block.words());
+                        prop_assert_eq!((store.part(*row, 0).summary() >> (8 * number)) as u8, block.words());
                     }
                 }
             }
