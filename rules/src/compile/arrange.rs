@@ -20,9 +20,7 @@ pub(crate) fn arrange(entries: &mut Vec<Entry>) {
     entries.sort_by_key(|entry| entry.verdict);
     let keys: Vec<Key> = entries.iter().map(key).collect();
     let mut order: Vec<u32> = (0..entries.len() as u32).collect();
-    order
-        .chunks_mut(PART * WORD)
-        .for_each(|part| cut(part, &keys));
+    order.chunks_mut(PART * WORD).for_each(|part| cut(part, &keys));
     let mut taken: Vec<Option<Entry>> = std::mem::take(entries).into_iter().map(Some).collect();
     entries.extend(order.iter().filter_map(|number| taken[*number as usize].take()));
     entries
