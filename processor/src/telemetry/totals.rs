@@ -321,6 +321,57 @@ mod tests {
     use crate::path::outcome::SentAs;
     use crate::port::KernelDrops;
 
+    /// Every rule that lets traffic pass unsealed, excludes it or is only watched is shown with its packets, met or not.
+    #[test]
+    fn what_is_not_sealed_is_always_shown() {
+        let text = "\
+hosts: [{name: h1, address: 192.0.2.1}]
+networks: [{name: blue}]
+guests: [{id: web, host: h1, ports: [{interface: a, network: blue, mac: '02:00:00:00:00:01', addresses: [10.0.0.1]}]}]
+keys: [{id: k}]
+sections: [{name: try, mode: monitor}, {name: general}]
+section: general
+rules:
+  - {name: names, from: any, to: any, protocol: udp, ports: [53], action: plaintext}
+  - {name: telnet, from: any, to: any, protocol: tcp, ports: [23], action: drop}
+  - {name: logs, from: any, to: any, protocol: udp, ports: [514], action: authenticate, key: k}
+  - {name: rest, from: any, to: any, action: encrypt, key: k}
+";
+        let watched = "section: try\nrules:\n  - {name: soon, from: any, to: any, action: encrypt, key: k}\n";
+        let source = |name: &str, text: &str| guestseal_rules::load::Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let policy =
+            guestseal_rules::load::load_policy(&[source("a.yaml", text), source("b.yaml", watched)]).unwrap();
+        let mut totals = Totals::default();
+        totals.set_rules(&policy, |rule| match &*policy.rules[rule.index()].name {
+            "names" => 3,
+            "soon" | "rest" => 2,
+            _ => 0,
+        });
+        let said = totals.to_string();
+        let shown = said.split(RULES_SHOWN).nth(1).unwrap();
+        let lines: Vec<Vec<&str>> = shown
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let expected: [&[&str]; 4] = [
+            &[],
+            &["would", "be", "encrypt:", "soon", "2"],
+            &["plaintext:", "names", "3"],
+            &["drop:", "telnet", "0"],
+        ];
+        assert_eq!(lines, expected, "{said}");
+        assert_eq!(
+            serde_json::to_value(&totals).unwrap()["rules"]
+                .as_array()
+                .unwrap()
+                .len(),
+            5
+        );
+    }
+
     #[test]
     fn received_is_the_sum_of_outcomes_and_what_is_in_flight() {
         let counters = Counters::default();

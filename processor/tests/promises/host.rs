@@ -477,6 +477,11 @@ impl Host {
         self.count(Outcome::Dropped(reason))
     }
 
+    /// Messages that said that a packet was too long.
+    pub(crate) fn told_too_long(&self) -> u64 {
+        self.counters.iter().map(|one| one.told_too_long.get()).sum()
+    }
+
     pub(crate) fn encrypted(&self) -> u64 {
         self.count(Outcome::Sent(SentAs::Encrypted))
     }

@@ -4,6 +4,7 @@ mod frames;
 mod host;
 
 mod anti_spoofing;
+mod events_hold;
 mod frames_are_conserved;
 mod hostile_wire;
 mod key_of_rule;
@@ -12,7 +13,10 @@ mod no_allocation;
 mod no_nonce_twice;
 mod no_plaintext_leaks;
 mod overlay;
+mod overlay_apart;
 mod overlay_behaves;
+mod overlay_foreign;
+mod overlay_inverse;
 mod quarantine;
 mod seals_and_opens;
 mod two_forms;

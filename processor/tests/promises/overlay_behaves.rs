@@ -250,6 +250,7 @@ fn the_sender_of_what_does_not_fit_is_told() {
                 );
                 one.guest_sends(BLUE1, &of_length(fits + 1));
                 assert_eq!((one.on_wire(), one.at_guest(BLUE1).len()), (NOTHING, 1));
+                assert_eq!(one.told_too_long(), 2);
                 one.assert_accounted();
             }
         }
@@ -270,6 +271,7 @@ fn errors_and_later_fragments_are_not_answered() {
     }
     assert_eq!((one.on_wire(), one.at_guest(BLUE1)), (NOTHING, NOTHING));
     assert_eq!(one.dropped(DropReason::TooLong), 4, "{:?}", one.outcomes());
+    assert_eq!(one.told_too_long(), 0);
 }
 
 #[test]
