@@ -16,6 +16,7 @@ mod overlay;
 mod overload;
 mod reload;
 mod sessions;
+mod taps;
 mod traffic;
 mod vlan;
 mod ways;
@@ -52,6 +53,7 @@ const TESTS: &[(&str, Body)] = &[
         offloads::refused,
     ),
     ("offloads::fixed_until_the_end_and_after_sigkill", offloads::fixed),
+    ("taps::what_is_left_to_the_host", taps::left_to_the_host),
     ("traffic::two_queues_cross", traffic::two_queues),
     (
         "traffic::an_orderly_end_accounts_for_everything",

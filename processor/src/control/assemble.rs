@@ -300,6 +300,7 @@ impl DataPlane {
             for queue in 0..open.link.queues {
                 let owner = WorkerId(((u32::from(local) + queue) % count as u32) as u16);
                 let (socket, _, mut socket_port) = opener.open(&open.link, queue, false)?;
+                open.lookout.watch(socket_port.too_long());
                 socket_port.refill(&mut pools[owner.index()]);
                 worker_ports[owner.index()]
                     .guests
@@ -505,6 +506,11 @@ impl DataPlane {
         news
     }
 
+    /// What is to be said of open guest ports, once each.
+    pub fn look_out(&mut self) -> impl Iterator<Item = String> + '_ {
+        self.places.look_out()
+    }
+
     /// Replaces what workers read, and announces the guests that have come by that.
     pub fn publish(&mut self, plan: &Blueprint) {
         let tables = Arc::new(make_tables(plan, &self.uplink, &self.places));
@@ -610,6 +616,7 @@ impl DataPlane {
         for queue in 0..open.link.queues {
             let owner = WorkerId(((number as u32 + queue) % self.wakers.len() as u32) as u16);
             let (socket, _, port) = opener.open(&open.link, queue, false)?;
+            open.lookout.watch(port.too_long());
             open.program.register_socket(queue, &socket)?;
             open.owners.push(owner);
             opened.push((owner, port));

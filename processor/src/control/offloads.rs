@@ -5,10 +5,18 @@
 //! the card was to put in is not there. Checksums are finished by [`crate::path::finish`]. On a veth all this is up to the
 //! guest's own end, wherever that is; native XDP takes the segments from it while it is attached. Merging on the way in (GRO)
 //! does no harm: native XDP comes before it, and the kernel leaves it out on an interface with generic XDP.
+//!
+//! On a tap the guest and its VMM agree on it by virtio, and nothing of that reaches the kernel: the features that a tap shows
+//! (`TUNSETOFFLOAD`) are those of the other direction. Only a tap without virtio-net headers (`IFF_VNET_HDR`) is known to leave
+//! nothing, because it has no place to say so. With them, seen on Linux 6.18 with XDP in either mode: a packet that is to be cut comes
+//! whole, and nothing tells it from one that is not. The kernel drops and counts it if it is longer than a frame of the UMEM; a
+//! shorter one of TCP is a segment like any other, but one of UDP holds what were to be several datagrams.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use guestseal_xdp::XdpMode;
 use serde::{Deserialize, Serialize};
@@ -30,6 +38,8 @@ const SEGMENTS: [&str; 8] = [
     "tx-sctp-segmentation",
     "tx-gso-list",
 ];
+/// What turns off, in a guest, all that it would leave to the host.
+const IN_GUEST: &str = "ethtool -K eth0 tx off tso off gso off";
 /// By these, VLAN tags come beside the packet and not in it.
 const TAGS: [&str; 2] = ["tx-vlan-hw-insert", "tx-vlan-stag-hw-insert"];
 
@@ -118,7 +128,6 @@ pub fn check(link: &Link, mode: XdpMode, fix: Option<&Path>) -> Result<(), Offlo
         source,
     };
     let Some(peer) = link::peer(index).map_err(kernel)? else {
-        warn_unseen(link, mode);
         return Ok(());
     };
     let Some(card) = card(peer).map_err(kernel)? else {
@@ -242,21 +251,78 @@ fn put_back(path: &Path) {
     }
 }
 
-/// Of a tap, what the guest may leave to it was settled between guest and VMM.
-fn warn_unseen(link: &Link, mode: XdpMode) {
-    let port = &link.name;
-    match link::virtio_header(port) {
-        Some(true) => tracing::warn!(
-            "guest port {port} is a tap with vnet_hdr: QEMU by default lets the guest leave the cutting of segments to the \
-             host, and what is longer than a frame of the UMEM is lost. Unless that is off already: in the guest ethtool -K \
-             eth0 tx off tso off gso off, or for QEMU's device csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,\
-             host_ecn=off (libvirt: <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>)"
-        ),
-        None if link.driver.is_none() && mode == XdpMode::Generic => tracing::warn!(
-            "guest port {port} has generic XDP: what its guest leaves to be cut into segments, and is longer than a frame \
-             of the UMEM, is lost. Unless that is off already: in the guest ethtool -K eth0 tso off gso off"
-        ),
-        _ => {}
+/// What there is to say of a guest port while it is open, each once: that what its guest leaves to the host cannot be seen, and that
+/// frames of it were too long. A tap may get virtio-net headers only when a VMM opens it.
+#[derive(Debug)]
+pub struct Lookout {
+    mode: XdpMode,
+    is_veth: bool,
+    said_unseen: bool,
+    /// Frames that were too long, of each of its queues.
+    too_long: Vec<Arc<AtomicU64>>,
+    said_too_long: bool,
+}
+
+impl Lookout {
+    /// For a port with XDP in this mode.
+    #[must_use]
+    pub fn new(link: &Link, mode: XdpMode) -> Self {
+        Self {
+            mode,
+            // Of a veth, what is left was looked at when it was opened.
+            is_veth: link::peer(link.index).is_ok_and(|peer| peer.is_some()),
+            said_unseen: false,
+            too_long: Vec::new(),
+            said_too_long: false,
+        }
+    }
+
+    /// Also counts what is too long for this queue.
+    pub fn watch(&mut self, too_long: Arc<AtomicU64>) {
+        self.too_long.push(too_long);
+    }
+
+    /// What is to be said now.
+    pub fn news(&mut self, link: &Link) -> Option<String> {
+        if !self.is_veth
+            && !self.said_unseen
+            && let Some(unseen) = self.unseen(link)
+        {
+            self.said_unseen = true;
+            return Some(unseen);
+        }
+        let counts = self.too_long.iter().map(|count| count.load(Ordering::Relaxed));
+        let too_long: u64 = counts.sum();
+        if too_long == 0 || self.said_too_long {
+            return None;
+        }
+        self.said_too_long = true;
+        Some(format!(
+            "guest port {}: frames longer than one of the UMEM were dropped (FrameTooLong), {too_long} so far. If its MTU is too \
+             large, lower it or set umem.frame-size to 4096; if it leaves segments to be cut, turn that off, in the guest: \
+             {IN_GUEST}",
+            link.name
+        ))
+    }
+
+    /// Of a tap, what the guest may leave to it was settled between guest and VMM.
+    fn unseen(&self, link: &Link) -> Option<String> {
+        let port = &link.name;
+        match link::virtio_header(port) {
+            Some(true) => Some(format!(
+                "guest port {port} is a tap with vnet_hdr: what its guest leaves to the host is between guest and VMM, and cannot be \
+                 seen. By QEMU's defaults it leaves the cutting of segments: those longer than a frame of the UMEM are lost \
+                 (FrameTooLong), and shorter ones of UDP arrive as one datagram. Unless that is off already: in the guest \
+                 {IN_GUEST}; or for QEMU's netdev vnet_hdr=off; or for its device \
+                 csum=off,gso=off,host_tso4=off,host_tso6=off,host_ufo=off,host_ecn=off (libvirt: <host csum='off' gso='off' \
+                 tso4='off' tso6='off' ecn='off' ufo='off'/>)"
+            )),
+            None if link.driver.is_none() && self.mode == XdpMode::Generic => Some(format!(
+                "guest port {port} has generic XDP: what its guest leaves to be cut into segments, and is longer than a frame of the \
+                 UMEM, is lost. Unless that is off already: in the guest {IN_GUEST}"
+            )),
+            _ => None,
+        }
     }
 }
 

@@ -233,6 +233,9 @@ impl Control {
         for line in plane.describe() {
             tracing::info!("{line}");
         }
+        for news in plane.look_out() {
+            tracing::warn!("{news}");
+        }
         tracing::info!("AEAD engine: {}", self.plan.engine.describe());
         let config = &self.plan.config;
         self.desk = Some(Desk::open(&config.api, &config.state_directory)?);
@@ -290,6 +293,9 @@ impl Control {
                     tracing::info!("uplink {} is back", self.plan.config.uplink);
                 }
                 for news in plane.follow_guest_ports(&self.plan) {
+                    tracing::warn!("{news}");
+                }
+                for news in plane.look_out() {
                     tracing::warn!("{news}");
                 }
             }

@@ -12,7 +12,7 @@ use guestseal_xdp::{Attached, Attachment, Counters as XdpCounters, GuestProgram,
 
 use crate::control::config::HostConfig;
 use crate::control::link::{self, Link};
-use crate::control::offloads;
+use crate::control::offloads::{self, Lookout};
 use crate::path::batch::WorkerId;
 use crate::path::tables::PlaceOf;
 
@@ -55,6 +55,7 @@ pub(super) struct OpenPort {
     pub(super) link: Link,
     pub(super) program: Attached<GuestProgram>,
     pub(super) owners: Vec<WorkerId>,
+    pub(super) lookout: Lookout,
 }
 
 /// All places of a host.
@@ -211,6 +212,12 @@ impl Places {
         self.shut.push((open.link.name, open.program));
     }
 
+    /// What is to be said of open interfaces, once each.
+    pub(super) fn look_out(&mut self) -> impl Iterator<Item = String> + '_ {
+        let open = self.all.iter_mut().filter_map(|place| place.open.as_mut());
+        open.filter_map(|open| open.lookout.news(&open.link))
+    }
+
     /// What each place is, for the tables.
     pub(super) fn for_tables(&self) -> Vec<PlaceOf> {
         let place = |place: &Place| {
@@ -258,8 +265,10 @@ fn attach(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<O
         tracing::warn!("XDP on {interface} is generic, which is slower: native was refused: {reason}");
     }
     let fix = config.fix_offloads.then_some(&*config.state_directory);
-    offloads::check(&link, program.mode()?, fix)?;
+    let mode = program.mode()?;
+    offloads::check(&link, mode, fix)?;
     Ok(OpenPort {
+        lookout: Lookout::new(&link, mode),
         link,
         program,
         owners: Vec::new(),
