@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::actor;
-use crate::capture::{Capture, kind_of, kinds_with};
-use crate::deployment::{Deployment, Host, imbalance};
+use crate::capture::{Capture, count_kinds, kind_of, kinds_with};
+use crate::deployment::{Deployment, Host, SaSpec, imbalance};
 use crate::namespaces::Topology;
 use crate::process::{PerfError, Running, cpus, wait_for};
 
@@ -57,7 +57,7 @@ pub(super) fn play(demo: &mut Demo) -> Result<(), PerfError> {
     let secret = crate::deployment::random_hex(8)?;
     overlay.mail(demo, &secret)?;
     overlay.stop(demo)?;
-    look_at_wire(demo, &capture.stop()?, &secret);
+    look_at_wire(demo, &capture.stop()?, &secret, &overlay.deployment.sas);
     Ok(())
 }
 
@@ -142,7 +142,19 @@ impl Overlay {
     }
 }
 
-fn look_at_wire(demo: &mut Demo, frames: &[Vec<u8>], secret: &str) {
+fn look_at_wire(demo: &mut Demo, frames: &[Vec<u8>], secret: &str, sas: &[SaSpec]) {
+    // Nobody logs here.
+    let all = count_kinds(frames);
+    for sa in sas.iter().filter(|sa| !sa.authenticate) {
+        let count = all.get(&format!("ESP {:#010x}", sa.spi)).copied().unwrap_or(0);
+        demo.check(
+            "wire",
+            &format!("overlay: SA {}", sa.name),
+            "packets",
+            format!("{count} packets"),
+            count > 0,
+        );
+    }
     let readable = kinds_with(frames, secret);
     let seen = if readable.is_empty() {
         "nowhere".to_owned()

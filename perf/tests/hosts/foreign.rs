@@ -51,7 +51,8 @@ fn net(name: &str) -> Result<Net> {
 pub(crate) fn associations(net: &Net) -> Value {
     let one = |sa: &guestseal_perf::deployment::SaSpec| {
         json!({
-            "spi": sa.spi, "keymat": sa.keymat, "esn": sa.extra.is_empty(), "tunnel": sa.tunnel, "authenticate": sa.authenticate,
+            "spi": sa.spi, "keymat": sa.keymat, "esn": !sa.extra.contains("esn: false"), "tunnel": sa.tunnel,
+               "in_udp": sa.extra.contains("udp-encapsulation: true"), "authenticate": sa.authenticate,
             "name": sa.name,
         })
     };

@@ -25,7 +25,7 @@ by_name = {sa["name"]: sa for sa in orders["associations"]}
 def scapy_sa(sa, outer=None):
     return SecurityAssociation(
         ESP, spi=sa["spi"], crypt_algo="AES-GCM", crypt_key=bytes.fromhex(sa["keymat"]), esn_en=sa["esn"], esn=0,
-        tunnel_header=outer,
+        tunnel_header=outer, nat_t_header=UDP(sport=50001, dport=4500) if sa["in_udp"] else None,
     )
 
 
@@ -75,8 +75,9 @@ def sealed(order):
         carried = bytes.fromhex(order["overlay"]["header"]) + bytes(
             Ether(src=order["source_mac"], dst=order["destination_mac"]) / inner
         )
-        outer = IP(src=orders["outer"][0], dst=orders["outer"][1])
-        inner = IP(bytes(outer / UDP(sport=50000, dport=order["overlay"]["port"], chksum=0) / carried))
+        family = IPv6 if ":" in orders["outer"][0] else IP
+        outer = family(src=orders["outer"][0], dst=orders["outer"][1])
+        inner = family(bytes(outer / UDP(sport=50000, dport=order["overlay"]["port"], chksum=0) / carried))
     if order["how"] == "plain":
         return inner
     if sa["authenticate"]:
