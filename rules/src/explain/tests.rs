@@ -244,6 +244,105 @@ fn each_condition_is_told() {
     insta::assert_snapshot!("told", said);
 }
 
+/// What a group asks of its members, a tag of its age, and what is missing of a packet.
+#[test]
+fn each_question_is_told() {
+    let groups = "\
+groups:
+  - {name: g-tag, guests: [db], when: {tag: {service: av, count: '>=3', age: '<1d'}}}
+  - {name: g-age, when: {tag: {name: x, age: '>1500ms'}}}
+  - {name: g-login, when: {login: {user: eva, group: admins}}}
+  - {name: g-any, when: {any: [{login: {}}, {label: {tier: [front, back]}}]}}
+  - {name: g-not, when: {not: {container: quarantine}}}
+  - {name: g-flow, when: {flow: {user: root, group: wheel, application: ssh}}}
+  - {name: g-all, when: {all: [{tag: {}}, {neighbour: {tag: {service: av, severity: '>=70', age: '>90m'}}}]}}
+";
+    let front = FRONT.replacen("groups:\n", groups, 1);
+    let names = ["tag", "age", "login", "any", "not", "flow", "all"];
+    let mut rules: Vec<String> = names
+        .iter()
+        .map(|name| format!("from: {{group: g-{name}}}, to: {{network: blue}}, dscp: 1, action: drop"))
+        .collect();
+    rules.extend(
+        [
+            "from: any, to: any, protocol: udp, ports: [53], action: drop",
+            "from: any, to: any, protocol: icmpv6, icmp-type: 128, action: drop",
+            "from: any, to: any, ethertype: ipv6, action: drop",
+            "from: any, to: any, flow: {group: wheel}, action: drop",
+            "from: any, to: any, dscp: 1, action: drop",
+        ]
+        .map(String::from),
+    );
+    let text = rules.iter().enumerate().fold(
+        format!("{front}section: general\nrules:\n"),
+        |text, (number, rule)| format!("{text}  - {{name: rule{number}, {rule}}}\n"),
+    );
+    let name = "policy.yaml".into();
+    let policy = load_policy(&[Source { name, text }]).unwrap_or_else(|errors| panic!("{errors}"));
+    let packet = tcp(4000, 80);
+    let nothing = Facts {
+        ports: Ports::None,
+        ..packet
+    };
+    let mut said = String::new();
+    for (what, visits, facts, context) in [
+        ("what is asked of members", false, packet, FlowContext::default()),
+        (
+            "what members are",
+            true,
+            Facts { dscp: 1, ..packet },
+            FlowContext::default(),
+        ),
+        (
+            "a flow of a group",
+            true,
+            packet,
+            FlowContext {
+                groups: vec!["users".to_owned()],
+                ..FlowContext::default()
+            },
+        ),
+        (
+            "UDP without ports",
+            true,
+            Facts {
+                protocol: Some(17),
+                ..nothing
+            },
+            FlowContext::default(),
+        ),
+        (
+            "ICMPv6 without a type",
+            true,
+            Facts {
+                protocol: Some(58),
+                ..nothing
+            },
+            FlowContext::default(),
+        ),
+        (
+            "no IP",
+            true,
+            Facts {
+                protocol: None,
+                ethertype: 0x88cc,
+                ..nothing
+            },
+            FlowContext::default(),
+        ),
+    ] {
+        let guests = guests(&policy, false, visits);
+        let flows = told(&facts, context);
+        let world = World {
+            policy: &policy,
+            guests: &guests,
+            flows: &flows,
+        };
+        said += &format!("# {what}\n{}\n\n", explain(&world, &facts, &Told));
+    }
+    insta::assert_snapshot!("questions", said);
+}
+
 #[test]
 fn the_containers_tell_the_causes() {
     let policy = Arc::new(policy(&[], &["from: any, to: any, action: plaintext".to_owned()]));

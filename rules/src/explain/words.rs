@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::facts::{Facts, Party, Ports};
 use crate::flows::FlowContext;
 use crate::meaning::{Miss, World, reply_type};
-use crate::model::{Criteria, FlowTest, Glob, LabelTest, Rule, Selector, TagTest, Term, Traffic, VlanTest};
+use crate::model::{
+    Criteria, FlowTest, Glob, Group, LabelTest, Rule, Selector, TagTest, Term, Traffic, VlanTest,
+};
 
 use super::{Causes, party};
 
@@ -128,7 +130,7 @@ impl Words<'_> {
         );
         if let Some(guest) = found.guest {
             let mut causes = Vec::new();
-            self.causes_of(selector, &mut |term| {
+            each_term(selector, &mut |term| {
                 let cause = match term {
                     Term::Container(_) => self.causes.container(guest),
                     Term::Subject(template) => self.causes.subject(guest, *template),
@@ -141,14 +143,6 @@ impl Words<'_> {
             }
         }
         text
-    }
-
-    fn causes_of(&self, selector: &Selector, of: &mut impl FnMut(&Term)) {
-        match selector {
-            Selector::Any => {}
-            Selector::All(terms) => terms.iter().for_each(of),
-            Selector::OneOf(all) => all.iter().for_each(|one| self.causes_of(one, of)),
-        }
     }
 
     fn selector(&self, selector: &Selector) -> String {
@@ -173,7 +167,7 @@ impl Words<'_> {
             Term::Guest(guest) => format!("guest {}", policy.guests[guest.index()].id),
             Term::Label(test) => label(test),
             Term::Cidr(cidr) => cidr.to_string(),
-            Term::Group(group) => format!("group {}", policy.groups[group.index()].name),
+            Term::Group(group) => self.group(&policy.groups[group.index()]),
             Term::Container(container) => {
                 format!("container {}", policy.containers[container.index()].name)
             }
@@ -182,6 +176,20 @@ impl Words<'_> {
                 format!("subject of template {}", policy.templates[template.index()].name)
             }
             Term::Not(selector) => format!("not ({})", self.selector(selector)),
+        }
+    }
+
+    /// By its name; with what it asks of those who are members by what has happened to them.
+    fn group(&self, group: &Group) -> String {
+        let mut questions: Vec<String> = Vec::new();
+        each_term(&group.members, &mut |term| {
+            if let Term::Criteria(criteria) = term {
+                questions.push(self.criteria(&self.world.policy.criteria[criteria.index()]));
+            }
+        });
+        match questions.is_empty() {
+            true => format!("group {}", group.name),
+            false => format!("group {} (of whom holds: {})", group.name, questions.join(" or ")),
         }
     }
 
@@ -241,6 +249,15 @@ impl Words<'_> {
         ]
         .into_iter()
         .flatten()
+    }
+}
+
+/// Every term that a selector has, but for those that it negates.
+fn each_term(selector: &Selector, of: &mut impl FnMut(&Term)) {
+    match selector {
+        Selector::Any => {}
+        Selector::All(terms) => terms.iter().for_each(of),
+        Selector::OneOf(all) => all.iter().for_each(|one| each_term(one, of)),
     }
 }
 
