@@ -483,7 +483,7 @@ fn a_peer_that_is_no_more_or_elsewhere_has_no_session_and_leaves_nothing() {
             (held, held, held, held)
         );
         // The one that is left is not to be reached from where the other was.
-        let initiation = initiation(&mut before.hosts[2].1, now(3));
+        let initiation = initiation(&mut engine(3), now(3));
         before.hosts[0].1.receive(&initiation, address(3), now(3));
         assert_eq!(take(&mut before.hosts[0].1, now(3), &mut Vec::new()).len(), 0);
     }
