@@ -192,11 +192,12 @@ fn every_path_is_described_and_answers() {
             } else {
                 ""
             };
-            let path = path.replace("{guest}", "web-1") + query;
+            let path = path.replace("{guest}", "web-1").replace("{interface}", "vnet7") + query;
             let body = match path.rsplit('/').next().unwrap() {
                 "tags" => json!({"service": "av", "name": "eicar", "severity": 90}),
                 "transfer" | "pin" => json!({"container": "quarantine"}),
                 "move" => json!({"host": "h2"}),
+                "ports" => json!({"guest": "web-1", "mac": "02:00:00:00:00:01", "interface": "vnet7"}),
                 "events" => json!({"guest": "web-1", "release": {}}),
                 _ => Value::Null,
             };

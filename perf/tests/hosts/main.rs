@@ -14,6 +14,7 @@ mod moves;
 mod offloads;
 mod overlay;
 mod overload;
+mod ports;
 mod reload;
 mod sessions;
 mod taps;
@@ -115,6 +116,10 @@ const TESTS: &[(&str, Body)] = &[
     (
         "reload::a_guest_that_vanishes_and_a_key_that_is_not_named",
         reload::vanished,
+    ),
+    (
+        "ports::taps_of_any_name_by_hook_and_by_hand",
+        ports::by_hook_and_by_hand,
     ),
     (
         "moves::traffic_follows_between_three_hosts",

@@ -101,6 +101,11 @@ enum Command {
         /// JSON
         event: String,
     },
+    /// Guest ports that come and go while guestseal runs
+    Port {
+        #[command(subcommand)]
+        command: PortCommand,
+    },
     /// Says that a guest is on another host from now on; every host is to be told
     Move {
         /// Id or UUID
@@ -145,6 +150,26 @@ const REPORT_HELP: &str = "Examples:\n  \
     guestseal ctl --config host.yaml report av --environment CLAM_VIRUSEVENT_\n  \
     guestseal ctl --config host.yaml report logins --environment PAM_ --field \"groups=$(id -nG \"$PAM_USER\")\"\n  \
     guestseal ctl --config host.yaml report edr '{\"vm\": \"web-1\", \"score\": 80}'";
+
+#[derive(Debug, Subcommand)]
+enum PortCommand {
+    /// A guest's card is behind an interface, whatever the policy calls that
+    Add {
+        /// Id or UUID of the guest
+        guest: String,
+        /// The card's MAC, as the policy has it
+        #[arg(long)]
+        mac: String,
+        /// The interface
+        #[arg(long)]
+        interface: String,
+    },
+    /// An interface that was added is no guest port any more
+    Remove {
+        /// The interface
+        interface: String,
+    },
+}
 
 #[derive(Debug, Subcommand)]
 enum TagCommand {
@@ -231,6 +256,20 @@ impl Ctl {
                 let event = serde_json::from_str(event).map_err(|error| format!("the event: {error}"))?;
                 post("/v1/events", &event)?
             }
+            Command::Port {
+                command:
+                    PortCommand::Add {
+                        guest,
+                        mac,
+                        interface,
+                    },
+            } => {
+                let body = json!({"guest": guest, "mac": mac, "interface": interface});
+                post("/v1/ports", &body)?
+            }
+            Command::Port {
+                command: PortCommand::Remove { interface },
+            } => client.call("DELETE", &format!("/v1/ports/{}", encoded(interface)), None)?,
             Command::Move { guest, to } => post(&of_guest(guest, "/move"), &json!({"host": to}))?,
             Command::Reload => post("/v1/policy/reload", &Value::Null)?,
             Command::Report {

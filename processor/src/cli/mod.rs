@@ -5,6 +5,7 @@
 mod check;
 mod ctl;
 mod explain;
+mod hook;
 mod key;
 mod man;
 mod run;
@@ -50,6 +51,8 @@ enum Command {
     Status(status::Status),
     /// Asks a running guestseal, and tells it what to do: tags, containers, ports, journal.
     Ctl(ctl::Ctl),
+    /// Called by what starts and stops guests: libvirt.
+    Hook(hook::Hook),
     /// Manual security associations.
     Sa(sa::Sa),
     /// Prints the JSON Schema of policy files or files of sources, for editors.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Key(key) => key.run(),
         Command::Status(status) => status.run(),
         Command::Ctl(ctl) => ctl.run(),
+        Command::Hook(hook) => hook.run(),
         Command::Sa(sa) => sa.run(),
         Command::Schema(schema) => schema.run(),
         Command::Man(man) => man.run(&Cli::command()),

@@ -39,7 +39,7 @@ pub fn guest(containers: &Containers, config: &HostConfig, index: GuestIndex) ->
         "tags": tags(record),
         "logins": record.logins,
         "templates": templates(policy, record),
-        "ports": guest.ports.iter().map(|port| policy.ports[port.index()].interface.clone()).collect::<Vec<_>>(),
+        "ports": guest.ports.iter().map(|port| config.interface_of(*port).name).collect::<Vec<_>>(),
     })
 }
 
@@ -103,12 +103,13 @@ pub fn containers(containers: &Containers) -> Value {
     .collect()
 }
 
-fn port(policy: &Policy, index: PortIndex) -> Value {
+fn port(config: &HostConfig, index: PortIndex) -> Value {
+    let policy = &config.policy;
     let port = &policy.ports[index.index()];
     let guest = &policy.guests[port.guest.index()];
     json!({
         "guest": guest.id,
-        "interface": port.interface,
+        "interface": config.interface_of(index).name,
         "vlan": port.vlan,
         "network": policy.networks[port.network.index()].name,
         "mac": MacAddress(port.mac).to_string(),
@@ -119,9 +120,9 @@ fn port(policy: &Policy, index: PortIndex) -> Value {
 
 /// The guest ports of this host, and whether each is open.
 #[must_use]
-pub fn ports(policy: &Policy, open: impl Iterator<Item = (PortIndex, bool)>) -> Value {
+pub fn ports(config: &HostConfig, open: impl Iterator<Item = (PortIndex, bool)>) -> Value {
     open.map(|(index, open)| {
-        let mut value = port(policy, index);
+        let mut value = port(config, index);
         value["open"] = open.into();
         value
     })
@@ -134,7 +135,7 @@ pub fn endpoints(config: &HostConfig) -> Value {
     let policy = &config.policy;
     let all = (0..policy.ports.len() as u32).map(PortIndex);
     all.map(|index| {
-        let mut value = port(policy, index);
+        let mut value = port(config, index);
         let host = config.host_of(policy.ports[index.index()].guest);
         value["host"] = policy.hosts[host.index()].name.clone().into();
         value["vtep"] = json!(policy.hosts[host.index()].addresses);

@@ -469,7 +469,7 @@ impl DataPlane {
                 continue;
             }
             let interface = self.places.interface(number).to_owned();
-            let now = link::index_of(&interface);
+            let now = self.places.index_of(number);
             let before = self.places.all[number].open.as_ref().map(|open| open.link.index);
             if now == before {
                 continue;

@@ -10,7 +10,7 @@ use guestseal_rules::classify::Protection;
 use guestseal_rules::load::{
     FileError, FileErrors, Source, load_policy_after, parse, port_range, protocol_number,
 };
-use guestseal_rules::model::{Cidr, GuestIndex, HostIndex, KeyIndex, NetworkIndex, Policy, Suite};
+use guestseal_rules::model::{Cidr, GuestIndex, HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -26,6 +26,7 @@ use crate::sa::spi::Spi;
 
 use super::api::access::{People, group_number};
 use super::api::{ApiConfig, TlsConfig};
+use super::bindings::Interface;
 use super::sessions::config::{RawSessions, SessionConfig};
 use super::sources;
 
@@ -147,6 +148,8 @@ pub struct HostConfig {
     pub host: HostIndex,
     /// Guests that are not where the policy says.
     pub elsewhere: BTreeMap<GuestIndex, HostIndex>,
+    /// Ports that go by other interfaces than the policy says.
+    pub bound: BTreeMap<PortIndex, Interface>,
     /// The uplink's interface.
     pub uplink: String,
     /// The workers.
@@ -495,6 +498,23 @@ impl HostConfig {
         elsewhere.map_or_else(|| self.policy.guests[guest.index()].host, |host| *host)
     }
 
+    /// The interface that a port goes by.
+    #[must_use]
+    pub fn interface_of(&self, port: PortIndex) -> Interface {
+        let bound = self.bound.get(&port).cloned();
+        bound.unwrap_or_else(|| Interface {
+            name: self.policy.ports[port.index()].interface.clone(),
+            index: None,
+        })
+    }
+
+    /// The ports of this host, with the interfaces that they go by.
+    pub fn local_ports(&self) -> impl Iterator<Item = (PortIndex, Interface)> + '_ {
+        let ports = (0u32..).map(PortIndex).zip(&self.policy.ports);
+        let local = ports.filter(|(_, port)| self.host_of(port.guest) == self.host);
+        local.map(|(number, _)| (number, self.interface_of(number)))
+    }
+
     /// Where guest ports are.
     #[must_use]
     pub fn endpoints(&self) -> Endpoints {
@@ -611,6 +631,7 @@ impl HostConfig {
             policy: Arc::new(policy),
             host,
             elsewhere: BTreeMap::new(),
+            bound: BTreeMap::new(),
             uplink,
             workers,
             umem,

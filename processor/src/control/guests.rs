@@ -18,6 +18,7 @@ use guestseal_rules::event::{Event, Moment};
 use guestseal_rules::model::{GuestIndex, HostIndex, Policy};
 use serde::Serialize;
 
+use super::bindings::{Binding, Bindings};
 use super::journal::{Deed, Done, Entry, Journal, JournalError};
 use super::moves::{Moved, Moves};
 use super::sources::file::{FollowedFile, Position};
@@ -67,6 +68,8 @@ pub struct Guests {
     changes: Changes,
     /// Those that are not where the policy says.
     moves: Moves,
+    /// Ports that go by other interfaces than the policy says.
+    bindings: Bindings,
     /// While another policy is prepared.
     meanwhile: Option<adopt::Meanwhile>,
     totals: EventTotals,
@@ -170,7 +173,7 @@ impl Guests {
                 .ok()
         });
         let read = positions(&entries);
-        let moves = Moves::of(&entries);
+        let (moves, bindings) = (Moves::of(&entries), Bindings::of(&entries));
         Ok(Self {
             ruleset: Ruleset::compile(
                 policy,
@@ -190,6 +193,7 @@ impl Guests {
             source_error: String::new(),
             changes: Changes::default(),
             moves,
+            bindings,
             meanwhile: None,
             totals: EventTotals::default(),
         })
@@ -336,6 +340,7 @@ impl Guests {
                 self.containers.save(),
                 self.read.clone(),
                 self.moves.clone(),
+                self.bindings.clone(),
             )
         {
             tracing::error!("{}: the journal goes on in its old file", chain(&error));
@@ -353,6 +358,25 @@ impl Guests {
         self.moves.set(guest, at.clone());
         let guest = guest.to_owned();
         self.note(by, Deed::Located { guest, at });
+    }
+
+    /// Ports that go by other interfaces than the policy says.
+    #[must_use]
+    pub fn bindings(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    /// A port goes by an interface from now on.
+    pub fn bind(&mut self, by: &str, binding: Binding) {
+        self.bindings.add(binding.clone());
+        self.note(by, Deed::PortAdded(binding));
+    }
+
+    /// No port goes by an interface any more that one was bound to.
+    pub fn unbind(&mut self, by: &str, binding: Binding) {
+        self.bindings.remove(&binding.interface);
+        let (interface, guest) = (binding.interface, binding.guest);
+        self.note(by, Deed::PortRemoved { interface, guest });
     }
 
     fn parse(&mut self, line: Option<&str>) -> Option<Event> {

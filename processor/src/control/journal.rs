@@ -18,6 +18,7 @@ use guestseal_rules::event::{Event, Moment};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::bindings::{Binding, Bindings};
 use super::moves::Moves;
 use super::sources::file::Position;
 
@@ -95,6 +96,9 @@ pub enum Deed {
         /// The guests that were not where the policy's files said.
         #[serde(default, skip_serializing_if = "Moves::is_empty")]
         located: Moves,
+        /// Ports that went by other interfaces than the policy's files said.
+        #[serde(default, skip_serializing_if = "Bindings::is_empty")]
+        bound: Bindings,
     },
     /// An event was accepted.
     Event {
@@ -146,12 +150,7 @@ pub enum Deed {
         why: String,
     },
     /// A guest port was added while guestseal runs.
-    PortAdded {
-        /// The port's interface.
-        interface: String,
-        /// Its guest.
-        guest: String,
-    },
+    PortAdded(Binding),
     /// A guest port was removed while guestseal runs.
     PortRemoved {
         /// The port's interface.
@@ -193,6 +192,7 @@ impl Journal {
                     },
                     read: BTreeMap::new(),
                     located: Moves::default(),
+                    bound: Bindings::default(),
                 };
                 make(&directory, now, 1, begin)?.0
             }
@@ -323,12 +323,14 @@ impl Journal {
         state: Saved,
         read: BTreeMap<String, Position>,
         located: Moves,
+        bound: Bindings,
     ) -> Result<(), JournalError> {
         let begin = Deed::Begin {
             after: self.sum.clone(),
             state,
             read,
             located,
+            bound,
         };
         let (path, file, length, sum) = make(&self.directory, at, self.next, begin)?;
         (self.path, self.file, self.length, self.sum) = (path, file, length, sum);
@@ -602,7 +604,13 @@ mod tests {
                 },
             )]);
             journal
-                .rotate(moment(number), Saved::default(), read, Moves::default())
+                .rotate(
+                    moment(number),
+                    Saved::default(),
+                    read,
+                    Moves::default(),
+                    Bindings::default(),
+                )
                 .unwrap();
         }
         journal.append(&[event(999)]).unwrap();

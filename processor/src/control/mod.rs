@@ -4,6 +4,7 @@ pub mod announce;
 pub mod answers;
 pub mod api;
 pub mod assemble;
+pub mod bindings;
 pub mod config;
 mod differences;
 pub mod features;

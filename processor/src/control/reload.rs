@@ -236,9 +236,11 @@ impl Reloads {
         wanted.replies.extend(again.replies);
     }
 
-    /// The files of another configuration are followed.
+    /// The files of another configuration are followed; what has changed since they were read is looked for once more.
     pub(super) fn follow(&mut self, config: &HostConfig) {
         self.watched = watch(config);
+        let now = Instant::now();
+        self.changed = Some((now, now));
     }
 
     /// Looks for the signal and for files that have changed and are quiet. Whether a reload is to begin.

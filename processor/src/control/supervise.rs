@@ -1,6 +1,7 @@
 //! The control loop of `guestseal run`: starts the data plane, follows interfaces and neighbours, keeps the marks of manual
 //! SAs ahead, collects latencies, and stops.
 
+mod ports;
 mod reloads;
 mod relocate;
 
@@ -162,6 +163,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
     );
     let mut placed = HostConfig::clone(&config);
     placed.elsewhere = guests.elsewhere(&config.policy);
+    placed.bound = guests.bindings().resolve(&config.policy);
     let config = Arc::new(placed);
     let workers = config.workers.len();
     let book = RuleBook::new(&config.policy, guests.ruleset().generation(), workers);
@@ -292,6 +294,7 @@ impl Control {
                     }
                     tracing::info!("uplink {} is back", self.plan.config.uplink);
                 }
+                self.follow_added_ports(Some(&mut plane));
                 for news in plane.follow_guest_ports(&self.plan) {
                     tracing::warn!("{news}");
                 }
@@ -412,6 +415,18 @@ impl Control {
                     changes.push((taken.map_err(Problem::from), reply));
                 }
                 Ask::Reload => self.reloads.want(by, Some(reply)),
+                Ask::AddPort {
+                    guest,
+                    mac,
+                    interface,
+                } => {
+                    let taken = self.add_port(&by, &guest, mac, &interface, plane.as_deref_mut());
+                    changes.push((taken, reply));
+                }
+                Ask::RemovePort(interface) => {
+                    let taken = self.remove_port(&by, &interface, plane.as_deref_mut());
+                    changes.push((taken, reply));
+                }
                 Ask::Move { guest, host } => {
                     let taken = self.relocate(&by, &guest, &host, plane.as_deref_mut());
                     changes.push((taken, reply));
@@ -477,7 +492,12 @@ impl Control {
     fn answer(&self, ask: Ask, plane: Option<&DataPlane>) -> Result<Value, Problem> {
         let (containers, config) = (self.guests.containers(), &self.plan.config);
         Ok(match ask {
-            Ask::Event(_) | Ask::Report { .. } | Ask::Reload | Ask::Move { .. } => {
+            Ask::Event(_)
+            | Ask::Report { .. }
+            | Ask::Reload
+            | Ask::Move { .. }
+            | Ask::AddPort { .. }
+            | Ask::RemovePort(_) => {
                 unreachable!("it is no question")
             }
             Ask::Status => json!(self.status()),
@@ -491,7 +511,7 @@ impl Control {
                 )
             }
             Ask::Containers => answers::containers(containers),
-            Ask::Ports => answers::ports(&config.policy, plane.into_iter().flat_map(DataPlane::ports)),
+            Ask::Ports => answers::ports(config, plane.into_iter().flat_map(DataPlane::ports)),
             Ask::Endpoints => answers::endpoints(config),
             Ask::SecurityAssociations => json!({
                 "manual": answers::manual_sas(config, &self.marks),

@@ -24,6 +24,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::sources::Teller;
 use super::sources::webhook::SecretError;
 use super::wake::Doorbell;
+use crate::wire::ethernet::MacAddress;
 use access::Access;
 use problem::Problem;
 pub(super) use routes::Accepted;
@@ -115,6 +116,17 @@ pub enum Ask {
     Event(Event),
     /// Reads the policy's files again.
     Reload,
+    /// A guest's card is behind an interface.
+    AddPort {
+        /// Id or UUID.
+        guest: String,
+        /// The card's MAC.
+        mac: MacAddress,
+        /// The interface.
+        interface: String,
+    },
+    /// An interface that was added is no guest port any more.
+    RemovePort(String),
     /// A guest is on another host.
     Move {
         /// Id or UUID.

@@ -136,6 +136,18 @@ struct ContainerBody {
     container: String,
 }
 
+/// A guest's card and the interface that it is behind.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PortBody {
+    /// Id or UUID of the guest.
+    guest: String,
+    /// The card's MAC, as the policy has it.
+    mac: String,
+    /// The interface.
+    interface: String,
+}
+
 /// On which host.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -328,6 +340,42 @@ async fn release(
         .await
 }
 
+/// A guest's card is behind an interface of this host, whatever the policy calls it: its port is served by that one until it is
+/// gone or removed.
+#[utoipa::path(post, path = "/v1/ports", request_body = PortBody,
+    responses((status = 200, body = Accepted), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn add_port(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Told(port): Told<PortBody>,
+) -> Answer {
+    let mac = port.mac.parse().map_err(|_| {
+        let message = format!(
+            "\"{}\" is no MAC: expected one such as 02:00:00:01:00:01",
+            port.mac
+        );
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "OutOfRange", message)
+    })?;
+    let (guest, interface) = (port.guest, port.interface);
+    let ask = Ask::AddPort {
+        guest,
+        mac,
+        interface,
+    };
+    api.ask(&caller, Right::Change, ask).await
+}
+
+/// An interface that was added is no guest port any more.
+#[utoipa::path(delete, path = "/v1/ports/{interface}", params(("interface" = String, Path, description = "The interface")),
+    responses((status = 200, body = Accepted), (status = 404, body = Problem)))]
+async fn remove_port(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(interface): Path<String>,
+) -> Answer {
+    api.ask(&caller, Right::Change, Ask::RemovePort(interface)).await
+}
+
 /// A guest is on another host: what is for it goes there from the next batch of packets on. Every host is to be told.
 #[utoipa::path(post, path = "/v1/guests/{guest}/move", params(("guest" = String, Path, description = "Id or UUID")), request_body = HostBody,
     responses((status = 200, body = Accepted), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -416,7 +464,8 @@ fn described() -> OpenApiRouter<Api> {
     .routes(routes!(move_guest))
     .routes(routes!(containers))
     .routes(routes!(reload))
-    .routes(routes!(ports))
+    .routes(routes!(ports, add_port))
+    .routes(routes!(remove_port))
     .routes(routes!(endpoints))
     .routes(routes!(security_associations))
     .routes(routes!(counters))

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use guestseal_rules::model::{Policy, PortIndex};
 use guestseal_xdp::{Attached, Attachment, Counters as XdpCounters, GuestProgram, PinDirectory, Program};
 
+use crate::control::bindings::Interface;
 use crate::control::config::HostConfig;
 use crate::control::link::{self, Link};
 use crate::control::offloads::{self, Lookout};
@@ -26,7 +27,7 @@ const REST: Duration = Duration::from_secs(60);
 pub(super) struct Identity {
     /// The guest's UUID.
     guest: String,
-    pub(super) interface: String,
+    pub(super) interface: Interface,
     vlan: Option<u16>,
 }
 
@@ -68,17 +69,14 @@ pub(super) struct Places {
 
 fn ports_of(config: &HostConfig) -> impl Iterator<Item = (PortIndex, Identity)> + '_ {
     let policy: &Policy = &config.policy;
-    let ports = (0u32..).map(PortIndex).zip(&policy.ports);
-    ports.filter_map(|(number, port)| {
-        let guest = &policy.guests[port.guest.index()];
-        (config.host_of(port.guest) == config.host).then(|| {
-            let identity = Identity {
-                guest: guest.uuid.clone(),
-                interface: port.interface.clone(),
-                vlan: port.vlan,
-            };
-            (number, identity)
-        })
+    config.local_ports().map(|(number, interface)| {
+        let port = &policy.ports[number.index()];
+        let identity = Identity {
+            guest: policy.guests[port.guest.index()].uuid.clone(),
+            interface,
+            vlan: port.vlan,
+        };
+        (number, identity)
     })
 }
 
@@ -91,7 +89,7 @@ impl Places {
         };
         places.adopt(config, Instant::now());
         for number in 0..places.all.len() {
-            if places.has_interface(number) && link::index_of(places.interface(number)).is_some() {
+            if places.has_interface(number) && places.index_of(number).is_some() {
                 places.all[number].open = Some(attach(places.interface(number), config, pins)?);
             }
         }
@@ -123,13 +121,14 @@ impl Places {
         wanted.retain(|_| seated.next() == Some(false));
         for (index, identity) in wanted {
             let mut numbers = 0..self.all.len();
-            let through = numbers
-                .find(|number| self.has_interface(*number) && self.interface(*number) == identity.interface);
+            let through = numbers.find(|number| {
+                self.all[*number].identity.interface == identity.interface && self.has_interface(*number)
+            });
             let number = self.free_number(now);
             if number > usize::from(u16::MAX) {
                 tracing::error!(
                     "guest port {}: it is one too many, and is not served",
-                    identity.interface
+                    identity.interface.name
                 );
                 continue;
             }
@@ -162,21 +161,26 @@ impl Places {
     }
 
     pub(super) fn interface(&self, number: usize) -> &str {
-        &self.all[number].identity.interface
+        &self.all[number].identity.interface.name
+    }
+
+    /// The number of the interface of a place, while it is there.
+    pub(super) fn index_of(&self, number: usize) -> Option<u32> {
+        let wanted = &self.all[number].identity.interface;
+        // Another one of the name is another guest's.
+        link::index_of(&wanted.name).filter(|found| wanted.index.is_none_or(|index| index == *found))
     }
 
     /// Whether a place has an interface that some port goes by.
     pub(super) fn has_interface(&self, number: usize) -> bool {
-        self.all[number].through == number
-            && self
-                .all
-                .iter()
-                .any(|place| place.port.is_some() && place.through == number)
+        let goes_by = |place: &Place| place.port.is_some() && place.through == number;
+        let own = &self.all[number];
+        own.through == number && (goes_by(own) || self.all.iter().any(goes_by))
     }
 
     /// Whether sockets of an interface are still being closed.
     pub(super) fn is_closing(&self, interface: &str) -> bool {
-        let of_it = |place: &&Place| place.identity.interface == interface;
+        let of_it = |place: &&Place| place.identity.interface.name == interface;
         self.all
             .iter()
             .filter(of_it)

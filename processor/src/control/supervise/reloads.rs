@@ -91,6 +91,7 @@ impl Control {
         self.guests.adopt(by, digest, &changes, guests, now());
         let mut config = HostConfig::clone(&config);
         config.elsewhere = self.guests.elsewhere(&config.policy);
+        config.bound = self.guests.bindings().resolve(&config.policy);
         let config = Arc::new(config);
         let plan = &mut self.plan;
         plan.rules = self.guests.ruleset().clone();
