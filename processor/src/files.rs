@@ -19,6 +19,22 @@ pub(crate) fn hold(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Like [`replace`], and what it says outlives a loss of power.
+///
+/// # Errors
+/// If the file system refuses.
+pub(crate) fn replace_for_good(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// Replaces a file, of which a reader sees the old or the new, in a directory that is made if it is not there. Not durable.
 ///
 /// # Errors

@@ -121,6 +121,7 @@ const TESTS: &[(&str, Body)] = &[
         "ports::taps_of_any_name_by_hook_and_by_hand",
         ports::by_hook_and_by_hand,
     ),
+    ("ports::a_guest_of_no_file_comes_and_goes", ports::of_no_file),
     (
         "moves::traffic_follows_between_three_hosts",
         moves::between_three_hosts,

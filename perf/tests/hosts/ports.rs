@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use guestseal_perf::deployment::{Deployment, program};
-use guestseal_perf::namespaces::Topology;
-use guestseal_perf::process::{run, wait_for};
+use guestseal_perf::namespaces::{GuestSpec, Topology};
+use guestseal_perf::process::wait_for;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 
@@ -21,9 +21,12 @@ fn hook(net: &Net, words: &str, definition: &str) -> Result<()> {
     command
         .args(words.split(' '))
         .stdin(File::open(fixtures.join(definition))?);
-    let said = run(&mut command)?;
-    ensure(said.is_empty(), || {
-        format!("libvirt would take this for a definition: {said}")
+    let done = command.output()?;
+    ensure(done.status.success(), || {
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    })?;
+    ensure(done.stdout.is_empty(), || {
+        "libvirt would take what it printed for a definition".into()
     })
 }
 
@@ -103,6 +106,75 @@ pub(crate) fn by_hook_and_by_hand() -> Result<()> {
                 .then_some(()),
         )
     })?;
+    net.stop(0)?;
+    net.stop(1).map(drop)
+}
+
+/// A guest that is in no file comes and goes, is told to every host, and outlives a SIGKILL; what a file may not say is refused.
+pub(crate) fn of_no_file() -> Result<()> {
+    let deployment = Deployment::new("added", POLICY, &["red"])?;
+    let mut guests = deployment.guests(1);
+    guests.push(GuestSpec {
+        id: "blue-9".into(),
+        host: 0,
+        interface: "vnet9".into(),
+        mac: "02:00:00:01:00:09".into(),
+        addresses: vec!["10.1.0.9/24".into()],
+        queues: 1,
+    });
+    let topology = Topology::new(2, 1, &guests)?;
+    let mut net = Net {
+        hosts: vec![None, None],
+        topology,
+        deployment,
+    };
+    for host in 0..2 {
+        net.write_host(host, 1)?;
+        net.start(host, &[])?;
+    }
+    let add = |net: &Net, host: usize, address: &str| {
+        let words = [
+            "port",
+            "add",
+            "blue-9",
+            "--network",
+            "blue",
+            "--mac",
+            "02:00:00:01:00:09",
+            "--address",
+            address,
+            "--interface",
+            "vnet9",
+            "--host",
+            "h1",
+        ];
+        net.ctl(host, &words).map_err(|error| error.to_string())
+    };
+    let refused = add(&net, 0, "10.1.0.1").err().unwrap_or_default();
+    ensure(
+        refused.contains("10.1.0.1") && refused.contains("added-guests.yaml:"),
+        || refused.clone(),
+    )?;
+    for host in 0..2 {
+        add(&net, host, "10.1.0.9")?;
+    }
+    let twice = add(&net, 0, "10.1.0.9").err().unwrap_or_default();
+    ensure(twice.contains("there already"), || twice.clone())?;
+    net.pings("blue-9", "10.1.0.2")?;
+    net.host(0).process.kill();
+    net.hosts[0] = None;
+    net.start(0, &[])?;
+    net.pings("blue-9", "10.1.0.2")?;
+    net.ctl(1, &["port", "remove", "vnet9", "--host", "h1"])?;
+    net.ctl(0, &["port", "remove", "vnet9"])?;
+    let answer = net.guest("blue-9").run("ping -c 3 -i 0.2 -W 1 -q 10.1.0.2");
+    ensure(answer.is_err(), || {
+        "a guest that is none any more carries packets".into()
+    })?;
+    for host in 0..2 {
+        let guests = net.ctl(host, &["guests"])?;
+        ensure(!guests.contains("blue-9"), || guests.clone())?;
+    }
     net.stop(0)?;
     net.stop(1).map(drop)
 }

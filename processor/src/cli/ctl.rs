@@ -153,10 +153,22 @@ const REPORT_HELP: &str = "Examples:\n  \
 
 #[derive(Debug, Subcommand)]
 enum PortCommand {
-    /// A guest's card is behind an interface, whatever the policy calls that
+    /// A guest's card is behind an interface, whatever the policy calls that; with --network, of a guest that is in no file of it
     Add {
         /// Id or UUID of the guest
         guest: String,
+        /// The logical network, of a guest that is in no file of the policy
+        #[arg(long)]
+        network: Option<String>,
+        /// An address of that guest; repeated for more
+        #[arg(long, value_name = "IP", requires = "network")]
+        address: Vec<String>,
+        /// The host of that guest; without it this one
+        #[arg(long, requires = "network")]
+        host: Option<String>,
+        /// The UUID of that guest; without it its id
+        #[arg(long, requires = "network")]
+        uuid: Option<String>,
         /// The card's MAC, as the policy has it
         #[arg(long)]
         mac: String,
@@ -168,6 +180,9 @@ enum PortCommand {
     Remove {
         /// The interface
         interface: String,
+        /// The host whose it is; without it this one
+        #[arg(long)]
+        host: Option<String>,
     },
 }
 
@@ -260,16 +275,27 @@ impl Ctl {
                 command:
                     PortCommand::Add {
                         guest,
+                        network,
+                        address,
+                        host,
+                        uuid,
                         mac,
                         interface,
                     },
             } => {
-                let body = json!({"guest": guest, "mac": mac, "interface": interface});
+                let body = json!({
+                    "guest": guest, "mac": mac, "interface": interface,
+                    "network": network, "addresses": address, "host": host, "uuid": uuid,
+                });
                 post("/v1/ports", &body)?
             }
             Command::Port {
-                command: PortCommand::Remove { interface },
-            } => client.call("DELETE", &format!("/v1/ports/{}", encoded(interface)), None)?,
+                command: PortCommand::Remove { interface, host },
+            } => {
+                let host = host.as_ref().map(|host| format!("?host={}", encoded(host)));
+                let path = format!("/v1/ports/{}{}", encoded(interface), host.unwrap_or_default());
+                client.call("DELETE", &path, None)?
+            }
             Command::Move { guest, to } => post(&of_guest(guest, "/move"), &json!({"host": to}))?,
             Command::Reload => post("/v1/policy/reload", &Value::Null)?,
             Command::Report {

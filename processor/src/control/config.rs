@@ -24,6 +24,7 @@ use crate::port::xsk::ZeroCopy;
 use crate::sa::selector::Selector;
 use crate::sa::spi::Spi;
 
+use super::added;
 use super::api::access::{People, group_number};
 use super::api::{ApiConfig, TlsConfig};
 use super::bindings::Interface;
@@ -32,6 +33,9 @@ use super::sources;
 
 /// Where pinned XDP programs are kept.
 pub const PIN_DIRECTORY: &str = "/run/guestseal/bpf";
+
+/// The state directory, if the file does not say another one.
+const STATE: &str = "state";
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +137,8 @@ pub struct Origin {
     overrides: Overrides,
     /// host.yaml, the policy files and the sources' file.
     pub files: Vec<PathBuf>,
+    /// The guests that were added; empty if none was.
+    pub added: String,
     /// The SHA-256 of them all.
     pub digest: String,
 }
@@ -414,7 +420,8 @@ struct Texts {
 }
 
 impl Texts {
-    fn read(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+    /// With the guests that were added by now, or that are to have been.
+    fn read(path: &Path, overrides: &Overrides, added: Option<String>) -> Result<Self, ConfigError> {
         let host = read(path)?;
         let raw: RawHost = parse(&host)?;
         if raw.policy.is_empty() {
@@ -427,10 +434,22 @@ impl Texts {
         }
         let base = path.parent().unwrap_or(Path::new("."));
         let policy_files: Vec<PathBuf> = raw.policy.iter().map(|file| base.join(&file.value)).collect();
-        let policies = policy_files
+        let mut policies = policy_files
             .iter()
             .map(|file| read(file))
             .collect::<Result<Vec<_>, _>>()?;
+        let state_directory = raw.state_directory.as_deref().unwrap_or(STATE.as_ref());
+        let of_added = added::path(&base.join(state_directory));
+        let added = match added {
+            None if of_added.exists() => read(&of_added)?.text,
+            added => added.unwrap_or_default(),
+        };
+        if !added.is_empty() {
+            policies.push(Source {
+                name: of_added.display().to_string(),
+                text: added.clone(),
+            });
+        }
         let mapping = raw.sources.as_ref().map(|file| base.join(file));
         // It is read once more for what it says: here it counts as a part of the whole.
         let mapping_text = mapping.as_ref().map(|file| read(file)).transpose()?;
@@ -453,6 +472,7 @@ impl Texts {
                 .chain(policy_files)
                 .chain(mapping)
                 .collect(),
+            added,
             digest,
         };
         Ok(Self {
@@ -488,7 +508,7 @@ impl HostConfig {
     /// # Errors
     /// See [`ConfigError`]; of mistakes in the files all that could be found.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        Self::resolve(Texts::read(path, overrides)?, &Policy::default())
+        Self::resolve(Texts::read(path, overrides, None)?, &Policy::default())
     }
 
     /// The host that a guest is on.
@@ -522,11 +542,12 @@ impl HostConfig {
     }
 
     /// Reads the same files again; `None` if they say what they said. What is the same host, network or key keeps its number.
+    /// With other guests that were added, if there are to be others.
     ///
     /// # Errors
     /// See [`Self::load`].
-    pub fn load_again(&self) -> Result<Option<Self>, ConfigError> {
-        let texts = Texts::read(&self.origin.path, &self.origin.overrides)?;
+    pub fn load_again(&self, added: Option<String>) -> Result<Option<Self>, ConfigError> {
+        let texts = Texts::read(&self.origin.path, &self.origin.overrides, added)?;
         if texts.origin.digest == self.origin.digest {
             return Ok(None);
         }
@@ -579,7 +600,7 @@ impl HostConfig {
                 errors.push(source.error(&raw.host.referenced, message));
             }
         }
-        let state_directory = base.join(raw.state_directory.unwrap_or_else(|| "state".into()));
+        let state_directory = base.join(raw.state_directory.unwrap_or_else(|| STATE.into()));
         let mut api = match raw.api {
             None => ApiConfig::new(&state_directory),
             Some(api) => {

@@ -1,5 +1,6 @@
 //! The control side: configuration, building the data plane, watching it. Never on a worker's thread.
 
+pub mod added;
 pub mod announce;
 pub mod answers;
 pub mod api;

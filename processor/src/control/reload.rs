@@ -4,6 +4,7 @@
 //! once, or not at all: a mistake anywhere leaves everything as it was. Files that change together are waited for until
 //! they are quiet. One reload at a time; what is asked for meanwhile is one more after it.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
+use super::added::{Added, Change};
 use super::api::problem::Problem;
 use super::config::{ConfigError, HostConfig};
 use super::differences::differences;
@@ -108,8 +110,8 @@ pub(super) struct Prepared {
 
 impl Present {
     /// Reads the files and makes everything of them that can be made beforehand; `None` if they say what they said.
-    fn prepare(self) -> Result<Option<Prepared>, ReloadError> {
-        let Some(config) = self.config.load_again()? else {
+    fn prepare(self, added: Option<String>) -> Result<Option<Prepared>, ReloadError> {
+        let Some(config) = self.config.load_again(added)? else {
             return Ok(None);
         };
         let what = fixed(&self.config, &config);
@@ -190,6 +192,15 @@ type Reply = oneshot::Sender<Result<Value, Problem>>;
 pub(super) struct Wanted {
     pub(super) by: Vec<String>,
     pub(super) replies: Vec<Reply>,
+    /// The guests that are to have been added then, if there are to be others.
+    pub(super) added: Option<String>,
+}
+
+/// A change of the guests that were added: by whom, and who is to be told.
+struct Adding {
+    by: String,
+    change: Change,
+    reply: Reply,
 }
 
 struct Underway {
@@ -205,6 +216,8 @@ pub(super) struct Reloads {
     /// When the first and the last change of files that are not read yet was seen.
     changed: Option<(Instant, Instant)>,
     wanted: Option<Wanted>,
+    /// One reload each: what is wrong with one is not the others' fault.
+    adding: VecDeque<Adding>,
     underway: Option<Underway>,
 }
 
@@ -216,8 +229,14 @@ impl Reloads {
             watched: watch(config),
             changed: None,
             wanted: None,
+            adding: VecDeque::new(),
             underway: None,
         }
+    }
+
+    /// Somebody wants another guest.
+    pub(super) fn add(&mut self, by: String, change: Change, reply: Reply) {
+        self.adding.push_back(Adding { by, change, reply });
     }
 
     /// Somebody wants the files read.
@@ -230,10 +249,8 @@ impl Reloads {
     }
 
     /// Once more, for the same ones.
-    pub(super) fn want_again(&mut self, again: Wanted) {
-        let wanted = self.wanted.get_or_insert_default();
-        wanted.by.extend(again.by);
-        wanted.replies.extend(again.replies);
+    pub(super) fn want_again(&mut self, again: Wanted, present: Present) {
+        self.start(again, present);
     }
 
     /// The files of another configuration are followed; what has changed since they were read is looked for once more.
@@ -257,20 +274,42 @@ impl Reloads {
         if self.changed.take_if(|changed| is_due(changed)).is_some() {
             self.want("a change of its files".to_owned(), None);
         }
-        self.wanted.is_some() && self.underway.is_none()
+        (self.wanted.is_some() || !self.adding.is_empty()) && self.underway.is_none()
     }
 
-    /// Begins what is wanted.
-    pub(super) fn begin(&mut self, present: Present) {
-        let Some(wanted) = self.wanted.take() else { return };
-        // What changes from here on is read again.
-        self.changed = None;
+    /// Begins what is wanted; whether something was begun.
+    pub(super) fn begin(&mut self, present: Present) -> bool {
+        if let Some(wanted) = self.wanted.take() {
+            // What changes from here on is read again.
+            self.changed = None;
+            self.start(wanted, present);
+            return true;
+        }
+        let Some(Adding { by, change, reply }) = self.adding.pop_front() else {
+            return false;
+        };
+        match Added::parse(&present.config.origin.added).with(change) {
+            Ok(added) => {
+                let (by, replies, added) = (vec![by], vec![reply], Some(added.text()));
+                self.start(Wanted { by, replies, added }, present);
+                true
+            }
+            Err(problem) => {
+                // Who asked may have gone.
+                let _ = reply.send(Err(problem));
+                false
+            }
+        }
+    }
+
+    fn start(&mut self, wanted: Wanted, present: Present) {
+        let added = wanted.added.clone();
         let (sender, result) = sync_channel(1);
         let thread = std::thread::Builder::new().name("reload".to_owned());
         let refuse = sender.clone();
         let begun = thread.spawn(move || {
             // Nobody waits for it if guestseal ends.
-            let _ = sender.send(present.prepare());
+            let _ = sender.send(present.prepare(added));
         });
         if let Err(error) = begun {
             let _ = refuse.send(Err(ReloadError::System(error.to_string())));

@@ -4,6 +4,8 @@
 mod ports;
 mod reloads;
 mod relocate;
+mod state;
+mod ways;
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -26,7 +28,7 @@ use crate::telemetry::latency::{Latencies, Log, begin_log, write_interval};
 use crate::telemetry::totals::{Frames, Totals};
 use crate::worker::handoff::Waker;
 
-use super::answers;
+use super::added::Change;
 use super::api::problem::Problem;
 use super::api::{Accepted, ApiError, Ask, Desk, Request};
 use super::assemble::{Blueprint, DataPlane, Remains, StartError};
@@ -37,12 +39,11 @@ use super::link;
 use super::manual_sa::{self, ManualSaError, Mark};
 use super::news::KernelNews;
 use super::offloads::{OffloadError, PutBack};
-use super::reach::{self, Reach};
+use super::reach::Reach;
 use super::reload::Reloads;
 use super::rulebook::RuleBook;
 use super::sessions::{Sessions, SessionsError};
 use super::sources::{Sources, SourcesError, Teller, Told};
-use super::status::{self, Status};
 use super::transition::Transitions;
 use super::wake::wait;
 
@@ -376,18 +377,6 @@ impl Control {
         }
     }
 
-    /// Takes what the kernel tells. Whether ways to other hosts may be others.
-    fn take_news(&mut self, plane: &mut DataPlane) -> bool {
-        let news = self.news.as_ref().map(|news| news.take(plane.uplink.index));
-        let news = news.unwrap_or_default();
-        if news.uplink && plane.follow_uplink() {
-            let (mac, mtu) = (plane.uplink.mac, plane.uplink.mtu);
-            tracing::info!("uplink {}: MAC {mac}, MTU {mtu}", plane.uplink.name);
-            plane.publish(&self.plan);
-        }
-        self.reach.concerns(&news)
-    }
-
     fn tend_marks(&mut self) {
         for mark in &mut self.marks {
             if let Err(error) = mark.tend() {
@@ -423,10 +412,17 @@ impl Control {
                     let taken = self.add_port(&by, &guest, mac, &interface, plane.as_deref_mut());
                     changes.push((taken, reply));
                 }
-                Ask::RemovePort(interface) => {
-                    let taken = self.remove_port(&by, &interface, plane.as_deref_mut());
-                    changes.push((taken, reply));
+                Ask::AddGuest(guest) => {
+                    let change = Change::Add(self.with_host(guest));
+                    self.reloads.add(by, change, reply);
                 }
+                Ask::RemovePort { host, interface } => match self.added_port(host, &interface) {
+                    Some(change) => self.reloads.add(by, change, reply),
+                    None => {
+                        let taken = self.remove_port(&by, &interface, plane.as_deref_mut());
+                        changes.push((taken, reply));
+                    }
+                },
                 Ask::Move { guest, host } => {
                     let taken = self.relocate(&by, &guest, &host, plane.as_deref_mut());
                     changes.push((taken, reply));
@@ -489,45 +485,6 @@ impl Control {
         }
     }
 
-    fn answer(&self, ask: Ask, plane: Option<&DataPlane>) -> Result<Value, Problem> {
-        let (containers, config) = (self.guests.containers(), &self.plan.config);
-        Ok(match ask {
-            Ask::Event(_)
-            | Ask::Report { .. }
-            | Ask::Reload
-            | Ask::Move { .. }
-            | Ask::AddPort { .. }
-            | Ask::RemovePort(_) => {
-                unreachable!("it is no question")
-            }
-            Ask::Status => json!(self.status()),
-            Ask::Guests => answers::guests(containers, config),
-            Ask::Guest(name) => {
-                let guest = containers.guest(&name);
-                answers::guest(
-                    containers,
-                    config,
-                    guest.ok_or_else(|| Problem::unknown_guest(&name))?,
-                )
-            }
-            Ask::Containers => answers::containers(containers),
-            Ask::Ports => answers::ports(config, plane.into_iter().flat_map(DataPlane::ports)),
-            Ask::Endpoints => answers::endpoints(config),
-            Ask::SecurityAssociations => json!({
-                "manual": answers::manual_sas(config, &self.marks),
-                "sessions": self.sessions.as_ref().map(Sessions::status),
-            }),
-            Ask::Counters => {
-                let mut counters = json!(self.totals(None));
-                if let Some(fields) = counters.as_object_mut() {
-                    fields.remove("latency_ns");
-                }
-                counters
-            }
-            Ask::Histograms => json!(self.totals(None).latency_ns),
-        })
-    }
-
     /// Writes packets of rules that are logged into the log, a bounded number of them.
     fn log_samples(&mut self, plane: &mut DataPlane) {
         let mut more = 0u64;
@@ -551,36 +508,6 @@ impl Control {
         }
         if more > 0 {
             tracing::info!("{more} more packets of logged rules in this moment");
-        }
-    }
-
-    fn status(&self) -> Status {
-        Status {
-            host: self.plan.config.policy.hosts[self.plan.config.host.index()]
-                .name
-                .clone(),
-            pid: std::process::id(),
-            at: now(),
-            since: self.since,
-            totals: self.totals(None),
-            events: self.guests.totals().clone(),
-            sources: self.sources.as_ref().map(Sources::status).unwrap_or_default(),
-            containers: status::containers(self.guests.containers()),
-            guests: status::guests(self.guests.containers()),
-            sessions: self.sessions.as_ref().map(Sessions::status),
-            transitions: self.transitions.status(&self.plan.config.policy, |rule| {
-                self.book.counts(rule).in_second_form
-            }),
-        }
-    }
-
-    fn write_status(&mut self) {
-        let status = self.status();
-        if let Err(error) = status::write(&self.plan.config.state_directory, &status) {
-            tracing::error!(
-                "{}: no status: {error}",
-                self.plan.config.state_directory.display()
-            );
         }
     }
 
@@ -609,41 +536,6 @@ impl Control {
             *log = None;
         }
         self.interval.clear();
-    }
-
-    /// Finds the MACs that lead to the hosts that tunnels and overlays go to.
-    fn follow_ways(&mut self, plane: &mut DataPlane) {
-        let peers = self.sessions.iter().flat_map(Sessions::peers);
-        let ends = reach::far_ends(&self.plan.config, &self.plan.endpoints, peers);
-        let mut next_hops = self.plan.next_hops.clone();
-        if let Err(error) = self.reach.look(plane.uplink.index, &ends, &mut next_hops) {
-            return tracing::error!("the kernel's routes and neighbours cannot be read: {error}");
-        }
-        if next_hops != self.plan.next_hops {
-            let hosts = self
-                .plan
-                .config
-                .policy
-                .hosts
-                .iter()
-                .zip(&next_hops)
-                .zip(&self.plan.next_hops);
-            for ((host, now), before) in hosts {
-                for address in &host.addresses {
-                    match (before.towards(*address), now.towards(*address)) {
-                        (before, Some(mac)) if before != Some(mac) => {
-                            tracing::info!("host {} is reached by {mac} at {address}", host.name);
-                        }
-                        (Some(_), None) => {
-                            tracing::warn!("host {} is not reached at {address} any more", host.name);
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            self.plan.next_hops = next_hops;
-            plane.publish(&self.plan);
-        }
     }
 
     /// Takes the plane apart and waits for the uplink; the plane that serves it then, or where the frames were if a stop
@@ -699,22 +591,5 @@ impl Control {
             self.all.merge(latencies);
         }
         (frames, owned)
-    }
-
-    fn totals(&self, frames: Option<Frames>) -> Totals {
-        let mut totals = Totals {
-            frames,
-            ..Totals::default()
-        };
-        totals.set_rules(&self.plan.config.policy, |rule| self.book.counts(rule).packets);
-        self.plan
-            .counters
-            .iter()
-            .for_each(|counters| totals.add(counters));
-        for (interface, counters) in &self.xdp {
-            totals.add_xdp(interface.clone(), *counters);
-        }
-        totals.set_latency(&self.all);
-        totals
     }
 }

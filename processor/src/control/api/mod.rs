@@ -21,6 +21,7 @@ use guestseal_rules::event::Event;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::added::AddedGuest;
 use super::sources::Teller;
 use super::sources::webhook::SecretError;
 use super::wake::Doorbell;
@@ -125,8 +126,15 @@ pub enum Ask {
         /// The interface.
         interface: String,
     },
+    /// There is a guest that is in no file of the policy.
+    AddGuest(AddedGuest),
     /// An interface that was added is no guest port any more.
-    RemovePort(String),
+    RemovePort {
+        /// The host whose it is; this one without it.
+        host: Option<String>,
+        /// Its name.
+        interface: String,
+    },
     /// A guest is on another host.
     Move {
         /// Id or UUID.

@@ -1,5 +1,6 @@
 //! What can be asked by HTTP, and its description in OpenAPI: each route and its description are one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -21,9 +22,11 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::control::added::{AddedGuest, AddedPort};
 use crate::control::journal::Journal;
 use crate::control::reload::Reloaded;
 use crate::control::sources::Teller;
+use crate::wire::ethernet::MacAddress;
 
 use super::access::{Caller, Right};
 use super::problem::Problem;
@@ -146,6 +149,31 @@ struct PortBody {
     mac: String,
     /// The interface.
     interface: String,
+    /// The logical network, for a guest that is in no file of the policy.
+    #[serde(default)]
+    network: Option<String>,
+    /// That guest's addresses at this port.
+    #[serde(default)]
+    addresses: Vec<String>,
+    /// That guest's host; this one without it.
+    #[serde(default)]
+    host: Option<String>,
+    /// That guest's UUID; its id without it.
+    #[serde(default)]
+    uuid: Option<String>,
+    /// That guest's labels.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+/// Whose port.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct PortQuery {
+    /// The host whose it is; this one without it.
+    #[serde(default)]
+    host: Option<String>,
 }
 
 /// On which host.
@@ -341,7 +369,7 @@ async fn release(
 }
 
 /// A guest's card is behind an interface of this host, whatever the policy calls it: its port is served by that one until it is
-/// gone or removed.
+/// gone or removed. With a network it is a port of a guest that is in no file of the policy, and is in force like a reload.
 #[utoipa::path(post, path = "/v1/ports", request_body = PortBody,
     responses((status = 200, body = Accepted), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
 async fn add_port(
@@ -349,31 +377,46 @@ async fn add_port(
     Extension(caller): Extension<Caller>,
     Told(port): Told<PortBody>,
 ) -> Answer {
-    let mac = port.mac.parse().map_err(|_| {
+    let mac: MacAddress = port.mac.parse().map_err(|_| {
         let message = format!(
             "\"{}\" is no MAC: expected one such as 02:00:00:01:00:01",
             port.mac
         );
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "OutOfRange", message)
     })?;
-    let (guest, interface) = (port.guest, port.interface);
-    let ask = Ask::AddPort {
-        guest,
-        mac,
-        interface,
+    let ask = match port.network {
+        None => Ask::AddPort {
+            guest: port.guest,
+            mac,
+            interface: port.interface,
+        },
+        Some(network) => Ask::AddGuest(AddedGuest {
+            id: port.guest,
+            uuid: port.uuid,
+            host: port.host.unwrap_or_default(),
+            labels: port.labels,
+            ports: vec![AddedPort {
+                interface: port.interface,
+                network,
+                mac: mac.to_string(),
+                addresses: port.addresses,
+            }],
+        }),
     };
     api.ask(&caller, Right::Change, ask).await
 }
 
 /// An interface that was added is no guest port any more.
-#[utoipa::path(delete, path = "/v1/ports/{interface}", params(("interface" = String, Path, description = "The interface")),
+#[utoipa::path(delete, path = "/v1/ports/{interface}", params(("interface" = String, Path, description = "The interface"), PortQuery),
     responses((status = 200, body = Accepted), (status = 404, body = Problem)))]
 async fn remove_port(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
     Path(interface): Path<String>,
+    Asked(PortQuery { host }): Asked<PortQuery>,
 ) -> Answer {
-    api.ask(&caller, Right::Change, Ask::RemovePort(interface)).await
+    let ask = Ask::RemovePort { host, interface };
+    api.ask(&caller, Right::Change, ask).await
 }
 
 /// A guest is on another host: what is for it goes there from the next batch of packets on. Every host is to be told.
@@ -484,10 +527,11 @@ pub fn openapi() -> OpenApi {
 
 /// What takes longer than other answers.
 const RELOAD: &str = "/v1/policy/reload";
+const PORTS: &str = "/v1/ports";
 
 pub(super) async fn in_time(request: Request, next: Next) -> Response {
     let time = match request.uri().path() {
-        RELOAD => limits::RELOAD_TIME,
+        path if path == RELOAD || path.starts_with(PORTS) => limits::RELOAD_TIME,
         _ => limits::ANSWER_TIME,
     };
     match tokio::time::timeout(time, next.run(request)).await {

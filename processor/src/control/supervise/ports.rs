@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 
+use crate::control::added::{Added, AddedGuest, Change};
 use crate::control::api::problem::Problem;
 use crate::control::assemble::DataPlane;
 use crate::control::bindings::{Binding, boot, ports_of};
@@ -71,6 +72,31 @@ impl Control {
         self.guests.bind(by, binding);
         self.serve_bound(plane);
         Ok(())
+    }
+
+    /// A guest that is to be added, on this host if no other is said.
+    pub(super) fn with_host(&self, guest: AddedGuest) -> AddedGuest {
+        let config = &self.plan.config;
+        let own = || config.policy.hosts[config.host.index()].name.clone();
+        AddedGuest {
+            host: Some(guest.host.clone())
+                .filter(|host| !host.is_empty())
+                .unwrap_or_else(own),
+            ..guest
+        }
+    }
+
+    /// How a port is removed that was added with its guest, which no file has; that of a host, or of this one.
+    pub(super) fn added_port(&self, host: Option<String>, interface: &str) -> Option<Change> {
+        let config = &self.plan.config;
+        if host.is_none() && self.guests.bindings().to(interface).is_some() {
+            return None;
+        }
+        let host = host.unwrap_or_else(|| config.policy.hosts[config.host.index()].name.clone());
+        let interface = interface.to_owned();
+        Added::parse(&config.origin.added)
+            .has(&host, &interface)
+            .then_some(Change::Remove { host, interface })
     }
 
     /// An interface that was added is no guest port any more.

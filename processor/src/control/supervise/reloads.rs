@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use crate::control::added;
 use crate::control::api::problem::Problem;
 use crate::control::assemble::DataPlane;
 use crate::control::config::HostConfig;
@@ -12,6 +13,7 @@ use crate::control::journal::Deed;
 use crate::control::reload::{Prepared, Present, ReloadError, Reloaded, Wanted};
 use crate::control::sessions::Sessions;
 use crate::control::transition::Transitions;
+use crate::files;
 use crate::path::tables::NextHops;
 
 use super::{Control, chain};
@@ -20,20 +22,18 @@ impl Control {
     /// Begins a reload that is wanted, and ends one that is prepared.
     pub(super) fn follow_reloads(&mut self, plane: Option<&mut DataPlane>) {
         if self.reloads.look() {
-            let present = Present {
-                config: Arc::clone(&self.plan.config),
-                containers: self.guests.set_out(),
-                sessions: self.sessions.as_ref().map(Sessions::basis),
-                now: now(),
-            };
-            self.reloads.begin(present);
+            let present = self.present();
+            if !self.reloads.begin(present) {
+                self.guests.stay();
+            }
         }
         let Some((wanted, prepared)) = self.reloads.finished() else {
             return;
         };
         if self.guests.was_overtaken() && matches!(prepared, Ok(Some(_))) {
             tracing::info!("{}: the policy is prepared anew", chain(&ReloadError::Overtaken));
-            return self.reloads.want_again(wanted);
+            let present = self.present();
+            return self.reloads.want_again(wanted, present);
         }
         let by = wanted.by.join(", ");
         let changes = match prepared {
@@ -50,10 +50,14 @@ impl Control {
             let why = chain(error);
             self.guests.note(&by, Deed::PolicyRefused { why });
         }
-        let durable = self.commit();
+        let kept = match (&changes, &wanted.added) {
+            (Ok(_), Some(added)) => self.keep_added(added),
+            _ => Ok(()),
+        };
+        let durable = kept.and(self.commit().map_err(|error| chain(&error)));
         let answer = match (changes, durable) {
             (Err(error), _) => Err(Problem::from(&error)),
-            (Ok(_), Err(error)) => Err(Problem::not_durable(&chain(&error))),
+            (Ok(_), Err(why)) => Err(Problem::not_durable(&why)),
             (Ok(changes), Ok(())) => Ok(json!(Reloaded {
                 generation: self.plan.rules.generation().get(),
                 policy: self.plan.config.origin.digest.clone(),
@@ -65,6 +69,26 @@ impl Control {
             // Who asked may have gone.
             let _ = reply.send(answer.clone());
         }
+    }
+
+    /// What another policy is prepared from.
+    fn present(&mut self) -> Present {
+        Present {
+            config: Arc::clone(&self.plan.config),
+            containers: self.guests.set_out(),
+            sessions: self.sessions.as_ref().map(Sessions::basis),
+            now: now(),
+        }
+    }
+
+    /// Lets a restart know of the guests that were added.
+    fn keep_added(&self, added: &str) -> Result<(), String> {
+        let path = added::path(&self.plan.config.state_directory);
+        files::replace_for_good(&path, added.as_bytes()).map_err(|error| {
+            let why = format!("{}: {error}", path.display());
+            tracing::error!("{why}: a restart will not know of the last guest that was added or removed");
+            why
+        })
     }
 
     /// Lets a prepared policy be in force; gives what it changes. If it fails everything is as it was.
