@@ -1,6 +1,7 @@
 //! Guestseal's processor: the packet path, its keys, ports and workers, and the `guestseal` command.
 
 pub mod aead;
+pub mod agent;
 pub mod cli;
 pub mod control;
 mod files;

@@ -17,6 +17,7 @@ mod overload;
 mod ports;
 mod reload;
 mod sessions;
+mod sources;
 mod taps;
 mod traffic;
 mod vlan;
@@ -125,6 +126,23 @@ const TESTS: &[(&str, Body)] = &[
     (
         "moves::traffic_follows_between_three_hosts",
         moves::between_three_hosts,
+    ),
+    (
+        "sources::suricata_alerts_and_the_guest_is_in_quarantine",
+        sources::suricata_alerts,
+    ),
+    (
+        "sources::clamd_finds_and_the_guest_is_in_quarantine",
+        sources::clamd_finds,
+    ),
+    (
+        "sources::an_agent_in_a_guest_tells_of_its_flows",
+        sources::agent_in_guest,
+    ),
+    ("sources::users_log_in_and_out_by_pam", sources::pam_logins),
+    (
+        "sources::a_signed_webhook_is_in_force_when_answered",
+        sources::signed_webhook,
     ),
     (
         "overload::a_flood_is_counted_bounded_and_over_at_once",

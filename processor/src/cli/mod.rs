@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed (the message says what, where and what to do), 2 wrong usage.
 
+mod agent;
 mod check;
 mod ctl;
 mod explain;
@@ -55,6 +56,8 @@ enum Command {
     Hook(hook::Hook),
     /// Manual security associations.
     Sa(sa::Sa),
+    /// Runs in a Linux guest: tells the host whose the guest's flows are.
+    Agent(agent::Agent),
     /// Prints the JSON Schema of policy files or files of sources, for editors.
     Schema(schema::Schema),
     /// Writes the man pages into a directory.
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Ctl(ctl) => ctl.run(),
         Command::Hook(hook) => hook.run(),
         Command::Sa(sa) => sa.run(),
+        Command::Agent(agent) => agent.run(),
         Command::Schema(schema) => schema.run(),
         Command::Man(man) => man.run(&Cli::command()),
     };
