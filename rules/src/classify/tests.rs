@@ -788,6 +788,257 @@ fn an_echo_is_answered_by_its_rule() {
     assert!(!matches(&packet(8, 1, 0)) && !matches(&packet(0, 0, 1)));
 }
 
+/// Packets that differ in one thing only, in one place of the cache, one after the other in every order: each has its own decision.
+#[test]
+fn no_packet_gets_the_decision_of_one_that_differs_in_anything() {
+    let party = |guest: u32, address: &str| Party {
+        guest: Some(GuestIndex(guest)),
+        address: Some(address.parse().unwrap()),
+    };
+    let base = Facts {
+        network: NetworkIndex(0),
+        ethertype: 0x0800,
+        vlan: None,
+        protocol: Some(6),
+        ports: Ports::Pair {
+            source: 4000,
+            destination: 80,
+        },
+        icmp: None,
+        dscp: 0,
+        opening: false,
+        source: party(0, "10.0.0.1"),
+        destination: party(1, "10.0.0.2"),
+    };
+    let pair = |source, destination| Ports::Pair { source, destination };
+    let cidr = |text: &str| Selector::All(vec![Term::Cidr(text.parse().unwrap())]);
+    let icmp = |kind, code| Traffic {
+        protocol: Some(1),
+        icmp_type: Some(kind),
+        icmp_code: Some(code),
+        ..Traffic::default()
+    };
+    let echo = |kind, code| Facts {
+        protocol: Some(1),
+        ports: Ports::None,
+        icmp: Some((kind, code)),
+        ..base
+    };
+    let any = || Selector::Any;
+    let guests = Selector::OneOf((0..GUESTS).map(guest).collect());
+    let traffic = Traffic::default;
+    // Each with a rule for it alone.
+    let alone = [
+        (
+            rule(
+                any(),
+                any(),
+                Traffic {
+                    dscp: Some(46),
+                    ..traffic()
+                },
+            ),
+            Facts { dscp: 46, ..base },
+        ),
+        (
+            rule(
+                any(),
+                any(),
+                Traffic {
+                    vlan: Some(VlanTest::Id(0)),
+                    ..traffic()
+                },
+            ),
+            Facts {
+                vlan: Some(0),
+                ..base
+            },
+        ),
+        (
+            rule(
+                any(),
+                any(),
+                Traffic {
+                    vlan: Some(VlanTest::Id(4095)),
+                    ..traffic()
+                },
+            ),
+            Facts {
+                vlan: Some(4095),
+                ..base
+            },
+        ),
+        (
+            rule(
+                any(),
+                any(),
+                Traffic {
+                    ethertype: Some(0x86dd),
+                    ..traffic()
+                },
+            ),
+            Facts {
+                ethertype: 0x86dd,
+                ..base
+            },
+        ),
+        (
+            rule(
+                any(),
+                any(),
+                Traffic {
+                    protocol: Some(17),
+                    ..traffic()
+                },
+            ),
+            Facts {
+                protocol: Some(17),
+                ..base
+            },
+        ),
+        (
+            rule(
+                Selector::All(vec![Term::Network(NetworkIndex(1))]),
+                any(),
+                traffic(),
+            ),
+            Facts {
+                network: NetworkIndex(1),
+                ..base
+            },
+        ),
+        (
+            rule(guest(3), any(), traffic()),
+            Facts {
+                source: party(3, "10.0.0.1"),
+                ..base
+            },
+        ),
+        (
+            rule(any(), guest(4), traffic()),
+            Facts {
+                destination: party(4, "10.0.0.2"),
+                ..base
+            },
+        ),
+        (
+            rule(Selector::All(vec![Term::Not(guests)]), guest(1), traffic()),
+            Facts {
+                source: Party {
+                    guest: None,
+                    ..base.source
+                },
+                ..base
+            },
+        ),
+        (
+            rule(cidr("10.0.0.9/32"), any(), traffic()),
+            Facts {
+                source: party(0, "10.0.0.9"),
+                ..base
+            },
+        ),
+        // The same number as the IPv4 address.
+        (
+            rule(cidr("::a00:1/128"), any(), traffic()),
+            Facts {
+                source: party(0, "::a00:1"),
+                ..base
+            },
+        ),
+        (
+            rule(any(), cidr("::a00:2/128"), traffic()),
+            Facts {
+                destination: party(1, "::a00:2"),
+                ..base
+            },
+        ),
+        (
+            rule(any(), cidr("fd00:0:0:1::2/128"), traffic()),
+            Facts {
+                destination: party(1, "fd00:0:0:1::2"),
+                ..base
+            },
+        ),
+        (
+            rule(any(), any(), tcp(4001..=4001)),
+            Facts {
+                ports: pair(4001, 80),
+                ..base
+            },
+        ),
+        (
+            rule(any(), any(), tcp(81..=81)),
+            Facts {
+                ports: pair(4000, 81),
+                ..base
+            },
+        ),
+        (
+            rule(any(), any(), tcp(0..=0)),
+            Facts {
+                ports: pair(0, 0),
+                ..base
+            },
+        ),
+        (rule(any(), any(), icmp(8, 0)), echo(8, 0)),
+        (rule(any(), any(), icmp(8, 1)), echo(8, 1)),
+        (rule(any(), any(), icmp(3, 0)), echo(3, 0)),
+    ];
+    let (mut rules, mut packets): (Vec<Rule>, Vec<Facts>) = alone.into_iter().unzip();
+    // The packet itself is a reply of this one's; what opens a connection, or has no ports or none to read, is not.
+    rules.push(rule(guest(1), guest(0), tcp(4000..=4000)));
+    packets.extend([
+        base,
+        Facts {
+            opening: true,
+            ..base
+        },
+        Facts {
+            ports: Ports::None,
+            ..base
+        },
+        Facts {
+            ports: Ports::Unreadable,
+            ..base
+        },
+    ]);
+    let policy = of(rules);
+    let (guests, flows) = (at_start(&policy), Flows::default());
+    let world = World {
+        policy: &policy,
+        guests: &guests,
+        flows: &flows,
+    };
+    let ruleset = Ruleset::compile(&policy, &guests, &flows, first()).unwrap();
+    let expected: Vec<Decision> = packets.iter().map(|facts| naive(&world, facts)).collect();
+    let of_base = packets.iter().position(|facts| *facts == base).unwrap();
+    for (number, decision) in expected.iter().enumerate() {
+        assert!(
+            number == of_base || *decision != expected[of_base],
+            "{:?}",
+            packets[number]
+        );
+    }
+    let mut cache = FlowCache::new(1, [3, 5]);
+    for one in 0..packets.len() {
+        for other in 0..packets.len() {
+            for number in [one, other, one] {
+                assert_eq!(
+                    cache.classify(&ruleset, &packets[number]),
+                    expected[number],
+                    "{:?}",
+                    packets[number]
+                );
+            }
+            let both = [packets[one], packets[other]];
+            let mut decisions = [Decision::UNMATCHED; 2];
+            cache.classify_all(&ruleset, &both, &mut decisions);
+            assert_eq!(decisions, [expected[one], expected[other]], "{both:?}");
+        }
+    }
+}
+
 /// A ruleset of another policy whose generation begins anew gets none of the old decisions.
 #[test]
 fn a_counter_that_begins_anew_finds_the_cache_empty() {
@@ -823,7 +1074,12 @@ fn a_counter_that_begins_anew_finds_the_cache_empty() {
         action: Action::Plaintext,
     };
     assert_eq!(cache.classify(&compile(&one, 1), &facts).verdict, matched);
-    assert_eq!(cache.classify(&compile(&one, u32::MAX), &facts).verdict, matched);
+    // Another flow: the decision on the first one stays where it is.
+    let other = Facts {
+        ethertype: 0x88cc,
+        ..facts
+    };
+    assert_eq!(cache.classify(&compile(&one, u32::MAX), &other).verdict, matched);
     // After the last number comes the first, which the cache has seen before.
     assert_eq!(next_generation(NonZeroU32::MAX), first());
     assert_eq!(cache.classify(&compile(&two, 1), &facts).verdict, Verdict::NoRule);
