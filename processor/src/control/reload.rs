@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::added::{Added, Change};
+use super::api::ApiConfig;
 use super::api::problem::Problem;
 use super::config::{ConfigError, HostConfig};
 use super::differences::differences;
@@ -147,6 +148,11 @@ impl Present {
 
 /// What is another in a configuration and cannot be while guestseal runs.
 fn fixed(before: &HostConfig, now: &HostConfig) -> Vec<&'static str> {
+    // Webhooks are the sources', and say so.
+    let api = |config: &HostConfig| ApiConfig {
+        hooks: Vec::new(),
+        ..config.api.clone()
+    };
     let addresses = |config: &HostConfig| config.policy.hosts[config.host.index()].addresses.clone();
     let same = [
         ("host", before.host == now.host),
@@ -164,7 +170,8 @@ fn fixed(before: &HostConfig, now: &HostConfig) -> Vec<&'static str> {
         ("histogram-log", before.histogram_log == now.histogram_log),
         ("events", before.events == now.events),
         ("group-rate", before.group_rate == now.group_rate),
-        ("api", before.api == now.api),
+        ("api", api(before) == api(now)),
+        ("webhooks of sources", before.api.hooks == now.api.hooks),
         // They name what the policy has: also if that is another now, such as a network's kind or a host's address.
         ("security-associations", same_sas(before, now)),
         ("sessions", before.sessions == now.sessions),

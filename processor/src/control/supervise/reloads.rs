@@ -137,10 +137,12 @@ impl Control {
             self.follow_ways(plane);
         }
         // Who a report speaks of is known by the policy. What was read and not told yet is read again.
-        self.sources = None;
         match self.open_sources() {
             Ok(sources) => self.sources = sources,
-            Err(error) => tracing::error!("the security services are not heard any more: {error}"),
+            Err(error) => tracing::error!(
+                "security services are heard as the policy before says: {}",
+                chain(&error)
+            ),
         }
         self.reloads.follow(&self.plan.config);
         tracing::info!(
