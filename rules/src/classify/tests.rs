@@ -713,6 +713,138 @@ fn tcp(ports: std::ops::RangeInclusive<u16>) -> Traffic {
     }
 }
 
+/// Hundreds of ranges near each other, in a space that is mostly empty: every address on either side of their edges.
+#[test]
+fn addresses_are_found_where_ranges_are_dense() {
+    let number = |address: &str| match address.parse().unwrap() {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    // Where they begin, how many there are, and how far from each other. The lonely ones make the space wide.
+    let ranges = [
+        ("0.0.0.1", 1, 1),
+        ("10.1.0.0", 700, 2),
+        ("10.9.0.0", 40, 3),
+        ("192.0.2.0", 1500, 2),
+        ("255.255.255.254", 1, 1),
+        ("::1", 1, 1),
+        ("fd00::", 1200, 2),
+        ("fd00:0:9::", 50, 3),
+        ("ffff::1", 1, 1),
+    ];
+    let address = |first: &str, offset: u128| -> IpAddr {
+        let number = number(first) + offset;
+        match first.contains(':') {
+            true => IpAddr::V6(number.into()),
+            false => IpAddr::V4((number as u32).into()),
+        }
+    };
+    let mut meant = std::collections::HashSet::new();
+    for (first, count, step) in ranges {
+        meant.extend((0..count).map(|place| address(first, place * step)));
+    }
+    let single = |address: &IpAddr| {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        Selector::All(vec![Term::Cidr(format!("{address}/{length}").parse().unwrap())])
+    };
+    let to = Selector::OneOf(meant.iter().map(single).collect());
+    let policy = of(vec![rule(Selector::Any, to, Traffic::default())]);
+    let ruleset = Ruleset::compile(&policy, &at_start(&policy), &Flows::default(), first()).unwrap();
+    for (first, count, step) in ranges {
+        for offset in 0..count * step + 1 {
+            let address = address(first, offset);
+            let nobody = Party {
+                guest: None,
+                address: None,
+            };
+            let facts = Facts {
+                network: NetworkIndex(0),
+                ethertype: 0x0800,
+                vlan: None,
+                protocol: None,
+                ports: Ports::None,
+                icmp: None,
+                dscp: 0,
+                opening: false,
+                source: nobody,
+                destination: Party {
+                    address: Some(address),
+                    ..nobody
+                },
+            };
+            let matches = matches!(ruleset.classify(&facts).verdict, Verdict::Matched { .. });
+            assert_eq!(matches, meant.contains(&address), "{address}");
+        }
+    }
+}
+
+/// What is known of flows comes, goes and comes again: nobody gets the rules of one who is gone.
+#[test]
+fn flows_take_no_rules_over_from_those_that_are_gone() {
+    let asks = |test| Traffic {
+        flow: Some(FlowTestIndex(test)),
+        ..Traffic::default()
+    };
+    let rules = [0, 2].map(|test| rule(Selector::Any, Selector::Any, asks(test)));
+    let policy = of(rules.into());
+    let guests = at_start(&policy);
+    let packet = |port| Facts {
+        network: NetworkIndex(0),
+        ethertype: 0x0800,
+        vlan: None,
+        protocol: Some(6),
+        ports: Ports::Pair {
+            source: port,
+            destination: 80,
+        },
+        icmp: None,
+        dscp: 0,
+        opening: false,
+        source: Party {
+            guest: Some(GuestIndex(0)),
+            address: Some([10, 0, 0, 1].into()),
+        },
+        destination: Party {
+            guest: Some(GuestIndex(1)),
+            address: Some([10, 0, 0, 2].into()),
+        },
+    };
+    let context = |user: &str, application: Option<&str>| {
+        Some(Arc::new(FlowContext {
+            user: Some(user.to_owned()),
+            groups: Vec::new(),
+            application: application.map(str::to_owned),
+        }))
+    };
+    let mut flows = Flows::default();
+    let mut ruleset = Ruleset::compile(&policy, &guests, &flows, first()).unwrap();
+    for (port, now) in [
+        (1, context("alice", None)),
+        (1, None),
+        (2, context("bob", Some("ssh"))),
+        (1, context("alice", None)),
+        (2, None),
+        (3, context("alice", Some("ssh"))),
+        (2, context("bob", Some("ssh"))),
+    ] {
+        let (key, _) = FlowKey::of(&packet(port)).unwrap();
+        tell(&mut flows, key, &[now.clone(), now]);
+        ruleset = ruleset.update_flows([&key], &flows, next_generation(ruleset.generation()));
+        let world = World {
+            policy: &policy,
+            guests: &guests,
+            flows: &flows,
+        };
+        for facts in [1, 2, 3].map(packet) {
+            assert_eq!(
+                ruleset.classify(&facts),
+                naive(&world, &facts),
+                "{port}: {facts:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_opens_a_connection_is_no_reply() {
     let policy = of(vec![rule(guest(0), guest(1), tcp(80..=80))]);
