@@ -8,6 +8,7 @@ mod devices;
 mod foreign;
 mod forge;
 mod frames;
+mod key_manager;
 mod killed;
 mod measured;
 mod moves;
@@ -93,6 +94,7 @@ const TESTS: &[(&str, Body)] = &[
         sessions::rotation_and_revocation,
     ),
     ("sessions::either_side_restarts", sessions::restarts),
+    ("key_manager::its_keys_are_followed", key_manager::followed),
     (
         "sessions::forged_handshakes_cost_traffic_little",
         sessions::forged_handshakes,

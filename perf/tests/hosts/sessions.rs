@@ -278,12 +278,12 @@ fn traffic(net: &Net, seconds: u32) -> Result<u64> {
 }
 
 /// iperf3 from blue-1 to blue-2: client and server.
-struct Datagrams {
+pub(crate) struct Datagrams {
     client: Running,
     _server: Running,
 }
 
-fn datagrams(net: &Net, seconds: u32) -> Result<Datagrams> {
+pub(crate) fn datagrams(net: &Net, seconds: u32) -> Result<Datagrams> {
     let directory = net.deployment.directory();
     let server = Running::start(
         "iperf3-server",
@@ -312,7 +312,7 @@ fn datagrams(net: &Net, seconds: u32) -> Result<Datagrams> {
 }
 
 /// Waits for the end; datagrams that were lost, of which there must be enough to say something.
-fn finish(mut load: Datagrams) -> Result<u64> {
+pub(crate) fn finish(mut load: Datagrams) -> Result<u64> {
     let said = load.client.finish(2 * PATIENCE)?;
     let report: Value = serde_json::from_str(&said)?;
     let sum = &report["end"]["sum"];

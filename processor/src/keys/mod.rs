@@ -5,5 +5,6 @@ pub mod handshake;
 pub mod high_water;
 pub mod identity;
 pub mod keymat;
+pub mod kmip;
 pub mod secret;
 pub mod store;

@@ -1,4 +1,4 @@
-//! The key store: rule keys by id and generation, from a YAML file or a directory of credentials.
+//! The key store: rule keys by id and generation, from a YAML file, a directory of credentials or a key manager.
 //!
 //! What is not in the store is not held: a generation that is taken out is revoked. The newest generation of a key is
 //! used, older ones are accepted as long as sessions allow. A [`RuleKey`] prints its id and generation, never its bytes.
@@ -61,7 +61,7 @@ impl fmt::Debug for RuleKey {
     }
 }
 
-/// Where keys are.
+/// Files with keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
     /// A YAML file: `keys: {ID: {GENERATION: "64 hexadecimal digits"}}`.
@@ -201,14 +201,22 @@ impl KeyStore {
             .flat_map(|generations| generations.values().rev())
     }
 
-    fn distinct(self) -> Result<Self, StoreError> {
-        let mut seen: HashMap<[u8; 32], String> = HashMap::new();
-        for key in self.keys.values().flat_map(BTreeMap::values) {
+    /// Every key's id and generation, with what tells its bytes from others.
+    pub fn fingerprints(&self) -> impl Iterator<Item = (&Arc<RuleKey>, [u8; 32])> {
+        self.keys.values().flat_map(BTreeMap::values).map(|key| {
             let mut hash = Sha256::new();
             hash.update(b"guestseal rule key fingerprint 1");
             hash.update(key.psk());
+            (key, hash.finalize().into())
+        })
+    }
+
+    /// Refuses two keys of the same bytes.
+    pub(super) fn distinct(self) -> Result<Self, StoreError> {
+        let mut seen: HashMap<[u8; 32], String> = HashMap::new();
+        for (key, fingerprint) in self.fingerprints() {
             let name = format!("{}.{}", key.id, key.generation);
-            if let Some(one) = seen.insert(hash.finalize().into(), name.clone()) {
+            if let Some(one) = seen.insert(fingerprint, name.clone()) {
                 return Err(StoreError::SameBytes { one, two: name });
             }
         }
@@ -241,12 +249,12 @@ impl<'de> Deserialize<'de> for Hex {
     }
 }
 
-fn ends_in_number(name: &str) -> bool {
+pub(super) fn ends_in_number(name: &str) -> bool {
     name.rsplit_once('.')
         .is_some_and(|(_, end)| !end.is_empty() && end.bytes().all(|character| character.is_ascii_digit()))
 }
 
-fn parse_name(name: &str) -> Result<(String, Generation), StoreError> {
+pub(super) fn parse_name(name: &str) -> Result<(String, Generation), StoreError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let parts = name.rsplit_once('.').and_then(|(id, generation)| {
         let generation: u32 = generation.parse().ok()?;

@@ -12,7 +12,7 @@ pub mod limits;
 pub mod problem;
 mod routes;
 mod serve;
-mod tls;
+pub(in crate::control) mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -113,8 +113,12 @@ pub(super) fn acceptor(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
     Ok(TlsAcceptor::from(Arc::new(server)))
 }
 
-/// What makes a connection to a host a TLS one.
-pub(super) fn connector(authority: &Path, certificate: &Path, key: &Path) -> Result<TlsConnector, TlsError> {
+/// What makes a connection to a host or a key manager a TLS one.
+pub(in crate::control) fn connector(
+    authority: &Path,
+    certificate: &Path,
+    key: &Path,
+) -> Result<TlsConnector, TlsError> {
     let provider = Arc::new(crypto::ring::default_provider());
     let client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

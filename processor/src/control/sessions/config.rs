@@ -10,8 +10,15 @@ use serde_saphyr::Spanned;
 use crate::keys::handshake::settings::Settings;
 use crate::keys::store::KeySource;
 
+use super::manager::ManagerConfig;
+
 /// The UDP port of handshakes, on every host that does not say another one.
 pub const PORT: u16 = 51829;
+
+/// The TCP port of key managers (IANA: kmip).
+const KMIP_PORT: u16 = 5696;
+/// How often a key manager is asked, unless it is said.
+const EVERY: Duration = Duration::from_secs(60);
 
 /// How a host makes sessions.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,13 +26,22 @@ pub struct SessionConfig {
     /// The file of its identity.
     pub identity: PathBuf,
     /// Where its keys are.
-    pub keys: KeySource,
+    pub keys: KeysFrom,
     /// The UDP port, the same one on all hosts.
     pub port: u16,
     /// Whether overlays' ESP goes in UDP (RFC 3948).
     pub udp_encapsulation: bool,
     /// Times and limits.
     pub settings: Settings,
+}
+
+/// Where a host's keys come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeysFrom {
+    /// Files of its own.
+    Files(KeySource),
+    /// A key manager.
+    Manager(ManagerConfig),
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,6 +66,18 @@ pub(in crate::control) struct RawSessions {
 enum RawKeys {
     File(PathBuf),
     Directory(PathBuf),
+    Kmip(Box<RawManager>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawManager {
+    server: Spanned<String>,
+    authority: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+    #[serde(default)]
+    every: Option<Spanned<String>>,
 }
 
 impl RawSessions {
@@ -86,11 +114,26 @@ impl RawSessions {
         let rekey_after = time(&self.rekey_after, seconds(1), usual.rekey_after);
         let keepalive = time(&self.keepalive, seconds(1), seconds(3600));
         let grace = time(&self.grace, seconds(1), seconds(366 * 86_400));
+        let every = match &self.keys {
+            RawKeys::Kmip(manager) => time(&manager.every, seconds(1), seconds(86_400)),
+            _ => None,
+        };
         SessionConfig {
             identity: base.join(&self.identity),
             keys: match &self.keys {
-                RawKeys::File(path) => KeySource::File(base.join(path)),
-                RawKeys::Directory(path) => KeySource::Directory(base.join(path)),
+                RawKeys::File(path) => KeysFrom::Files(KeySource::File(base.join(path))),
+                RawKeys::Directory(path) => KeysFrom::Files(KeySource::Directory(base.join(path))),
+                RawKeys::Kmip(raw) => {
+                    let (host, port) = server(&raw.server, source, errors);
+                    KeysFrom::Manager(ManagerConfig {
+                        host,
+                        port,
+                        authority: base.join(&raw.authority),
+                        certificate: base.join(&raw.certificate),
+                        key: base.join(&raw.key),
+                        every: every.unwrap_or(EVERY),
+                    })
+                }
             },
             port,
             udp_encapsulation: self.udp_encapsulation,
@@ -102,4 +145,31 @@ impl RawSessions {
             },
         }
     }
+}
+
+/// A name or address with or without a port: `kms.example`, `192.0.2.1:5697`, `[2001:db8::1]:5697`.
+fn server(at: &Spanned<String>, source: &Source, errors: &mut Vec<FileError>) -> (String, u16) {
+    let text = at.value.as_str();
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let parts = match (bare, text.rsplit_once(':')) {
+        (Some(address), _) => Some((address, KMIP_PORT)),
+        (None, None) => Some((text, KMIP_PORT)),
+        (None, Some((host, port))) => {
+            let host = host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'))
+                .or_else(|| {
+                    // Two colons without brackets: an address, and nobody knows where it ends.
+                    (!host.contains(':')).then_some(host)
+                });
+            host.zip(port.parse().ok().filter(|port| *port > 0))
+        }
+    };
+    let (host, port) = parts.filter(|(host, _)| !host.is_empty()).unwrap_or_else(|| {
+        let message =
+            format!("\"{text}\": expected a name or address and a port, such as kms.example:{KMIP_PORT}");
+        errors.push(source.error(&at.referenced, message));
+        Default::default()
+    });
+    (host.to_owned(), port)
 }

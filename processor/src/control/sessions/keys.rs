@@ -1,42 +1,73 @@
-//! Follows where keys are: what changes there is loaded whole, or not at all.
+//! Follows where keys are: what changes there is taken over whole, or not at all.
 
 use std::path::Path;
 use std::time::SystemTime;
 
 use crate::control::supervise::chain;
-use crate::keys::store::{KeySource, KeyStore, StoreError};
+use crate::keys::store::{KeySource, KeyStore};
+
+use super::SessionsError;
+use super::config::KeysFrom;
+use super::manager::Manager;
 
 /// A file's name, size and time of change, or that it cannot be looked at.
-type Stamp = Vec<(std::ffi::OsString, Option<(u64, SystemTime, u64)>)>;
+pub(super) type Stamp = Vec<(std::ffi::OsString, Option<(u64, SystemTime, u64)>)>;
 
-/// Keys that are loaded anew when their file or directory changes.
+/// Keys that are taken over anew when their file or directory changes, or when their manager has others.
 #[derive(Debug)]
-pub(super) struct FollowedKeys {
-    source: KeySource,
-    stamp: Stamp,
+pub(super) enum FollowedKeys {
+    Files { source: KeySource, stamp: Stamp },
+    Manager { manager: Manager, held: KeyStore },
 }
 
 impl FollowedKeys {
     /// Loads them.
-    pub(super) fn open(source: KeySource) -> Result<(Self, KeyStore), StoreError> {
-        // Before it is read: what changes while it is read is read again.
-        let stamp = stamp(&source);
-        let store = KeyStore::load(&source)?;
-        Ok((Self { source, stamp }, store))
+    pub(super) fn open(from: &KeysFrom) -> Result<(Self, KeyStore), SessionsError> {
+        match from {
+            KeysFrom::Files(source) => {
+                let source = source.clone();
+                // Before it is read: what changes while it is read is read again.
+                let stamp = stamp(&source);
+                let store = KeyStore::load(&source)?;
+                Ok((Self::Files { source, stamp }, store))
+            }
+            KeysFrom::Manager(config) => {
+                let (manager, held) = Manager::follow(config.clone()).map_err(SessionsError::Manager)?;
+                let store = held.clone();
+                Ok((Self::Manager { manager, held }, store))
+            }
+        }
     }
 
     /// The keys, if they are others than at the last look. Keys that cannot be loaded change nothing, and it is said why.
     pub(super) fn look(&mut self) -> Option<KeyStore> {
-        let now = stamp(&self.source);
-        if now == self.stamp {
-            return None;
+        match self {
+            Self::Files { source, stamp: known } => {
+                let now = stamp(source);
+                if now == *known {
+                    return None;
+                }
+                *known = now;
+                KeyStore::load(source)
+                    .inspect_err(|error| {
+                        tracing::error!("the keys stay as they were: {}", chain(error));
+                    })
+                    .ok()
+            }
+            Self::Manager { manager, held } => {
+                let now = manager.look()?;
+                held.clone_from(&now);
+                Some(now)
+            }
         }
-        self.stamp = now;
-        KeyStore::load(&self.source)
-            .inspect_err(|error| {
-                tracing::error!("the keys stay as they were: {}", chain(error));
-            })
-            .ok()
+    }
+
+    /// What a manager gave last; `None` of files, which are read again.
+    pub(super) fn held(&self) -> Option<KeyStore> {
+        match self {
+            Self::Files { .. } => None,
+            Self::Manager { held, .. } => Some(held.clone()),
+        }
     }
 }
 
@@ -79,7 +110,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         put(directory.path(), "blue.1", "11");
         let source = KeySource::Directory(directory.path().to_owned());
-        let (mut keys, store) = FollowedKeys::open(source).unwrap();
+        let (mut keys, store) = FollowedKeys::open(&KeysFrom::Files(source)).unwrap();
         let generations = |store: &KeyStore| {
             let all = store.generations("blue");
             all.map(|key| key.generation.0).collect::<Vec<_>>()

@@ -6,6 +6,7 @@
 pub mod config;
 mod installer;
 mod keys;
+pub mod manager;
 pub mod reload;
 pub mod scope;
 
@@ -69,6 +70,9 @@ pub enum SessionsError {
     /// Its keys.
     #[error("sessions: no keys")]
     Keys(#[from] StoreError),
+    /// No thread to follow a key manager.
+    #[error("sessions: the key manager cannot be followed")]
+    Manager(#[source] io::Error),
     /// Peers and channels.
     #[error("sessions")]
     Scope(#[from] ScopeError),
@@ -157,7 +161,7 @@ impl Sessions {
         let identity = Identity::read(&wanted.identity)?;
         let own = identity.public();
         tracing::info!("sessions: this host's public key is {own}");
-        let (keys, store) = FollowedKeys::open(wanted.keys.clone())?;
+        let (keys, store) = FollowedKeys::open(&wanted.keys)?;
         let workers = config.workers.len();
         let mut engine = Engine::new(Setup {
             settings: wanted.settings.clone(),

@@ -15,6 +15,7 @@ use crate::keys::identity::PublicKey;
 use crate::keys::store::KeyStore;
 use crate::sa::table::SaTable;
 
+use super::config::KeysFrom;
 use super::scope::Scope;
 use super::{Sessions, SessionsError, clocks, listen, say_missing};
 
@@ -35,7 +36,8 @@ pub struct Plan {
     channels: Vec<Option<Channel>>,
     /// For addresses that handshakes were not received at before.
     sockets: Vec<UdpSocket>,
-    store: KeyStore,
+    /// `None` if they come from a manager: what it gave last.
+    store: Option<KeyStore>,
 }
 
 impl Basis {
@@ -60,7 +62,10 @@ impl Basis {
             sockets: new
                 .map(|local| listen(SocketAddr::new(local, wanted.port)))
                 .collect::<Result<Vec<_>, _>>()?,
-            store: KeyStore::load(&wanted.keys)?,
+            store: match &wanted.keys {
+                KeysFrom::Files(source) => Some(KeyStore::load(source)?),
+                KeysFrom::Manager(_) => None,
+            },
             scope,
         }))
     }
@@ -84,9 +89,9 @@ impl Sessions {
         self.scope = plan.scope;
         self.sockets.extend(plan.sockets);
         let now = clocks();
-        self.engine
-            .set_scope(plan.directory, plan.channels, &plan.store, now);
-        say_missing(&self.policy, &self.scope, &plan.store);
+        let store = plan.store.or_else(|| self.keys.held()).unwrap_or_default();
+        self.engine.set_scope(plan.directory, plan.channels, &store, now);
+        say_missing(&self.policy, &self.scope, &store);
         let peers = self.scope.peers().map(|peer| peer.host);
         *sas = self.installer.set_session_peers(peers);
         // Whether their files have changed, too.

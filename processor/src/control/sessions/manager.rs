@@ -1,0 +1,159 @@
+//! Follows a key manager in a thread of its own: the control loop never waits for it, and traffic goes on without it.
+//!
+//! What it gave last holds until it gives something else; that it cannot be reached, or gives something that is no key,
+//! changes nothing and is said once.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
+
+use crate::control::api::tls::{TlsError, connector};
+use crate::control::supervise::chain;
+use crate::keys::kmip::{Fetched, KmipError};
+use crate::keys::store::KeyStore;
+
+/// How long each step of a connection may take.
+const STEP: Duration = Duration::from_secs(5);
+/// How long a start waits for the first keys.
+const FIRST: Duration = Duration::from_secs(10);
+
+/// A key manager that speaks KMIP over TLS, both sides with certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManagerConfig {
+    /// Its name or address, which its certificate must have.
+    pub host: String,
+    /// Its TCP port.
+    pub port: u16,
+    /// The authorities of its certificate: PEM.
+    pub authority: PathBuf,
+    /// This host's certificate, by which the manager knows it: PEM.
+    pub certificate: PathBuf,
+    /// Its key: PEM, readable by nobody else.
+    pub key: PathBuf,
+    /// How often it is asked.
+    pub every: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ManagerError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("{0}: the key manager's name is no DNS name and no address")]
+    Name(String),
+    #[error("the key manager {address} cannot be reached")]
+    Unreachable {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("TLS with the key manager")]
+    Handshake(#[from] tokio_rustls::rustls::Error),
+    #[error(transparent)]
+    Kmip(#[from] KmipError),
+}
+
+/// The keys of a manager, as they come.
+#[derive(Debug)]
+pub(super) struct Manager {
+    news: Receiver<KeyStore>,
+    /// Its end ends the thread.
+    _stop: Sender<()>,
+}
+
+impl Manager {
+    /// Begins to follow it. Gives the keys that it has now, or none if it does not say in time.
+    pub(super) fn follow(config: ManagerConfig) -> io::Result<(Self, KeyStore)> {
+        let (sender, news) = channel();
+        let (stop, stopped) = channel();
+        std::thread::Builder::new()
+            .name("key-manager".to_owned())
+            .spawn(move || ask_and_ask(&config, &sender, &stopped))?;
+        let first = news.recv_timeout(FIRST).unwrap_or_else(|_| {
+            tracing::warn!("the key manager gives no keys: what they seal is dropped until it does");
+            KeyStore::default()
+        });
+        Ok((Self { news, _stop: stop }, first))
+    }
+
+    /// The keys, if they are others than at the last look.
+    pub(super) fn look(&self) -> Option<KeyStore> {
+        self.news.try_iter().last()
+    }
+}
+
+fn ask_and_ask(config: &ManagerConfig, sender: &Sender<KeyStore>, stopped: &Receiver<()>) {
+    let mut fetched = Fetched::default();
+    let mut held = None;
+    let mut said: Option<String> = None;
+    loop {
+        match fetch(config, &mut fetched) {
+            Ok(store) => {
+                if said.take().is_some() {
+                    tracing::info!("the key manager {}:{} answers again", config.host, config.port);
+                }
+                let keys = store.fingerprints();
+                let now: Vec<_> = keys
+                    .map(|(key, bytes)| (key.id.clone(), key.generation, bytes))
+                    .collect();
+                if held.as_ref() != Some(&now) {
+                    held = Some(now);
+                    if sender.send(store).is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                let text = chain(&error);
+                if said.as_ref() != Some(&text) {
+                    tracing::error!("the keys stay as they were: {text}");
+                    said = Some(text);
+                }
+            }
+        }
+        if stopped.recv_timeout(spread(config.every)) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+/// Up to a tenth less: hosts that started together do not ask together.
+fn spread(every: Duration) -> Duration {
+    let mut byte = [0];
+    // Without chance they do.
+    let _ = getrandom::fill(&mut byte);
+    every - every.mul_f64(f64::from(byte[0]) / 2560.0)
+}
+
+fn fetch(config: &ManagerConfig, fetched: &mut Fetched) -> Result<KeyStore, ManagerError> {
+    let tls = connector(&config.authority, &config.certificate, &config.key)?;
+    let name =
+        ServerName::try_from(config.host.clone()).map_err(|_| ManagerError::Name(config.host.clone()))?;
+    let stream = connect(config).map_err(|source| ManagerError::Unreachable {
+        address: format!("{}:{}", config.host, config.port),
+        source,
+    })?;
+    let connection = ClientConnection::new(Arc::clone(tls.config()), name)?;
+    Ok(fetched.fetch(&mut StreamOwned::new(connection, stream))?)
+}
+
+fn connect(config: &ManagerConfig) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    for address in (config.host.as_str(), config.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, STEP) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(STEP))?;
+                stream.set_write_timeout(Some(STEP))?;
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
