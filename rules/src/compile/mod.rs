@@ -10,8 +10,10 @@
 //! where one rule is to blame.
 //!
 //! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc of
-//! `guestseal-perf classify`, while builds shared the machine: 171, 160, 162 at 10 rules, 243, 259, 271 at 1,000, 405, 467,
-//! 474 at 10,000; the plain list takes 240,000 to 330,000 there. A row for each field by itself (five or more rows to
+//! `guestseal-perf classify`: 422, 488, 466 at 10,000 rules (medians of ten runs; 473, 543, 557 in the same minutes with all parts
+//! of a row read, and summaries apart from block numbers), 241, 247, 272 at 1,000 (least of four). Before that, while builds shared
+//! the machine: 171, 160, 162 at 10 rules, 243, 259, 271 at 1,000, 405, 467, 474 at 10,000; the plain list takes 240,000 to
+//! 330,000 there. A row for each field by itself (five or more rows to
 //! intersect, in blocks first, one packet after the other) took 254, 252, 256 and 466, 508, 533 in the same minute: what costs is
 //! instructions for each row and word, then lines of memory, so the fields that a packet has only together (a guest with its
 //! address and network; EtherType, protocol and ports) share a row, and packets wait together. Tuple-space search (tuples in
