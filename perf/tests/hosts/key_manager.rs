@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use guestseal_perf::deployment::{Deployment, random_hex};
-use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::{Running, run, run_line, wait_for};
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
@@ -118,12 +117,8 @@ fn both_at(net: &Net, generation: u32) -> Result<()> {
 /// Keys come from it, new generations under traffic; it goes and nothing stops; what is revoked there seals no more.
 pub(crate) fn followed() -> Result<()> {
     let deployment = Deployment::with_sessions("kmip", POLICY)?;
-    let topology = Topology::new(2, 1, &deployment.guests(1))?;
-    let mut net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
+    let guests = deployment.guests(1);
+    let mut net = Net::of(deployment, 1, &guests)?;
     let mut manager = KeyManager::new(net.deployment.directory())?;
     manager.start(&net)?;
     let keys: Vec<String> = net

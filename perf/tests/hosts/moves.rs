@@ -2,7 +2,6 @@
 
 use guestseal_perf::capture::{Capture, Follower};
 use guestseal_perf::deployment::Deployment;
-use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::{Running, wait_for};
 
 use crate::net::{Net, PATIENCE, Result, ensure};
@@ -20,17 +19,8 @@ fn policy() -> String {
 
 fn running(name: &str) -> Result<Net> {
     let deployment = Deployment::new(name, &policy(), &[])?;
-    let topology = Topology::new(3, 1, &deployment.guests(1))?;
-    let mut net = Net {
-        hosts: vec![None, None, None],
-        topology,
-        deployment,
-    };
-    for host in 0..3 {
-        net.write_host(host, 1)?;
-        net.start(host, &[])?;
-    }
-    Ok(net)
+    let guests = deployment.guests(1);
+    Net::of(deployment, 1, &guests)?.start_all(1)
 }
 
 /// The numbers of the flow's datagrams in frames.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use guestseal_perf::actor;
 use guestseal_perf::capture::{Capture, esp_of};
-use guestseal_perf::deployment::{Deployment, Host, imbalance};
-use guestseal_perf::namespaces::{Namespace, Topology};
+use guestseal_perf::deployment::{Deployment, Host, imbalance, number};
+use guestseal_perf::namespaces::{GuestSpec, Namespace, Topology};
 use guestseal_perf::process::{PerfError, Running, cpus, run, wait_for};
 use serde_json::Value;
 
@@ -37,22 +37,32 @@ impl Net {
     /// The demo's hosts and guests, red in tunnel mode; nothing runs yet.
     pub(crate) fn new(name: &str, queues: u32) -> Result<Self> {
         let deployment = Deployment::new(name, POLICY, &["red"])?;
-        let topology = Topology::new(2, queues, &deployment.guests(queues))?;
+        let guests = deployment.guests(queues);
+        Self::of(deployment, queues, &guests)
+    }
+
+    /// The hosts of a deployment and these guests; nothing runs yet.
+    pub(crate) fn of(deployment: Deployment, queues: u32, guests: &[GuestSpec]) -> Result<Self> {
+        let hosts = deployment.policy.hosts.len();
         Ok(Self {
-            hosts: vec![None, None],
-            topology,
+            hosts: (0..hosts).map(|_| None).collect(),
+            topology: Topology::new(hosts, queues, guests)?,
             deployment,
         })
     }
 
+    /// Writes the files of all hosts, and lets guestseal run on each.
+    pub(crate) fn start_all(mut self, queues: u32) -> Result<Self> {
+        for host in 0..self.hosts.len() {
+            self.write_host(host, queues)?;
+            self.start(host, &[])?;
+        }
+        Ok(self)
+    }
+
     /// The same, and guestseal runs on both hosts with a worker for each queue.
     pub(crate) fn running(name: &str, queues: u32) -> Result<Self> {
-        let mut net = Self::new(name, queues)?;
-        for host in 0..2 {
-            net.write_host(host, queues)?;
-            net.start(host, &[])?;
-        }
-        Ok(net)
+        Self::new(name, queues)?.start_all(queues)
     }
 
     pub(crate) fn write_host(&self, host: usize, queues: u32) -> Result<PathBuf> {
@@ -117,6 +127,16 @@ impl Net {
             .guest(guest)
             .run("cat /sys/class/net/eth0/statistics/tx_packets");
         said.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Packets that a host has dropped for a reason so far.
+    pub(crate) fn dropped(&self, host: usize, reason: &str) -> std::result::Result<u64, PerfError> {
+        let said = self.ctl(host, &["--json", "counters"])?;
+        let counters = serde_json::from_str(&said).map_err(|error| PerfError::Malformed {
+            what: "counters".into(),
+            why: error.to_string(),
+        })?;
+        Ok(number(&counters, &format!("/outcomes/dropped/{reason}")))
     }
 
     /// Waits until the guest has sent so many more.

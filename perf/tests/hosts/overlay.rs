@@ -2,7 +2,7 @@
 
 use guestseal_perf::capture::{Capture, esp_of, kinds_with};
 use guestseal_perf::deployment::{Deployment, number};
-use guestseal_perf::namespaces::{Namespace, Topology};
+use guestseal_perf::namespaces::Namespace;
 use guestseal_perf::process::{Running, wait_for};
 use serde_json::json;
 
@@ -16,21 +16,12 @@ const FITS: usize = 1416;
 
 fn net(name: &str, policy: &str) -> Result<Net> {
     let deployment = Deployment::new(name, policy, &[])?;
-    let topology = Topology::new(2, 1, &deployment.guests(1))?;
-    Ok(Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    })
+    let guests = deployment.guests(1);
+    Net::of(deployment, 1, &guests)
 }
 
 fn running(name: &str, policy: &str) -> Result<Net> {
-    let mut net = net(name, policy)?;
-    for host in 0..2 {
-        net.write_host(host, 1)?;
-        net.start(host, &[])?;
-    }
-    Ok(net)
+    net(name, policy)?.start_all(1)
 }
 
 /// Where the guests' neighbours are, in both families: the number of header bytes that a ping has besides its data.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use guestseal_perf::deployment::{Deployment, program};
-use guestseal_perf::namespaces::{GuestSpec, Topology};
+use guestseal_perf::namespaces::GuestSpec;
 use guestseal_perf::process::wait_for;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
@@ -48,16 +48,7 @@ pub(crate) fn by_hook_and_by_hand() -> Result<()> {
     let deployment = Deployment::new("ports", POLICY, &["red"])?;
     let mut guests = deployment.guests(1);
     guests[0].interface = "vnet7".into();
-    let topology = Topology::new(2, 1, &guests)?;
-    let mut net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
-    for host in 0..2 {
-        net.write_host(host, 1)?;
-        net.start(host, &[])?;
-    }
+    let mut net = Net::of(deployment, 1, &guests)?.start_all(1)?;
     reaches(&net, false)?;
     hook(&net, "blue-1 prepare begin -", "defined.xml")?;
     hook(&net, "blue-1 start begin -", "running.xml")?;
@@ -122,16 +113,7 @@ pub(crate) fn of_no_file() -> Result<()> {
         addresses: vec!["10.1.0.9/24".into()],
         queues: 1,
     });
-    let topology = Topology::new(2, 1, &guests)?;
-    let mut net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
-    for host in 0..2 {
-        net.write_host(host, 1)?;
-        net.start(host, &[])?;
-    }
+    let mut net = Net::of(deployment, 1, &guests)?.start_all(1)?;
     let add = |net: &Net, host: usize, address: &str| {
         let words = [
             "port",

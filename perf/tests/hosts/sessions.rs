@@ -2,7 +2,6 @@
 
 use guestseal_perf::capture::kinds_with;
 use guestseal_perf::deployment::{Deployment, number, random_hex};
-use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::{Running, wait_for};
 use serde_json::Value;
 
@@ -12,12 +11,8 @@ use crate::net::{Net, PATIENCE, Result, ensure, esp_packets};
 /// Two hosts that run, with further lines of their `sessions`.
 pub(crate) fn running(name: &str, sessions: &str) -> Result<Net> {
     let deployment = Deployment::with_sessions(name, crate::net::POLICY)?;
-    let topology = Topology::new(2, 1, &deployment.guests(1))?;
-    let mut net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
+    let guests = deployment.guests(1);
+    let mut net = Net::of(deployment, 1, &guests)?;
     for host in 0..2 {
         net.write_session_host(host, sessions)?;
         net.start(host, &[])?;

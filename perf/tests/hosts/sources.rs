@@ -54,6 +54,11 @@ fn rule() -> String {
 /// Guestseal on the first host of the demo, with sources.
 fn running(name: &str, sources: &str) -> Result<Net> {
     let mut net = Net::new(name, 1)?;
+    serve(&mut net, sources)?;
+    Ok(net)
+}
+
+fn serve(net: &mut Net, sources: &str) -> Result<()> {
     let file = net.write_host(0, 1)?;
     let directory = net.deployment.directory().to_owned();
     // Services before those that declare none: the demo's policy declares none.
@@ -63,8 +68,7 @@ fn running(name: &str, sources: &str) -> Result<Net> {
         &file,
         text.replacen("policy:", "sources: sources.yaml\npolicy:", 1),
     )?;
-    net.start(0, &[])?;
-    Ok(net)
+    net.start(0, &[])
 }
 
 fn guest(net: &Net, id: &str) -> Result<Value> {
@@ -313,14 +317,7 @@ pub(crate) fn signed_webhook() -> Result<()> {
         "umask 077; echo whsec_$(openssl rand -base64 32) > {}",
         secret.display()
     )))?;
-    let file = net.write_host(0, 1)?;
-    std::fs::write(directory.join("sources.yaml"), format!("sources:\n{source}"))?;
-    let text = std::fs::read_to_string(&file)?;
-    std::fs::write(
-        &file,
-        text.replacen("policy:", "sources: sources.yaml\npolicy:", 1),
-    )?;
-    net.start(0, &[])?;
+    serve(&mut net, &source)?;
     let body = json!({"vm": "blue-1", "rule": "ransom", "score": 95}).to_string();
     let script = format!(
         "key=$(sed s/whsec_// {secret} | openssl base64 -d -A | od -An -vtx1 | tr -d ' \\n'); at=$(date +%s); \

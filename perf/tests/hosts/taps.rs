@@ -1,7 +1,6 @@
 //! Guests behind real taps: what can be known of what they leave to the host is said, and what is lost is counted.
 
 use guestseal_perf::deployment::{Deployment, number};
-use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::{run, wait_for};
 
 use crate::foreign::PYTHON;
@@ -17,16 +16,11 @@ fn net() -> Result<Net> {
         .into_iter()
         .filter(|spec| spec.id != "blue-1")
         .collect();
-    let topology = Topology::new(2, 1, &specs)?;
-    let host = &topology.hosts[0];
+    let net = Net::of(deployment, 1, &specs)?;
+    let host = &net.topology.hosts[0];
     host.ip("tuntap add dev gp-blue-1 mode tap")?;
     host.run("sysctl -qw net.ipv6.conf.gp-blue-1.disable_ipv6=1")?;
     host.ip("link set gp-blue-1 up")?;
-    let net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
     for host in 0..2 {
         net.write_host(host, 1)?;
     }
@@ -38,11 +32,6 @@ fn sends(net: &Net, words: &[&str]) -> Result<()> {
     let mut command = net.topology.hosts[0].command(PYTHON);
     run(command.args(["-c", TAP, "gp-blue-1"]).args(words))?;
     Ok(())
-}
-
-fn too_long(net: &Net) -> Result<u64> {
-    let counters = serde_json::from_str(&net.ctl(0, &["--json", "counters"])?)?;
-    Ok(number(&counters, "/outcomes/dropped/FrameTooLong"))
 }
 
 /// Without virtio-net headers nothing is left, and nothing is said. With them, which a VMM may ask for at any time, it is said once
@@ -77,18 +66,20 @@ pub(crate) fn left_to_the_host() -> Result<()> {
         net.wait_for_word(0, unseen)?;
         let segments = format!("one-two-{mode}");
         arrives(&mut net, &["segments", &segments, "4"], &segments)?;
-        ensure(too_long(&net)? == 0, || "nothing was too long yet".into())?;
+        ensure(net.dropped(0, "FrameTooLong")? == 0, || {
+            "nothing was too long yet".into()
+        })?;
         for _ in 0..5 {
             sends(&net, &["tcp", "20000", "1000"])?;
         }
         wait_for("each to be counted", PATIENCE, || {
-            Ok((too_long(&net).unwrap_or_default() == 5).then_some(()))
+            Ok((net.dropped(0, "FrameTooLong").unwrap_or_default() == 5).then_some(()))
         })?;
         let lost = "guest port gp-blue-1: frames longer than one of the UMEM were dropped";
         net.wait_for_word(0, lost)?;
         sends(&net, &["tcp", "20000", "1000"])?;
         wait_for("one more", PATIENCE, || {
-            Ok((too_long(&net).unwrap_or_default() == 6).then_some(()))
+            Ok((net.dropped(0, "FrameTooLong").unwrap_or_default() == 6).then_some(()))
         })?;
         let said = net.host(0).process.errors();
         ensure(

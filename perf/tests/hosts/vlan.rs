@@ -3,7 +3,7 @@
 
 use guestseal_perf::capture::{esp_of, kinds_with};
 use guestseal_perf::deployment::{Deployment, number};
-use guestseal_perf::namespaces::{Namespace, Topology};
+use guestseal_perf::namespaces::Namespace;
 use guestseal_perf::process::{PerfError, Running, run, wait_for};
 
 use crate::foreign::PYTHON;
@@ -39,22 +39,11 @@ fn net(name: &str, policy: &str, without: Option<&str>) -> Result<Net> {
     let deployment = Deployment::new(name, policy, &[])?;
     let specs = deployment.guests(1).into_iter();
     let specs: Vec<_> = specs.filter(|spec| Some(&*spec.id) != without).collect();
-    let topology = Topology::new(2, 1, &specs)?;
-    let net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
+    let net = Net::of(deployment, 1, &specs)?;
     for host in 0..2 {
         net.write_host(host, 1)?;
     }
     Ok(net)
-}
-
-fn dropped(net: &Net, reason: &str) -> std::result::Result<u64, PerfError> {
-    let text = net.ctl(0, &["--json", "counters"])?;
-    let counters = serde_json::from_str(&text).unwrap_or_default();
-    Ok(number(&counters, &format!("/outcomes/dropped/{reason}")))
 }
 
 /// Each VLAN of a trunk is a guest port of a network of its own; what has another tag, or none, goes nowhere.
@@ -105,7 +94,7 @@ pub(crate) fn trunk() -> Result<()> {
         let got = messages.output();
         ensure(got == format!("listening\nvlan-of-{tenant}\n"), || got)?;
     }
-    let before = dropped(&net, "UnknownVlan")?;
+    let before = net.dropped(0, "UnknownVlan")?;
     let rest = "IP(src='10.1.0.1', dst='10.1.0.2')/UDP(sport=7000, dport=7001)/Raw(b'vlan-of-nobody')";
     for tags in ["/", "/Dot1Q(vlan=0)/", "/Dot1Q(vlan=103)/", "/Dot1AD(vlan=101)/"] {
         guest(
@@ -114,7 +103,7 @@ pub(crate) fn trunk() -> Result<()> {
         )?;
     }
     wait_for("every frame to be counted", PATIENCE, || {
-        Ok((dropped(&net, "UnknownVlan")? >= before + 20).then_some(()))
+        Ok((net.dropped(0, "UnknownVlan")? >= before + 20).then_some(()))
     })?;
     let frames = capture.stop()?;
     let readable = kinds_with(&frames, "vlan-of-");
@@ -173,10 +162,10 @@ pub(crate) fn within_a_network() -> Result<()> {
             "RuleDrops",
         ),
     ] {
-        let before = dropped(&net, reason)?;
+        let before = net.dropped(0, reason)?;
         guest(net.guest("blue-1"), &["send", &format!("{TO_2}/{packet}"), "3"])?;
         wait_for(&packet, PATIENCE, || {
-            Ok((dropped(&net, reason)? == before + 3).then_some(()))
+            Ok((net.dropped(0, reason)? == before + 3).then_some(()))
         })?;
     }
     let _answerer = answerer(&net, "blue-2")?;

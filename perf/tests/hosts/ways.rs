@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use guestseal_perf::capture::Capture;
 use guestseal_perf::deployment::Deployment;
-use guestseal_perf::namespaces::Topology;
 use guestseal_perf::process::wait_for;
 
 use crate::net::{Net, Result};
@@ -24,17 +23,8 @@ fn running(name: &str, is_v6: bool) -> Result<Net> {
     for sa in &mut deployment.sas {
         sa.extra = format!("over-ip6: {is_v6}");
     }
-    let topology = Topology::new(2, 1, &deployment.guests(1))?;
-    let mut net = Net {
-        hosts: vec![None, None],
-        topology,
-        deployment,
-    };
-    for host in 0..2 {
-        net.write_host(host, 1)?;
-        net.start(host, &[])?;
-    }
-    Ok(net)
+    let guests = deployment.guests(1);
+    Net::of(deployment, 1, &guests)?.start_all(1)
 }
 
 fn is_esp(frame: &[u8]) -> bool {
