@@ -2,6 +2,7 @@
 
 pub mod aead;
 pub mod agent;
+mod bucket;
 pub mod cli;
 pub mod control;
 mod files;

@@ -15,6 +15,7 @@ use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 use crate::control::api::tls::{TlsError, connector};
 use crate::control::supervise::chain;
+use crate::keys::handshake::random::{System, jitter};
 use crate::keys::kmip::{Fetched, KmipError};
 use crate::keys::store::KeyStore;
 
@@ -116,18 +117,12 @@ fn ask_and_ask(config: &ManagerConfig, sender: &Sender<KeyStore>, stopped: &Rece
                 }
             }
         }
-        if stopped.recv_timeout(spread(config.every)) != Err(RecvTimeoutError::Timeout) {
+        // Up to a tenth less: hosts that started together do not ask together.
+        let wait = config.every - jitter(config.every / 10, &mut System);
+        if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
             return;
         }
     }
-}
-
-/// Up to a tenth less: hosts that started together do not ask together.
-fn spread(every: Duration) -> Duration {
-    let mut byte = [0];
-    // Without chance they do.
-    let _ = getrandom::fill(&mut byte);
-    every - every.mul_f64(f64::from(byte[0]) / 2560.0)
 }
 
 fn fetch(config: &ManagerConfig, fetched: &mut Fetched) -> Result<KeyStore, ManagerError> {

@@ -5,39 +5,34 @@ use std::time::{Duration, Instant};
 
 use guestseal_rules::event::{Event, What};
 
+use crate::bucket;
+
 /// For how long the same again is nothing new.
 const MOMENT: Duration = Duration::from_secs(1);
 /// Tags that are remembered for that long.
 const REMEMBERED: usize = 4096;
 
-/// A token bucket: a second's worth at once, then as many as time brings.
+/// A source's allowance: a second's worth at once, then as many as time brings.
 #[derive(Debug)]
 pub(super) struct Bucket {
-    rate: u32,
-    tokens: f64,
-    filled: Instant,
+    tokens: bucket::Bucket,
+    since: Instant,
 }
 
 impl Bucket {
     pub(super) fn new(rate: u32, now: Instant) -> Self {
         Self {
-            rate,
-            tokens: f64::from(rate),
-            filled: now,
+            tokens: bucket::Bucket::new(rate, rate),
+            since: now,
         }
     }
 
     /// Takes a token; else when there will be one.
     pub(super) fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let rate = f64::from(self.rate);
-        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.tokens = (self.tokens + passed * rate).min(rate);
-        self.filled = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
-            return Ok(());
+        match self.tokens.take(now.saturating_duration_since(self.since)) {
+            true => Ok(()),
+            false => Err(now + self.tokens.wait()),
         }
-        Err(now + Duration::from_secs_f64((1.0 - self.tokens) / rate))
     }
 }
 

@@ -57,9 +57,7 @@ impl Control {
 
     fn status(&self) -> Status {
         Status {
-            host: self.plan.config.policy.hosts[self.plan.config.host.index()]
-                .name
-                .clone(),
+            host: self.plan.config.host_name().to_owned(),
             pid: std::process::id(),
             at: now(),
             since: self.since,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::keys::store::Generation;
 
 use super::noise::Waiting;
-use super::random::Random;
+use super::random::{Random, jitter};
 use super::settings::Settings;
 
 pub(super) struct Attempt {
@@ -35,11 +35,6 @@ pub(super) fn wait(settings: &Settings, tries: u32, random: &mut dyn Random) -> 
         .saturating_mul(1 << tries.min(16))
         .min(settings.retry_longest);
     wait + jitter(wait / 3, random)
-}
-
-/// A random time up to `most`.
-pub(super) fn jitter(most: Duration, random: &mut dyn Random) -> Duration {
-    most.mul_f64(f64::from(random.number()) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

@@ -12,12 +12,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bucket::Bucket;
 use crate::keys::derive::Channel;
 use crate::keys::identity::{Identity, PublicKey};
 use crate::keys::store::{Generation, KeyStore};
 use crate::sa::spi::Spi;
 
-use super::bucket::Bucket;
 use super::directory::Directory;
 use super::mac::{CookieJar, ReceiverKeys};
 use super::message::{

@@ -8,7 +8,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod attempt;
-mod bucket;
 pub mod directory;
 pub mod engine;
 mod mac;

@@ -12,13 +12,14 @@ use zerocopy::IntoBytes;
 use crate::keys::derive::SessionSecret;
 use crate::keys::store::Generation;
 
-use super::attempt::{Attempt, jitter, wait};
+use super::attempt::{Attempt, wait};
 use super::mac::mac2;
 use super::message::{
     Head, Initiation, Inside, KeyUnknown, MAC, PAYLOAD, Response, before_last_mac, datagram,
 };
 use super::noise::{self, Asked, RawSplit};
 use super::output::{EndReason, Event, Output, Pair, SessionId, SessionStatus, Usage};
+use super::random::jitter;
 use super::session::{Parts, Ping, Role, Session, Stage, Word};
 use super::shared::{ChannelState, Now, Shared};
 use super::spis::Block;

@@ -1,5 +1,7 @@
 //! Where the engine has its random numbers from: an argument, so that a test can say its seed.
 
+use std::time::Duration;
+
 /// A source of random bytes that nobody can guess.
 pub trait Random: Send {
     /// Fills a place with random bytes.
@@ -11,6 +13,11 @@ pub trait Random: Send {
         self.fill(&mut bytes);
         u32::from_be_bytes(bytes)
     }
+}
+
+/// A random time up to `most`.
+pub fn jitter(most: Duration, random: &mut dyn Random) -> Duration {
+    most.mul_f64(f64::from(random.number()) / f64::from(u32::MAX))
 }
 
 /// The system's.

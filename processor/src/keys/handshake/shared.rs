@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bucket::Bucket;
 use crate::keys::derive::Channel;
 use crate::keys::identity::{Identity, PublicKey};
 use crate::keys::store::{Generation, RuleKey};
 
-use super::bucket::Bucket;
 use super::mac::{COOKIE_LIFE, ReceiverKeys};
 use super::message::Datagram;
 use super::output::{ChannelId, Counters, Event, Output, Pair, PeerId};

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+/// Time is counted from when it was made.
 #[derive(Clone, Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     per_second: u32,
     burst: u32,
     /// Billionths of a token.
@@ -14,7 +15,7 @@ pub(super) struct Bucket {
 const TOKEN: u128 = 1_000_000_000;
 
 impl Bucket {
-    pub(super) fn new(per_second: u32, burst: u32) -> Self {
+    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         Self {
             per_second,
             burst,
@@ -23,8 +24,14 @@ impl Bucket {
         }
     }
 
+    /// How long after the last look there is a token again.
+    pub(crate) fn wait(&self) -> Duration {
+        let missing = TOKEN.saturating_sub(self.level);
+        Duration::from_nanos(missing.div_ceil(u128::from(self.per_second.max(1))) as u64)
+    }
+
     /// Takes a token, if there is one.
-    pub(super) fn take(&mut self, now: Duration) -> bool {
+    pub(crate) fn take(&mut self, now: Duration) -> bool {
         let since = now.saturating_sub(self.at);
         self.at = self.at.max(now);
         let more = since.as_nanos() * u128::from(self.per_second);
