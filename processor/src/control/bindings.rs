@@ -4,6 +4,7 @@
 //! that gets its name is another guest's.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use guestseal_rules::model::{GuestIndex, Policy, PortIndex};
 use serde::{Deserialize, Serialize};
@@ -43,9 +44,12 @@ pub struct Interface {
 
 /// What the kernel calls this boot.
 #[must_use]
-pub fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    id.unwrap_or_default().trim().to_owned()
+pub fn boot() -> &'static str {
+    static BOOT: LazyLock<String> = LazyLock::new(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        id.unwrap_or_default().trim().to_owned()
+    });
+    &BOOT
 }
 
 /// The ports of a guest's card: several if it is a trunk.
@@ -101,9 +105,8 @@ impl Bindings {
 
     /// Those whose interface is gone, as far as `index_of` knows.
     pub fn gone(&self, index_of: impl Fn(&str) -> Option<u32>) -> Vec<Binding> {
-        let (all, boot) = (self.0.iter(), boot());
-        let is_gone = |one: &&Binding| one.boot != boot || index_of(&one.interface) != Some(one.index);
-        all.filter(is_gone).cloned().collect()
+        let is_gone = |one: &&Binding| one.boot != boot() || index_of(&one.interface) != Some(one.index);
+        self.0.iter().filter(is_gone).cloned().collect()
     }
 
     /// The ports of a policy that are bound.
@@ -136,7 +139,7 @@ mod tests {
             mac: "02:00:00:01:00:01".into(),
             interface: interface.into(),
             index,
-            boot: boot(),
+            boot: boot().to_owned(),
         }
     }
 

@@ -416,6 +416,8 @@ struct Texts {
     host: Source,
     raw: RawHost,
     policies: Vec<Source>,
+    /// The sources' file, and where it is.
+    mapping: Option<(PathBuf, Source)>,
     origin: Origin,
 }
 
@@ -450,11 +452,17 @@ impl Texts {
                 text: added.clone(),
             });
         }
-        let mapping = raw.sources.as_ref().map(|file| base.join(file));
-        // It is read once more for what it says: here it counts as a part of the whole.
-        let mapping_text = mapping.as_ref().map(|file| read(file)).transpose()?;
+        let mapping = match &raw.sources {
+            Some(file) => {
+                let file = base.join(file);
+                let text = read(&file)?;
+                Some((file, text))
+            }
+            None => None,
+        };
+        let mapping_text = mapping.iter().map(|(_, text)| text);
         let mut digest = Sha256::new();
-        for source in std::iter::once(&host).chain(&policies).chain(&mapping_text) {
+        for source in std::iter::once(&host).chain(&policies).chain(mapping_text) {
             for part in [&source.name, &source.text] {
                 digest.update((part.len() as u64).to_be_bytes());
                 digest.update(part);
@@ -470,7 +478,7 @@ impl Texts {
             overrides: overrides.clone(),
             files: std::iter::once(path.to_owned())
                 .chain(policy_files)
-                .chain(mapping)
+                .chain(mapping.iter().map(|(file, _)| file.clone()))
                 .collect(),
             added,
             digest,
@@ -479,6 +487,7 @@ impl Texts {
             host,
             raw,
             policies,
+            mapping,
             origin,
         })
     }
@@ -509,6 +518,12 @@ impl HostConfig {
     /// See [`ConfigError`]; of mistakes in the files all that could be found.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         Self::resolve(Texts::read(path, overrides, None)?, &Policy::default())
+    }
+
+    /// What this host is called.
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        &self.policy.hosts[self.host.index()].name
     }
 
     /// The host that a guest is on.
@@ -559,6 +574,7 @@ impl HostConfig {
             host: source,
             raw,
             policies,
+            mapping,
             origin,
         } = texts;
         let (path, overrides) = (&origin.path, &origin.overrides);
@@ -631,17 +647,12 @@ impl HostConfig {
                 Err(error) => errors.push(error),
             }
         }
-        let sources = match &raw.sources {
-            Some(path) => sources::load(&base.join(path), &policy),
-            None => Ok(Vec::new()),
-        };
-        let sources = sources.or_else(|error| match error {
-            ConfigError::File(mistakes) => {
-                errors.extend(mistakes.0);
-                Ok(Vec::new())
-            }
-            error => Err(error),
-        })?;
+        let sources = mapping.map(|(path, file)| sources::load(&path, &file, &policy));
+        let sources = sources.transpose().unwrap_or_else(|mistakes| {
+            errors.extend(mistakes.0);
+            None
+        });
+        let sources = sources.unwrap_or_default();
         api.hooks = sources::hooks(&sources);
         let sessions = raw.sessions.as_ref();
         let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));

@@ -15,10 +15,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use guestseal_rules::compile::{Ruleset, TooLarge, next_generation};
 use guestseal_rules::containers::{Changes, Containers, Moved as Transferred, Refusal};
 use guestseal_rules::event::{Event, Moment};
-use guestseal_rules::model::{GuestIndex, HostIndex, Policy};
+use guestseal_rules::model::Policy;
 use serde::Serialize;
 
 use super::bindings::{Binding, Bindings};
+use super::config::HostConfig;
 use super::journal::{Deed, Done, Entry, Journal, JournalError};
 use super::moves::{Moved, Moves};
 use super::sources::file::{FollowedFile, Position};
@@ -348,9 +349,12 @@ impl Guests {
         Ok(done)
     }
 
-    /// The guests that are not where a policy says.
-    pub fn elsewhere(&mut self, policy: &Policy) -> BTreeMap<GuestIndex, HostIndex> {
-        self.moves.resolve(policy)
+    /// A configuration with guests and ports where they are, whatever its policy says.
+    pub fn placed(&mut self, config: &HostConfig) -> Arc<HostConfig> {
+        let mut placed = config.clone();
+        placed.elsewhere = self.moves.resolve(&config.policy);
+        placed.bound = self.bindings.resolve(&config.policy);
+        Arc::new(placed)
     }
 
     /// Notes that a guest is on a host.

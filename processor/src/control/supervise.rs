@@ -162,10 +162,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             policy: config.origin.digest.clone(),
         },
     );
-    let mut placed = HostConfig::clone(&config);
-    placed.elsewhere = guests.elsewhere(&config.policy);
-    placed.bound = guests.bindings().resolve(&config.policy);
-    let config = Arc::new(placed);
+    let config = guests.placed(&config);
     let workers = config.workers.len();
     let book = RuleBook::new(&config.policy, guests.ruleset().generation(), workers);
     let mut control = Control {
@@ -251,7 +248,7 @@ impl Control {
         }
         tracing::info!(
             "ready: host {}, {} workers",
-            self.plan.config.policy.hosts[self.plan.config.host.index()].name,
+            self.plan.config.host_name(),
             self.plan.config.workers.len()
         );
         let (mut looked, mut logged) = (begin, begin);

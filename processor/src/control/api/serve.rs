@@ -1,7 +1,6 @@
 //! Connections: accepted, bounded in number and time, and told who is at their other end.
 
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +9,13 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::files;
 
 use super::access::{Access, Caller};
 use super::{ApiConfig, ApiError, Counter, TlsConfig, hooks, limits, routes, tls};
@@ -23,10 +25,11 @@ const BREATH: Duration = Duration::from_millis(100);
 
 /// Opens the listeners, and starts the thread that serves them until the control loop's end is gone.
 pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError> {
-    let unix = bind(config).map_err(|source| ApiError::Socket {
-        path: config.socket.clone(),
-        source,
-    })?;
+    let unix =
+        files::listen(&config.socket, config.group, config.mode).map_err(|source| ApiError::Socket {
+            path: config.socket.clone(),
+            source,
+        })?;
     let tcp = match &config.tls {
         Some(tls) => Some((listen(tls.listen)?, tls::acceptor(tls)?, tls.clone())),
         None => None,
@@ -48,7 +51,7 @@ pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError
             let (router, permits) = (router.clone(), Arc::clone(&permits));
             tokio::spawn(async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => accept_tcp(listener, acceptor, Arc::new(tls), router, permits).await,
+                    Ok(listener) => accept_tls(listener, acceptor, Arc::new(tls), router, permits).await,
                     Err(error) => tracing::error!("control port: {error}"),
                 }
             });
@@ -74,31 +77,12 @@ pub(super) fn start(config: &ApiConfig, counter: Counter) -> Result<(), ApiError
         .map_err(ApiError::Thread)
 }
 
-fn listen(address: std::net::SocketAddr) -> Result<std::net::TcpListener, ApiError> {
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, ApiError> {
     let listener = std::net::TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
     listener.map_err(|source| ApiError::Port { address, source })
-}
-
-/// A socket whose permissions are right before anybody can reach it by its name.
-fn bind(config: &ApiConfig) -> io::Result<std::os::unix::net::UnixListener> {
-    if let Some(directory) = config.socket.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let aside = config.socket.with_extension("new");
-    match std::fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = std::os::unix::net::UnixListener::bind(&aside)?;
-    std::os::unix::fs::chown(&aside, None, config.group)?;
-    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(config.mode))?;
-    // What an earlier process left there goes with this.
-    std::fs::rename(&aside, &config.socket)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 async fn room(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
@@ -136,58 +120,64 @@ async fn accept_unix(listener: UnixListener, access: Access, router: Router, per
     }
 }
 
-async fn accept_tcp(
+/// Serves connections of a port, `what`, each by `serve`.
+async fn accept_tcp<F: Future<Output = ()> + Send + 'static>(
     listener: TcpListener,
-    acceptor: tokio_rustls::TlsAcceptor,
+    what: &'static str,
+    permits: Arc<Semaphore>,
+    serve: impl Fn(TcpStream) -> F,
+) {
+    loop {
+        let permit = room(&permits).await;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let served = serve(stream);
+                tokio::spawn(async move {
+                    served.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("{what}: {error}");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+async fn accept_tls(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
     config: Arc<TlsConfig>,
     router: Router,
     permits: Arc<Semaphore>,
 ) {
-    loop {
-        let permit = room(&permits).await;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("control port: {error}");
-                tokio::time::sleep(BREATH).await;
-                continue;
-            }
-        };
+    let shake_hands = |stream| {
         let (acceptor, config, router) = (acceptor.clone(), Arc::clone(&config), router.clone());
-        tokio::spawn(async move {
+        async move {
             if let Ok(Ok(stream)) = timeout(limits::HEAD_TIME, acceptor.accept(stream)).await {
                 let caller = config.caller(stream.get_ref().1.peer_certificates());
                 serve(stream, caller, router).await;
             }
-            drop(permit);
-        });
-    }
+        }
+    };
+    accept_tcp(listener, "control port", permits, shake_hands).await;
 }
 
 /// Whoever connects may post; connections are those of one address.
 async fn accept_hooks(listener: TcpListener, router: Router) {
+    let in_time = |stream| {
+        // A sender keeps no connection: it could keep all of them.
+        let served = timeout(
+            limits::HEAD_TIME + limits::ANSWER_TIME,
+            serve_router(stream, router.clone()),
+        );
+        async move {
+            let _ = served.await;
+        }
+    };
     let permits = Arc::new(Semaphore::new(limits::CONNECTIONS));
-    loop {
-        let permit = room(&permits).await;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("webhooks: {error}");
-                tokio::time::sleep(BREATH).await;
-                continue;
-            }
-        };
-        let router = router.clone();
-        tokio::spawn(async move {
-            // A sender keeps no connection: it could keep all of them.
-            let _ = timeout(
-                limits::HEAD_TIME + limits::ANSWER_TIME,
-                serve_router(stream, router),
-            )
-            .await;
-            drop(permit);
-        });
-    }
+    accept_tcp(listener, "webhooks", permits, in_time).await;
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, caller: Caller, router: Router) {

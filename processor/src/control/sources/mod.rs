@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use guestseal_rules::event::Event;
-use guestseal_rules::load::load_sources;
+use guestseal_rules::load::{self, FileErrors, load_sources};
 pub use guestseal_rules::model::source::Source;
 use guestseal_rules::model::source::{Input, Way};
 use guestseal_rules::model::{HostIndex, Policy};
@@ -39,7 +39,6 @@ use serde_saphyr::Location;
 use super::api::HookConfig;
 use super::api::access::group_number;
 use super::api::problem::Problem;
-use super::config::{ConfigError, read};
 use super::wake::{Doorbell, wait};
 use feed::{Feed, Reader, Turn, name_of};
 use file::Position;
@@ -165,17 +164,16 @@ pub struct Sources {
     wake: Doorbell,
 }
 
-/// Reads a file of sources; paths in it are relative to it.
+/// The sources of a file at a path; paths in it are relative to that.
 ///
 /// # Errors
-/// See [`ConfigError`].
-pub fn load(path: &Path, policy: &Policy) -> Result<Vec<Source>, ConfigError> {
-    let file = read(path)?;
-    let mut sources = load_sources(&file, policy)?;
+/// Every mistake that was found.
+pub fn load(path: &Path, file: &load::Source, policy: &Policy) -> Result<Vec<Source>, FileErrors> {
+    let mut sources = load_sources(file, policy)?;
     for source in &sources {
         let who =
             group_of(source).and_then(|_| ToldSources::new(std::slice::from_ref(source), Instant::now()));
-        who.map_err(|error| file.error(&Location::UNKNOWN, error.to_string()))?;
+        who.map_err(|error| FileErrors(vec![file.error(&Location::UNKNOWN, error.to_string())]))?;
     }
     let base = path.parent().unwrap_or(Path::new("."));
     for source in &mut sources {

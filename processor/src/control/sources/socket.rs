@@ -5,11 +5,12 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::lines::{CHUNK, Partial};
+use crate::files;
 
 /// Writers at once.
 pub(super) const MOST: usize = 16;
@@ -35,24 +36,8 @@ struct Writer {
 impl Socket {
     /// Listens at a path; only its owner and the group, if one is said, may connect.
     pub(super) fn open(path: &Path, group: Option<u32>) -> io::Result<Self> {
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(".new");
-        let aside = PathBuf::from(aside);
-        match std::fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&aside)?;
-        std::os::unix::fs::chown(&aside, None, group)?;
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
-        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(mode))?;
-        let inode = std::fs::metadata(&aside)?.ino();
-        // What an earlier one left there goes with this.
-        std::fs::rename(&aside, path)?;
-        listener.set_nonblocking(true)?;
+        let listener = files::listen(path, group, if group.is_some() { 0o660 } else { 0o600 })?;
+        let inode = std::fs::metadata(path)?.ino();
         Ok(Self {
             listener,
             path: path.to_owned(),

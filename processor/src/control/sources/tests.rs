@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::*;
 use crate::control::api::access::{Caller, Right};
+use crate::control::config::read;
 
 /// Longer than any of these tests takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -33,7 +34,8 @@ impl World {
         let policy = Arc::new(policy.unwrap());
         let path = directory.path().join("sources.yaml");
         std::fs::write(&path, format!("sources:\n{source}")).unwrap();
-        let sources = super::load(&path, &policy).unwrap_or_else(|error| panic!("{error}"));
+        let sources =
+            super::load(&path, &read(&path).unwrap(), &policy).unwrap_or_else(|error| panic!("{error}"));
         let mut world = Self {
             directory,
             policy,
@@ -444,7 +446,9 @@ fn who_is_not_known_here_is_a_mistake_of_the_file() {
     let wrong = |right: &str, wrong: &str| {
         let path = world.path("wrong.yaml");
         std::fs::write(&path, format!("sources:\n{}", TOLD.replace(right, wrong))).unwrap();
-        super::load(&path, &world.policy).unwrap_err().to_string()
+        super::load(&path, &read(&path).unwrap(), &world.policy)
+            .unwrap_err()
+            .to_string()
     };
     let said = wrong("'4711'", "'no such user'");
     assert!(

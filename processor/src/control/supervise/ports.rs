@@ -8,15 +8,10 @@ use crate::control::added::{Added, AddedGuest, Change};
 use crate::control::api::problem::Problem;
 use crate::control::assemble::DataPlane;
 use crate::control::bindings::{Binding, boot, ports_of};
-use crate::control::config::HostConfig;
 use crate::control::link;
 use crate::wire::ethernet::MacAddress;
 
 use super::Control;
-
-fn refuse(status: StatusCode, name: &str, message: String) -> Problem {
-    Problem::new(status, name, message)
-}
 
 impl Control {
     /// A guest's card is behind an interface: its ports go by that one from now on. Nothing changes if they do already.
@@ -39,15 +34,15 @@ impl Control {
         if host != config.host {
             let host = &policy.hosts[host.index()].name;
             let message = format!("guest {guest} is on host {host}: expected guestseal ctl move first");
-            return Err(refuse(StatusCode::CONFLICT, "OnAnotherHost", message));
+            return Err(Problem::new(StatusCode::CONFLICT, "OnAnotherHost", message));
         }
         if ports_of(policy, index, mac).next().is_none() {
             let message = format!("guest {guest} has no port with the MAC {mac} in the policy");
-            return Err(refuse(StatusCode::NOT_FOUND, "UnknownPort", message));
+            return Err(Problem::new(StatusCode::NOT_FOUND, "UnknownPort", message));
         }
         let number = link::index_of(interface).ok_or_else(|| {
             let message = format!("no interface {interface}: see ip link show");
-            refuse(StatusCode::NOT_FOUND, "UnknownInterface", message)
+            Problem::new(StatusCode::NOT_FOUND, "UnknownInterface", message)
         })?;
         // One that it was bound to is another's by now.
         let mut declared = config
@@ -56,14 +51,14 @@ impl Control {
         let is_taken = declared.any(|(port, _)| policy.ports[port.index()].guest != index);
         if is_taken || interface == config.uplink {
             let message = format!("interface {interface} is the uplink, or another guest's by the policy");
-            return Err(refuse(StatusCode::CONFLICT, "InterfaceTaken", message));
+            return Err(Problem::new(StatusCode::CONFLICT, "InterfaceTaken", message));
         }
         let binding = Binding {
             guest: policy.guests[index.index()].uuid.clone(),
             mac: mac.to_string(),
             interface: interface.to_owned(),
             index: number,
-            boot: boot(),
+            boot: boot().to_owned(),
         };
         if self.guests.bindings().to(interface) == Some(&binding) {
             return Ok(());
@@ -76,13 +71,12 @@ impl Control {
 
     /// A guest that is to be added, on this host if no other is said.
     pub(super) fn with_host(&self, guest: AddedGuest) -> AddedGuest {
-        let config = &self.plan.config;
-        let own = || config.policy.hosts[config.host.index()].name.clone();
-        AddedGuest {
-            host: Some(guest.host.clone())
-                .filter(|host| !host.is_empty())
-                .unwrap_or_else(own),
-            ..guest
+        match guest.host.is_empty() {
+            true => AddedGuest {
+                host: self.plan.config.host_name().to_owned(),
+                ..guest
+            },
+            false => guest,
         }
     }
 
@@ -92,7 +86,7 @@ impl Control {
         if host.is_none() && self.guests.bindings().to(interface).is_some() {
             return None;
         }
-        let host = host.unwrap_or_else(|| config.policy.hosts[config.host.index()].name.clone());
+        let host = host.unwrap_or_else(|| config.host_name().to_owned());
         let interface = interface.to_owned();
         Added::parse(&config.origin.added)
             .has(&host, &interface)
@@ -113,7 +107,7 @@ impl Control {
             let message = format!(
                 "no port was added for interface {interface}: those of the policy's files go with them"
             );
-            return Err(refuse(StatusCode::NOT_FOUND, "UnknownPort", message));
+            return Err(Problem::new(StatusCode::NOT_FOUND, "UnknownPort", message));
         };
         self.unbind(by, &binding);
         self.serve_bound(plane);
@@ -139,9 +133,7 @@ impl Control {
     }
 
     fn serve_bound(&mut self, plane: Option<&mut DataPlane>) {
-        let mut config = HostConfig::clone(&self.plan.config);
-        config.bound = self.guests.bindings().resolve(&config.policy);
-        self.plan.config = Arc::new(config);
+        self.plan.config = self.guests.placed(&self.plan.config);
         if let Some(plane) = plane {
             plane.adopt(&self.plan);
         }
