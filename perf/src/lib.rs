@@ -12,6 +12,7 @@ pub mod compare;
 pub mod demo;
 pub mod deployment;
 pub mod enforcement;
+pub mod etcd;
 pub mod handshake;
 pub mod machine;
 pub mod namespaces;

@@ -18,6 +18,7 @@ mod overload;
 mod ports;
 mod reload;
 mod sessions;
+mod shared;
 mod sources;
 mod taps;
 mod traffic;
@@ -129,6 +130,7 @@ const TESTS: &[(&str, Body)] = &[
         "moves::traffic_follows_between_three_hosts",
         moves::between_three_hosts,
     ),
+    ("shared::hosts_know_who_is_alive", shared::liveness),
     (
         "sources::suricata_alerts_and_the_guest_is_in_quarantine",
         sources::suricata_alerts,

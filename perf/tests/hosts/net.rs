@@ -41,6 +41,13 @@ impl Net {
         Self::of(deployment, queues, &guests)
     }
 
+    /// The hosts and guests of a policy; nothing runs yet.
+    pub(crate) fn of_policy(name: &str, policy: &str) -> Result<Self> {
+        let deployment = Deployment::new(name, policy, &[])?;
+        let guests = deployment.guests(1);
+        Self::of(deployment, 1, &guests)
+    }
+
     /// The hosts of a deployment and these guests; nothing runs yet.
     pub(crate) fn of(deployment: Deployment, queues: u32, guests: &[GuestSpec]) -> Result<Self> {
         let hosts = deployment.policy.hosts.len();
@@ -66,6 +73,15 @@ impl Net {
     }
 
     pub(crate) fn write_host(&self, host: usize, queues: u32) -> Result<PathBuf> {
+        self.write_host_of(host, queues, "")
+    }
+
+    /// The file of a host with one queue, and more of it.
+    pub(crate) fn write_host_with(&self, host: usize, extra: &str) -> Result<PathBuf> {
+        self.write_host_of(host, 1, extra)
+    }
+
+    fn write_host_of(&self, host: usize, queues: u32, extra: &str) -> Result<PathBuf> {
         let cpus = cpus()?;
         let worker = |queue: u32| {
             format!(
@@ -76,7 +92,7 @@ impl Net {
         let workers: Vec<String> = (0..queues).map(worker).collect();
         Ok(self
             .deployment
-            .write_host(host, &format!("workers: [{}]", workers.join(", ")))?)
+            .write_host(host, &format!("workers: [{}]\n{extra}", workers.join(", ")))?)
     }
 
     /// The host's file, to make sessions; `sessions` is further YAML of that part.

@@ -96,6 +96,34 @@ pub(super) fn render_sessions(status: &Value) -> String {
     out
 }
 
+fn render_etcd(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let Some(hosts) = status["hosts"].as_object() else {
+        return String::new();
+    };
+    let (since, revision) = (text(&status["since"]), &status["revision"]);
+    let mut out = if status["connected"] == true {
+        format!("etcd: connected since {since}, revision {revision}\n")
+    } else {
+        format!("etcd: UNREACHABLE since {since}: {}\n", text(&status["error"]))
+    };
+    for (reason, count) in status["refused"].as_object().into_iter().flatten() {
+        out += &format!("  refused: {reason:<19} {count:>14}\n");
+    }
+    for (name, host) in hosts {
+        let alive = if host["alive"] == true {
+            "alive"
+        } else {
+            "not heard"
+        };
+        out += &format!("  host {name}: {alive} {}\n", text(&host["version"]));
+        if let Some(differs) = host["differs"].as_str() {
+            out += &format!("    SAYS {differs} of itself than the policy does\n");
+        }
+    }
+    out
+}
+
 pub(super) fn render(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut out = format!(
@@ -166,6 +194,7 @@ pub(super) fn render(status: &Value) -> String {
         );
     }
     out += &render_sessions(&status["sessions"]);
+    out += &render_etcd(&status["etcd"]);
     let events = &status["events"];
     out += &format!(
         "events: {} accepted, {} malformed, {} transfers\n",

@@ -29,6 +29,7 @@ use super::api::access::{People, group_number};
 use super::api::{ApiConfig, TlsConfig};
 use super::bindings::Interface;
 use super::sessions::config::{RawSessions, SessionConfig};
+use super::shared::config::{EtcdConfig, RawEtcd};
 use super::sources;
 
 /// Where pinned XDP programs are kept.
@@ -190,6 +191,8 @@ pub struct HostConfig {
     pub sas: Vec<SaConfig>,
     /// How sessions are made, if they are.
     pub sessions: Option<SessionConfig>,
+    /// How etcd is reached, if hosts share by it.
+    pub etcd: Option<EtcdConfig>,
 }
 
 /// What the command line overrides.
@@ -256,6 +259,8 @@ struct RawHost {
     security_associations: Vec<RawSa>,
     #[serde(default)]
     sessions: Option<RawSessions>,
+    #[serde(default)]
+    etcd: Option<Spanned<RawEtcd>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -656,6 +661,8 @@ impl HostConfig {
         api.hooks = sources::hooks(&sources);
         let sessions = raw.sessions.as_ref();
         let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));
+        let etcd = raw.etcd;
+        let etcd = etcd.map(|etcd| RawEtcd::resolve(etcd, &source, base, &mut errors));
         if !errors.is_empty() {
             return Err(FileErrors(errors).into());
         }
@@ -695,6 +702,7 @@ impl HostConfig {
             api,
             sas,
             sessions,
+            etcd,
             origin: Origin::default(),
         };
         Ok(Self { origin, ..config })

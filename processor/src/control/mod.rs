@@ -22,6 +22,7 @@ pub mod reach;
 mod reload;
 pub mod rulebook;
 pub mod sessions;
+pub mod shared;
 pub mod sources;
 pub mod status;
 pub mod supervise;

@@ -175,6 +175,7 @@ fn fixed(before: &HostConfig, now: &HostConfig) -> Vec<&'static str> {
         // They name what the policy has: also if that is another now, such as a network's kind or a host's address.
         ("security-associations", same_sas(before, now)),
         ("sessions", before.sessions == now.sessions),
+        ("etcd", before.etcd == now.etcd),
     ];
     same.into_iter()
         .filter(|(_, same)| !same)

@@ -15,6 +15,7 @@ use crate::telemetry::totals::Totals;
 
 use super::guests::EventTotals;
 use super::sessions::SessionsStatus;
+use super::shared::EtcdStatus;
 use super::sources::SourceStatus;
 use super::transition::Transition;
 
@@ -41,6 +42,9 @@ pub struct Status {
     pub guests: Vec<GuestStatus>,
     /// Sessions with other hosts, if this host makes any.
     pub sessions: Option<SessionsStatus>,
+    /// What hosts share by etcd, if they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdStatus>,
     /// Rules that accept two forms for a time.
     pub transitions: Vec<Transition>,
 }

@@ -43,6 +43,7 @@ use super::reach::Reach;
 use super::reload::Reloads;
 use super::rulebook::RuleBook;
 use super::sessions::{Sessions, SessionsError};
+use super::shared::{EtcdError, Fleet};
 use super::sources::{Sources, SourcesError, Teller, Told};
 use super::transition::Transitions;
 use super::wake::wait;
@@ -80,6 +81,9 @@ pub enum RunError {
     /// The sources of reports.
     #[error(transparent)]
     Sources(#[from] SourcesError),
+    /// What is needed to speak to etcd.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// A descriptor.
     #[error("the system has no descriptor left")]
     System(#[from] std::io::Error),
@@ -125,6 +129,7 @@ struct Control {
     /// Once traffic flows.
     desk: Option<Desk>,
     sources: Option<Sources>,
+    fleet: Option<Fleet>,
     guests: Guests,
     sessions: Option<Sessions>,
     transitions: Transitions,
@@ -163,6 +168,8 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         },
     );
     let config = guests.placed(&config);
+    let fleet = config.etcd.as_ref().map(|etcd| Fleet::open(etcd, &config));
+    let fleet = fleet.transpose()?;
     let workers = config.workers.len();
     let book = RuleBook::new(&config.policy, guests.ruleset().generation(), workers);
     let mut control = Control {
@@ -181,6 +188,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         book,
         desk: None,
         sources: None,
+        fleet,
         guests,
         sessions,
         transitions: Transitions::default(),

@@ -182,7 +182,7 @@ pub(super) const MAX_HEX: u64 = 4096;
 ///
 /// # Errors
 /// See [`SecretFileError`].
-pub(super) fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+pub(crate) fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
     let failed = |source| SecretFileError::Read {
         path: path.to_owned(),
         source,

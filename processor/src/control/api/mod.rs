@@ -1,6 +1,6 @@
 //! The control socket: HTTP and JSON for whoever may read or change what guestseal does here.
 //!
-//! Runs in a thread of its own, with the only tokio runtime of the process; the packet path knows nothing of it. What it is asked
+//! Runs in a thread of its own, with a tokio runtime of its own; the packet path knows nothing of it. What it is asked
 //! goes to the control loop through a bounded channel and rings its doorbell; the loop answers when what was asked is in force
 //! and durable. Who calls is known by SO_PEERCRED or by a certificate, never by what the caller says. Bodies, headers,
 //! waiting and the number of connections are bounded: see [`limits`].

@@ -67,6 +67,7 @@ impl Control {
             containers: status::containers(self.guests.containers()),
             guests: status::guests(self.guests.containers()),
             sessions: self.sessions.as_ref().map(Sessions::status),
+            etcd: self.fleet.as_ref().map(|fleet| fleet.status(&self.plan.config)),
             transitions: self.transitions.status(&self.plan.config.policy, |rule| {
                 self.book.counts(rule).in_second_form
             }),

@@ -1,0 +1,205 @@
+//! A real etcd on the wire of a topology, which the hosts reach by TLS, and its operator on its own machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::namespaces::{Namespace, Topology};
+use crate::process::{PerfError, Running, run, run_line, wait_for};
+
+/// Its address on the wire.
+pub const ADDRESS: &str = "192.0.2.100";
+/// Where its operator reaches it, on its own machine.
+const OPERATOR: &str = "http://127.0.0.1:2381";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An etcd of one member.
+#[derive(Debug)]
+pub struct Etcd {
+    directory: PathBuf,
+    /// As the operator says it, once etcd wants to know who speaks.
+    user: Option<&'static str>,
+    server: Option<Running>,
+}
+
+impl Etcd {
+    /// Makes its certificates below a directory, gives it an address on the wire and starts it.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start(directory: &Path, topology: &Topology) -> Result<Self, PerfError> {
+        let directory = directory.join("etcd");
+        std::fs::create_dir_all(&directory).map_err(PerfError::io(directory.display().to_string()))?;
+        let mut etcd = Self {
+            directory,
+            user: None,
+            server: None,
+        };
+        etcd.make_certificates()?;
+        topology.wire.ip(&format!("addr add {ADDRESS}/24 dev br0"))?;
+        etcd.restart(topology)?;
+        Ok(etcd)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.join(name).display().to_string()
+    }
+
+    fn make_certificates(&self) -> Result<(), PerfError> {
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+        run_line(&format!(
+            "openssl req -x509 {key} -days 2 -subj /CN=authority -keyout {} -out {}",
+            self.file("ca.key"),
+            self.file("ca.pem")
+        ))?;
+        let extensions = format!("subjectAltName=IP:{ADDRESS}\nextendedKeyUsage=serverAuth,clientAuth\n");
+        let path = self.file("ext");
+        std::fs::write(&path, extensions).map_err(PerfError::io(path.clone()))?;
+        for name in ["server", "guestseal"] {
+            run_line(&format!(
+                "openssl req {key} -subj /CN={name} -keyout {} -out {}",
+                self.file(&format!("{name}.key")),
+                self.file("request")
+            ))?;
+            run_line(&format!(
+                "openssl x509 -req -days 2 -in {} -CA {} -CAkey {} -CAcreateserial -extfile {path} -out {}",
+                self.file("request"),
+                self.file("ca.pem"),
+                self.file("ca.key"),
+                self.file(&format!("{name}.pem"))
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Starts it again with what it has on its disk.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn restart(&mut self, topology: &Topology) -> Result<(), PerfError> {
+        let urls = format!("https://{ADDRESS}:2379,{OPERATOR}");
+        let mut command = topology.wire.command("etcd");
+        command
+            .args([
+                "--name",
+                "one",
+                "--listen-peer-urls",
+                "http://127.0.0.1:2380",
+                "--logger",
+                "zap",
+            ])
+            .args([
+                "--log-level",
+                "warn",
+                "--client-cert-auth",
+                "--data-dir",
+                &self.file("data"),
+            ])
+            .args(["--listen-client-urls", &urls, "--advertise-client-urls", &urls])
+            .args(["--trusted-ca-file", &self.file("ca.pem")])
+            .args([
+                "--cert-file",
+                &self.file("server.pem"),
+                "--key-file",
+                &self.file("server.key"),
+            ]);
+        self.server = Some(Running::start("etcd", &self.directory, &mut command)?);
+        wait_for("etcd to answer", PATIENCE, || {
+            if let Some(server) = &mut self.server {
+                server.check_runs()?;
+            }
+            Ok(self.operator(&topology.wire, &["endpoint", "health"]).ok())
+        })?;
+        Ok(())
+    }
+
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill();
+        }
+    }
+
+    /// What `etcdctl` says to its operator.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn operator(&self, wire: &Namespace, words: &[&str]) -> Result<String, PerfError> {
+        let mut command: Command = wire.command("env");
+        command.args(["ETCDCTL_API=3", "etcdctl", "--endpoints", OPERATOR]);
+        if let Some(user) = self.user {
+            command.args(["--user", user]);
+        }
+        run(command.args(words))
+    }
+
+    /// From here on etcd wants to know who speaks: its operator, and the hosts by their names, whose passwords are theirs too. A
+    /// host may read everything, and write everything if it is one of the `writers`.
+    ///
+    /// # Errors
+    /// If etcd refuses.
+    pub fn know_hosts(
+        &mut self,
+        wire: &Namespace,
+        hosts: &[&str],
+        writers: &[&str],
+    ) -> Result<(), PerfError> {
+        let say = |line: &str| {
+            self.operator(wire, &line.split(' ').collect::<Vec<_>>())
+                .map(drop)
+        };
+        say("user add root:operator")?;
+        say("role add root")?;
+        say("user grant-role root root")?;
+        for host in hosts {
+            let may = if writers.contains(host) {
+                "readwrite"
+            } else {
+                "read"
+            };
+            say(&format!("user add {host}:{host}"))?;
+            say(&format!("role add {host}"))?;
+            say(&format!(
+                "role grant-permission {host} --prefix=true {may} /guestseal/"
+            ))?;
+            say(&format!("user grant-role {host} {host}"))?;
+            let path = self.file(&format!("{host}.password"));
+            write_private(&path, host)?;
+        }
+        say("auth enable")?;
+        self.user = Some("root:operator");
+        Ok(())
+    }
+
+    /// The part of a host's file by which the host reaches it; `who` is whom etcd knows it as.
+    #[must_use]
+    pub fn section(&self, who: Option<&str>) -> String {
+        let mut text = format!(
+            "etcd:\n  endpoints: ['https://{ADDRESS}:2379']\n  authority: {}\n  certificate: {}\n  key: {}\n",
+            self.file("ca.pem"),
+            self.file("guestseal.pem"),
+            self.file("guestseal.key")
+        );
+        if let Some(who) = who {
+            text += &format!(
+                "  user: {who}\n  password: {}\n",
+                self.file(&format!("{who}.password"))
+            );
+        }
+        text
+    }
+}
+
+fn write_private(path: &str, text: &str) -> Result<(), PerfError> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(PerfError::io(path.to_owned()))
+}

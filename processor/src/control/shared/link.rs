@@ -1,0 +1,117 @@
+//! The thread that speaks to etcd: connects, follows, and begins anew when etcd goes.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::control::guests::now;
+use crate::keys::handshake::random::{System, jitter};
+
+use super::config::{Credentials, EtcdConfig, EtcdError};
+use super::hosts::Own;
+use super::session::{self, Ended};
+use super::{Shared, look};
+
+/// How long the first try after a loss waits, and the later ones at most; up to half as long again, so that a fleet does not come at once.
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(4);
+
+/// Characters of what etcd says that are shown.
+const MOST_WORDS: usize = 300;
+
+/// The thread's end.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) config: EtcdConfig,
+    pub(super) credentials: Credentials,
+    pub(super) own: Own,
+    pub(super) view: Shared,
+}
+
+/// Starts the thread; it ends with the other end of `stopped`.
+pub(super) fn start(mut link: Link, mut stopped: mpsc::Receiver<()>) -> Result<(), EtcdError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(EtcdError::Thread)?;
+    let serve = async move {
+        tokio::select! {
+            never = link.follow() => match never {},
+            _ = stopped.recv() => {}
+        }
+    };
+    let thread = std::thread::Builder::new().name("etcd".to_owned());
+    thread
+        .spawn(move || runtime.block_on(serve))
+        .map(drop)
+        .map_err(EtcdError::Thread)
+}
+
+/// What somebody else said, fit for a log.
+pub(super) fn in_short(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MOST_WORDS)
+        .collect()
+}
+
+impl Link {
+    async fn follow(&mut self) -> Infallible {
+        let mut wait = FIRST;
+        loop {
+            let ended = session::run(self).await;
+            let was_connected = self.lost(&ended);
+            if matches!(ended, Ended::Compacted) {
+                // It is there: what was compacted is read instead.
+                continue;
+            }
+            wait = if was_connected {
+                FIRST
+            } else {
+                (wait * 2).min(LONGEST)
+            };
+            tokio::time::sleep(wait + jitter(wait / 2, &mut System)).await;
+        }
+    }
+
+    /// Notes that etcd answers.
+    pub(super) fn connected(&self, revision: i64) {
+        let mut view = look(&self.view);
+        view.revision = revision;
+        if !view.connected {
+            view.connected = true;
+            view.since = now();
+            view.error.clear();
+            tracing::info!("etcd: connected, at revision {revision}");
+        }
+    }
+
+    /// Notes that it does not, and why; whether it did before.
+    fn lost(&self, ended: &Ended) -> bool {
+        let why = in_short(&ended.to_string());
+        let mut view = look(&self.view);
+        let was_connected = std::mem::take(&mut view.connected);
+        if was_connected {
+            view.since = now();
+        }
+        view.hosts.clear();
+        if view.error != why {
+            tracing::warn!("etcd: {why}; what other hosts tell comes later");
+            view.error = why;
+        }
+        was_connected
+    }
+
+    /// Counts what was refused, and says it in the log when it is the first of its kind.
+    pub(super) fn refused(&self, reason: &'static str, what: &str) {
+        let mut view = look(&self.view);
+        let count = view.refused.entry(reason).or_default();
+        *count += 1;
+        if *count == 1 {
+            tracing::error!("etcd: {}", in_short(what));
+        } else {
+            tracing::debug!("etcd: {}", in_short(what));
+        }
+    }
+}
