@@ -1,5 +1,6 @@
 //! One host with one worker and one guest, between memory ports.
 
+use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use guestseal::port::umem::{HugePages, Shape, Umem};
 use guestseal::port::{BATCH, KernelDrops};
 use guestseal::sa::inbound::InboundSa;
 use guestseal::sa::nonce::Salt;
-use guestseal::sa::outbound::{Mode, OutboundSa, Tally};
+use guestseal::sa::outbound::{Mode, OutboundSa};
 use guestseal::sa::replay::ReplayWindow;
 use guestseal::sa::selector::Selector;
 use guestseal::sa::sequence::Sequence;
@@ -285,7 +286,7 @@ fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (
                 esn: true,
                 key,
                 sequence: Sequence::fresh(true, SALT),
-                tally: Tally::default(),
+                tally: Cell::default(),
             };
             let place = owned.outbound.add(WorkerId(0), outbound);
             let wanted = OutboundKey {
@@ -308,7 +309,7 @@ fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (
                 rule_key,
                 network,
                 peer: HostIndex(0),
-                tally: Tally::default(),
+                tally: Cell::default(),
             };
             let place = owned.inbound.add(WorkerId(0), inbound);
             let added = table.add_inbound(spi, place);

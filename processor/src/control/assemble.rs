@@ -36,7 +36,7 @@ use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
 use crate::sa::slots::Owned;
 use crate::sa::table::SaTable;
 use crate::telemetry::counters::{Counter, Counters};
-use crate::telemetry::latency::{Collector, Latencies, Recorder, exchange};
+use crate::telemetry::latency::{Collector, Counts, Recorder, exchange};
 use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::samples::{Sample, samples};
 use crate::telemetry::totals::Frames;
@@ -165,7 +165,7 @@ pub struct Remains {
     /// The workers' latencies that were not collected.
     pub recorders: Vec<Recorder>,
     /// Those that were on their way.
-    pub exchanged: Vec<Box<Latencies>>,
+    pub exchanged: Vec<Box<Counts>>,
     /// Where the frames were.
     pub frames: Frames,
     /// What the XDP programs decided, by interface.

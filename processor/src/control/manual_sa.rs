@@ -1,5 +1,6 @@
 //! Manual SAs: from configuration and files to what workers own, with the durable marks behind them.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::keys::high_water::{BLOCK, HighWater, HighWaterError};
 use crate::keys::keymat::{Keymat, KeymatError, SharedKey, distinct};
 use crate::path::batch::WorkerId;
 use crate::sa::inbound::InboundSa;
-use crate::sa::outbound::{Mode, OutboundSa, Tally};
+use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::replay::ReplayWindow;
 use crate::sa::sequence::{Reservation, Sequence};
 use crate::sa::slots::Owned;
@@ -137,7 +138,7 @@ pub fn prepare(config: &HostConfig, engine: &dyn Engine) -> Result<ManualSas, Ma
                     esn: sa.esn,
                     key,
                     sequence: Sequence::reserved(sa.esn, keymat.salt(), Arc::clone(&reservation)),
-                    tally: Tally::default(),
+                    tally: Cell::default(),
                 };
                 let place = owned.outbound.add(owner, outbound);
                 let wanted = OutboundKey {
@@ -165,7 +166,7 @@ pub fn prepare(config: &HostConfig, engine: &dyn Engine) -> Result<ManualSas, Ma
                     rule_key: sa.key,
                     network: sa.network,
                     peer: sa.peer,
-                    tally: Tally::default(),
+                    tally: Cell::default(),
                 };
                 let place = owned.inbound.add(owner, inbound);
                 if !ready.table.add_inbound(sa.spi, place) {

@@ -522,8 +522,8 @@ impl Control {
         for collector in plane.collectors() {
             collector.ask();
             if let Some(latencies) = collector.collect() {
-                self.interval.merge(&latencies);
-                self.all.merge(&latencies);
+                self.interval.add(&latencies);
+                self.all.add(&latencies);
             }
         }
     }
@@ -592,8 +592,8 @@ impl Control {
             .map(|recorder| &recorder.current)
             .chain(&exchanged)
         {
-            self.interval.merge(latencies);
-            self.all.merge(latencies);
+            self.interval.add(latencies);
+            self.all.add(latencies);
         }
         (frames, owned)
     }

@@ -68,14 +68,14 @@ impl Survey {
         self.outbound.extend(
             outbound
                 .take(room)
-                .map(|(slot, serial, sa)| (slot, serial, sa.tally)),
+                .map(|(slot, serial, sa)| (slot, serial, sa.tally.get())),
         );
         let room = self.inbound.capacity();
         let inbound = owned.inbound.iter();
         self.inbound.extend(
             inbound
                 .take(room)
-                .map(|(slot, serial, sa)| (slot, serial, sa.tally)),
+                .map(|(slot, serial, sa)| (slot, serial, sa.tally.get())),
         );
     }
 }

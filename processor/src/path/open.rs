@@ -29,7 +29,7 @@ use super::decapsulate;
 use super::encapsulate;
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
-use super::seal::{additional, authenticated, copy_headers, lay_out_gmac, sa_of};
+use super::seal::{additional, authenticated, copy_headers, lay_out_gmac};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {
@@ -93,13 +93,9 @@ fn is_in_udp(packet: &Packet, tables: &Tables) -> bool {
         && tables.is_host_address(tables.host, packet.destination)
 }
 
-/// A packet whose window allows it, waiting for the engine: no more than a cache line, since a whole batch of them waits.
+/// A packet whose window allows it, on its way through the engine.
 struct Candidate {
-    fresh: Frame,
     sequence: u64,
-    iv: [u8; 8],
-    /// What AES-GCM authenticates: 12 bytes with ESN, otherwise the first 8.
-    additional: [u8; 12],
     /// Its place in the batch.
     position: u16,
     /// Where ESP begins and ends.
@@ -110,9 +106,16 @@ struct Candidate {
     front: u16,
 }
 
-const _: () = assert!(size_of::<Candidate>() <= 64, "a cache line");
+/// What was overwritten around the start of ESP in the frame that came, to lay AES-GMAC out.
+struct LaidOut {
+    position: u16,
+    start: u16,
+    bytes: [u8; 8],
+}
 
 /// Opens every live packet that has an SA; all of them are among `sas`.
+///
+/// One pass makes the engine's jobs, so that nothing of a packet is put down and read again before the engine does.
 pub fn open(
     batch: &mut Batch,
     sas: &mut Slots<InboundSa>,
@@ -121,46 +124,82 @@ pub fn open(
     engine: &dyn Engine,
 ) {
     let umem = Arc::clone(pool.umem());
+    let mut fresh = ArrayVec::<Frame, BATCH>::new();
+    if batch.iter().any(|descriptor| descriptor.sa.is_some()) {
+        fresh.extend(std::iter::from_fn(|| pool.take()).take(batch.len()));
+    }
+    let mut additional = [[0; 12]; BATCH];
     let mut candidates = ArrayVec::<Candidate, BATCH>::new();
-    for (position, descriptor) in batch.iter_mut().enumerate() {
+    let mut laid_out = ArrayVec::<LaidOut, BATCH>::new();
+    let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
+    let mut rooms = fresh.iter_mut().zip(&mut additional);
+    for (position, descriptor) in (0u16..).zip(batch.iter_mut()) {
         let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
             continue;
         };
-        let candidate = match sas.get_mut(place) {
-            Some(sa) => admit(descriptor, position, sa, pool, &umem),
-            None => Err(DropReason::UnknownSpi),
+        let Some(sa) = sas.get(place) else {
+            descriptor.drop_for(DropReason::UnknownSpi);
+            continue;
         };
-        match candidate {
-            Ok(candidate) => candidates.push(candidate),
-            Err(reason) => descriptor.drop_for(reason),
-        }
+        let admitted = admit(descriptor, position, sa, &umem);
+        let admitted = admitted.and_then(|admitted| match rooms.next() {
+            Some(room) => Ok((admitted, room)),
+            None => Err(DropReason::NoFrame),
+        });
+        let ((candidate, header), room) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                descriptor.drop_for(reason);
+                continue;
+            }
+        };
+        let laid = |bytes| {
+            laid_out.push(LaidOut {
+                position,
+                start: candidate.start,
+                bytes,
+            });
+        };
+        jobs.push(job(descriptor, &candidate, &header, sa, room, &umem, laid));
+        candidates.push(candidate);
     }
-    if candidates.is_empty() {
-        return;
+    if !jobs.is_empty() {
+        engine.open(&mut jobs);
     }
-    let authentic = run_engine(batch, &mut candidates, sas, &umem, engine);
-    for (candidate, authentic) in candidates.into_iter().zip(authentic) {
+    let authentic: ArrayVec<bool, BATCH> = jobs.iter().map(|job| job.authentic).collect();
+    drop(jobs);
+    for LaidOut {
+        position,
+        start,
+        bytes,
+    } in laid_out
+    {
+        let frame = umem.room_mut(&mut batch[usize::from(position)].frame);
+        frame[usize::from(start) - 4..usize::from(start) + 4].copy_from_slice(&bytes);
+    }
+    for ((candidate, authentic), fresh) in candidates.into_iter().zip(authentic).zip(&mut fresh) {
         let descriptor = &mut batch[usize::from(candidate.position)];
         let Some(sa) = descriptor.sa.and_then(|place| sas.get_mut(place)) else {
             unreachable!("admitted by this SA")
         };
-        match finish(descriptor, candidate, authentic, sa, tables, &umem) {
-            Ok(sealed) => pool.put(sealed),
-            Err((fresh, reason)) => {
-                pool.put(fresh);
-                descriptor.drop_for(reason);
-            }
+        match finish(descriptor, &candidate, authentic, sa, tables, &umem, fresh) {
+            Ok(()) => std::mem::swap(&mut descriptor.frame, fresh),
+            Err(reason) => descriptor.drop_for(reason),
         }
+    }
+    // Those that were opened from, and those that hold nothing that is wanted; the last one taken goes back first.
+    for frame in fresh.into_iter().rev() {
+        pool.put(frame);
     }
 }
 
+#[inline]
 fn admit(
     descriptor: &Descriptor,
-    position: usize,
-    sa: &mut InboundSa,
-    pool: &mut FramePool,
+    position: u16,
+    sa: &InboundSa,
     umem: &Umem,
-) -> Result<Candidate, DropReason> {
+) -> Result<(Candidate, esp::Header), DropReason> {
     let packet = &descriptor.packet;
     let (start, end) = (usize::from(packet.l4_offset), usize::from(packet.end));
     let bytes = umem
@@ -170,7 +209,7 @@ fn admit(
     let (header, _) = esp::Header::read_from_prefix(bytes).map_err(|_| DropReason::BadEsp)?;
     let sequence = sa.window.infer(header.sequence.get());
     if let Err(error) = sa.window.check(sequence) {
-        sa.tally.replayed += 1;
+        replayed(sa);
         return Err(error.into());
     }
     let (to, front) = match sa.mode {
@@ -190,121 +229,105 @@ fn admit(
     if to + (end - start) > umem.room() {
         return Err(DropReason::TooLong);
     }
-    let fresh = pool.take().ok_or(DropReason::NoFrame)?;
-    Ok(Candidate {
-        fresh,
+    let candidate = Candidate {
         sequence,
-        iv: header.iv.to_bytes(),
-        additional: additional(&header, sequence, sa.esn),
-        position: position as u16,
+        position,
         start: start as u16,
         end: end as u16,
         to: to as u16,
         front: front as u16,
-    })
+    };
+    Ok((candidate, header))
 }
 
-/// Lets the engine open from the frames received into the fresh ones; says for each whether its tag is right.
-fn run_engine(
-    batch: &mut Batch,
-    candidates: &mut ArrayVec<Candidate, BATCH>,
-    sas: &Slots<InboundSa>,
-    umem: &Umem,
-    engine: &dyn Engine,
-) -> ArrayVec<bool, BATCH> {
-    // What AES-GMAC authenticates is laid out in the frame that came: where it begins, and what stood there before.
-    let mut laid_out = [(0usize, [0; 8]); BATCH];
-    for (candidate, (from, saved)) in candidates.iter().zip(&mut laid_out) {
-        let descriptor = &mut batch[usize::from(candidate.position)];
-        let sa = sa_of(descriptor, sas);
-        if sa.protection == Protection::Authenticate {
-            let start = usize::from(candidate.start);
+#[inline]
+fn replayed(sa: &InboundSa) {
+    let mut tally = sa.tally.get();
+    tally.replayed += 1;
+    sa.tally.set(tally);
+}
+
+/// What the engine is to do from the frame that came into the fresh one.
+#[inline]
+fn job<'a>(
+    descriptor: &'a mut Descriptor,
+    candidate: &Candidate,
+    header: &esp::Header,
+    sa: &'a InboundSa,
+    (fresh, additional): (&'a mut Frame, &'a mut [u8; 12]),
+    umem: &'a Umem,
+    laid_out: impl FnOnce([u8; 8]),
+) -> OpenJob<'a> {
+    *additional = self::additional(header, candidate.sequence, sa.esn);
+    let additional = authenticated(additional, sa.esn);
+    let (start, to) = (usize::from(candidate.start), usize::from(candidate.to));
+    let length = usize::from(candidate.end) - start - esp::HEADER - esp::TAG;
+    let room = umem.room_with_front_mut(fresh, candidate.front.into());
+    let Some(destination) = room.and_then(|room| room.get_mut(to..to + length)) else {
+        unreachable!("the room was checked, and a fresh frame has its headroom")
+    };
+    let text = start + esp::HEADER..start + esp::HEADER + length;
+    let (frame, additional, buffers) = match sa.protection {
+        Protection::Encrypt => {
+            let frame = umem.bytes(&descriptor.frame);
+            let source = &frame[text.clone()];
+            (frame, additional, Buffers::Copy { source, destination })
+        }
+        Protection::Authenticate => {
             let frame = umem.room_mut(&mut descriptor.frame);
-            saved.copy_from_slice(&frame[start - 4..start + 4]);
-            *from = lay_out_gmac(frame, start, authenticated(&candidate.additional, sa.esn));
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&frame[start - 4..start + 4]);
+            laid_out(bytes);
+            let from = lay_out_gmac(frame, start, additional);
+            let frame = &*frame;
+            destination.copy_from_slice(&frame[text.clone()]);
+            (frame, &frame[from..text.end], Buffers::InPlace(&mut []))
         }
+    };
+    let Some(tag) = frame[text.end..].first_chunk() else {
+        unreachable!("the length was checked")
+    };
+    OpenJob {
+        key: &sa.key,
+        nonce: nonce::assemble(sa.salt, header.iv.to_bytes()),
+        additional,
+        buffers,
+        tag,
+        authentic: false,
     }
-    let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
-    for (candidate, (from, _)) in candidates.iter_mut().zip(&laid_out) {
-        let descriptor = &batch[usize::from(candidate.position)];
-        let sa = sa_of(descriptor, sas);
-        let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
-        let frame = &umem.bytes(&descriptor.frame)[..end];
-        let (front, tag) = frame
-            .split_last_chunk()
-            .unwrap_or_else(|| unreachable!("the length was checked"));
-        let text = &front[start + esp::HEADER..];
-        let to = usize::from(candidate.to);
-        let room = umem.room_with_front_mut(&mut candidate.fresh, candidate.front.into());
-        let Some(destination) = room.and_then(|room| room.get_mut(to..to + text.len())) else {
-            unreachable!("the room was checked, and a fresh frame has its headroom")
-        };
-        let (additional, buffers) = match sa.protection {
-            Protection::Encrypt => {
-                let source = text;
-                let additional = authenticated(&candidate.additional, sa.esn);
-                (additional, Buffers::Copy { source, destination })
-            }
-            Protection::Authenticate => {
-                destination.copy_from_slice(text);
-                (&front[*from..], Buffers::InPlace(&mut []))
-            }
-        };
-        jobs.push(OpenJob {
-            key: &sa.key,
-            nonce: nonce::assemble(sa.salt, candidate.iv),
-            additional,
-            buffers,
-            tag,
-            authentic: false,
-        });
-    }
-    engine.open(&mut jobs);
-    let authentic = jobs.iter().map(|job| job.authentic).collect();
-    drop(jobs);
-    for (candidate, (_, saved)) in candidates.iter().zip(&laid_out) {
-        let descriptor = &mut batch[usize::from(candidate.position)];
-        if sa_of(descriptor, sas).protection == Protection::Authenticate {
-            let start = usize::from(candidate.start);
-            umem.room_mut(&mut descriptor.frame)[start - 4..start + 4].copy_from_slice(saved);
-        }
-    }
-    authentic
 }
 
-/// Moves the window, checks the trailer, and makes the fresh frame the packet that the peer's guest sent. Gives the frame
-/// back that is not needed any more.
+/// Moves the window, checks the trailer, and makes the fresh frame the packet that the peer's guest sent.
 fn finish(
     descriptor: &mut Descriptor,
-    candidate: Candidate,
+    candidate: &Candidate,
     authentic: bool,
     sa: &mut InboundSa,
     tables: &Tables,
     umem: &Umem,
-) -> Result<Frame, (Frame, DropReason)> {
+    fresh: &mut Frame,
+) -> Result<(), DropReason> {
     let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
     let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
-    let (mut fresh, sequence) = (candidate.fresh, candidate.sequence);
     if !authentic {
-        return Err((fresh, DropReason::BadTag));
+        return Err(DropReason::BadTag);
     }
-    if let Err(error) = sa.window.accept(sequence) {
-        sa.tally.replayed += 1;
-        return Err((fresh, error.into()));
+    if let Err(error) = sa.window.accept(candidate.sequence) {
+        replayed(sa);
+        return Err(error.into());
     }
-    sa.tally.packets += 1;
-    sa.tally.bytes += (end - start) as u64;
+    let tally = sa.tally.get_mut();
+    tally.packets += 1;
+    tally.bytes += (end - start) as u64;
     let opened = end - start - esp::HEADER - esp::TAG;
-    let Some(room) = umem.room_with_front_mut(&mut fresh, front) else {
-        return Err((fresh, DropReason::TooLong));
-    };
-    let Some((payload, next_header)) = esp::read_trailer(&room[to..to + opened]) else {
-        return Err((fresh, DropReason::BadTrailer));
-    };
+    let room = umem
+        .room_with_front_mut(fresh, front)
+        .ok_or(DropReason::TooLong)?;
+    let (payload, next_header) = esp::read_trailer(&room[to..to + opened]).ok_or(DropReason::BadTrailer)?;
     if next_header == esp::NEXT_NONE {
-        return Err((fresh, DropReason::DummyPacket));
+        return Err(DropReason::DummyPacket);
     }
-    let packet = &descriptor.packet;
+    let packet = &mut descriptor.packet;
     match sa.mode {
         Mode::Transport => {
             copy_headers(&mut room[..to], &umem.bytes(&descriptor.frame)[..to]);
@@ -315,12 +338,14 @@ fn finish(
             } else {
                 ip6::rewrite(ip, payload as u16, next_header);
             }
+            packet.unwrapped(next_header, &room[to..to + payload])?;
+            umem.set_length(fresh, to + payload);
         }
         Mode::Tunnel { .. } => {
             let ethertype = match next_header {
                 esp::NEXT_IPV4 => ethernet::IPV4,
                 esp::NEXT_IPV6 => ethernet::IPV6,
-                _ => return Err((fresh, DropReason::BadTrailer)),
+                _ => return Err(DropReason::BadTrailer),
             };
             // The MACs are those of the endpoints, once these are known.
             let header = ethernet::Header {
@@ -329,48 +354,33 @@ fn finish(
                 ethertype: ethertype.into(),
             };
             room[..ethernet::HEADER].copy_from_slice(header.as_bytes());
+            packet.read(&room[..to + payload])?;
+            umem.set_length(fresh, to + payload);
         }
-        Mode::Overlay { .. } if next_header != transport::UDP => {
-            return Err((fresh, DropReason::BadTrailer));
-        }
+        Mode::Overlay { .. } if next_header != transport::UDP => return Err(DropReason::BadTrailer),
         Mode::Overlay { .. } => {
-            let inside = match tables.carrier(sa.network) {
-                Some(carrier) => decapsulate::opened(&room[..payload], carrier),
-                None => Err(DropReason::WrongNetwork),
-            };
-            let length = match inside {
-                Ok(inside) if inside.start == front => inside.end - inside.start,
+            let carrier = tables.carrier(sa.network).ok_or(DropReason::WrongNetwork)?;
+            let inside = decapsulate::opened(&room[..payload], carrier)?;
+            let length = inside.end - inside.start;
+            if inside.start != front {
                 // Behind options of Geneve.
-                Ok(inside) => {
-                    room.copy_within(inside.start..inside.end, front);
-                    inside.end - inside.start
-                }
-                Err(reason) => return Err((fresh, reason)),
-            };
-            umem.set_length(&mut fresh, length);
-            let frame = &mut umem.room_mut(&mut fresh)[..length];
+                room.copy_within(inside.start..inside.end, front);
+            }
+            umem.set_length(fresh, length);
+            let frame = &mut umem.room_mut(fresh)[..length];
             let before = start - usize::from(packet.l3_offset);
             let most = esp::most_inside(tables.uplink_mtu.saturating_sub(before)).saturating_sub(front);
-            if let Err(reason) = decapsulate::enter(&mut descriptor.packet, frame, most) {
-                return Err((fresh, reason));
-            }
-        }
-    }
-    if let Mode::Overlay { .. } = sa.mode {
-        descriptor.overlay = true;
-    } else {
-        umem.set_length(&mut fresh, to + payload);
-        if let Err(malformed) = descriptor.packet.read(umem.bytes(&fresh)) {
-            return Err((fresh, malformed.into()));
+            decapsulate::enter(packet, frame, most)?;
+            descriptor.overlay = true;
         }
     }
     descriptor.network = sa.network;
     descriptor.seal = Some((sa.rule_key, sa.protection));
     descriptor.peer = Some(sa.peer);
     if !sa.selector.covers_inbound(&descriptor.packet) {
-        return Err((fresh, DropReason::SelectorMismatch));
+        return Err(DropReason::SelectorMismatch);
     }
-    Ok(std::mem::replace(&mut descriptor.frame, fresh))
+    Ok(())
 }
 
 /// Gives opened packets of flat networks the MACs of their endpoints: those of tunnel mode came with the hosts'.

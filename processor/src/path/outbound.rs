@@ -122,7 +122,7 @@ pub fn seal_and_send(
     let mut too_long = encapsulate::encapsulate(batch, context.tables, context.pool.umem());
     too_long |= seal::seal(
         batch,
-        &mut context.sas.outbound,
+        &context.sas.outbound,
         context.tables,
         context.pool,
         context.engine,

@@ -81,7 +81,7 @@ impl Outer {
                     (0, u16::from(traffic_class)),
                     (0, u16::from(protocol)),
                 ];
-                let sum = checksum::update(ip.checksum.get(), &changes);
+                let sum = checksum::update(ip.checksum.get(), changes);
                 ip.traffic_class = traffic_class;
                 ip.total_length.set(total);
                 ip.protocol = protocol;

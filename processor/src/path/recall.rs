@@ -128,11 +128,15 @@ impl Recall {
     /// Gives each live packet whose way is known that way. Says whether some must find theirs.
     pub fn recall(&mut self, batch: &mut Batch, umem: &Umem, counters: &RuleCounters) -> bool {
         let (mut some_unknown, mut hits) = (false, 0);
+        // Packets of a burst are mostly of the flow before: it is looked up once for as many as follow one another.
+        let mut last: Option<&Slot> = None;
         for descriptor in live(batch) {
-            let Some(way) = self.way(descriptor, umem) else {
+            let Some(slot) = self.slot(descriptor, umem, last) else {
                 some_unknown = true;
                 continue;
             };
+            last = Some(slot);
+            let way = &slot.way;
             counters.met(way.rule);
             hits += 1;
             descriptor.known = true;
@@ -151,26 +155,33 @@ impl Recall {
     }
 
     #[inline]
-    fn way(&self, descriptor: &Descriptor, umem: &Umem) -> Option<&Way> {
+    fn slot<'a>(&'a self, descriptor: &Descriptor, umem: &Umem, last: Option<&'a Slot>) -> Option<&'a Slot> {
         let from = origin(descriptor);
         match headers(&descriptor.packet, umem.bytes(&descriptor.frame))? {
-            Headers::V4(words) => self.find(&words, from),
-            Headers::V6(words) => self.find(&words, from),
+            Headers::V4(words) => self.find(&words, from, last),
+            Headers::V6(words) => self.find(&words, from, last),
         }
     }
 
     #[inline]
-    fn find<const N: usize>(&self, words: &[u64; N], from: u64) -> Option<&Way> {
+    fn find<'a, const N: usize>(
+        &'a self,
+        words: &[u64; N],
+        from: u64,
+        last: Option<&'a Slot>,
+    ) -> Option<&'a Slot> {
         // Those of IPv4 have fewer words: their EtherType is among the first two.
         let is_of_flow = |slot: &&Slot| {
             words.iter().zip(&slot.headers).all(|(one, other)| one == other)
                 && slot.from == from
                 && slot.generation == self.generation
         };
+        if let Some(last) = last.filter(is_of_flow) {
+            return Some(last);
+        }
         let [first, second] = self.places(words, from);
         let slot = Some(&self.slots[first]).filter(is_of_flow);
-        let slot = slot.or_else(|| Some(&self.slots[second]).filter(is_of_flow))?;
-        Some(&slot.way)
+        slot.or_else(|| Some(&self.slots[second]).filter(is_of_flow))
     }
 
     /// Remembers the ways that live packets have found, as far as others may take them.

@@ -65,42 +65,64 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
     some_wait
 }
 
-/// A packet whose headers stand in its fresh frame, waiting for the engine: no more than a cache line, since a whole batch of
-/// them waits.
-struct Prepared {
-    fresh: Frame,
-    /// Used up by the engine.
-    nonce: Option<Nonce>,
-    /// What AES-GCM authenticates: 12 bytes with ESN, otherwise the first 8.
-    additional: [u8; 12],
-    /// Its place in the batch.
-    position: u16,
-    /// Where ESP begins in the fresh frame.
-    start: u16,
-    /// Where the payload begins in the source frame, counted from so many bytes in front of its data.
-    from: u16,
-    front: u16,
+/// How a packet is laid out when it is sealed.
+struct Plan {
+    /// Where the payload begins in the frame that came, counted from so many bytes in front of its data.
+    from: usize,
+    front: usize,
     /// Bytes of payload, padding and trailer.
-    length: u16,
+    length: usize,
+    /// Bytes of ESP, and where it begins in the fresh frame.
+    outer_length: usize,
+    start: usize,
+    /// What stands in front of it.
+    before: Before,
 }
 
-const _: () = assert!(size_of::<Prepared>() <= 64, "a cache line");
+/// The headers in front of ESP.
+#[derive(Copy, Clone)]
+enum Before {
+    /// The guest's own.
+    Own,
+    /// Those between the hosts.
+    Hosts,
+    /// Those between the hosts, and UDP from this port.
+    HostsAndUdp(u16),
+}
+
+/// What was overwritten around the start of ESP to lay AES-GMAC out.
+struct LaidOut {
+    /// The number of the fresh frame, and where ESP begins in it.
+    number: usize,
+    start: usize,
+    bytes: [u8; 8],
+}
 
 /// Seals every live packet of the batch; all of them have SAs among `sas`. Says whether some were too long.
+///
+/// One pass makes the engine's jobs, so that nothing of a packet is put down and read again before the engine does.
 #[must_use]
 pub fn seal(
     batch: &mut Batch,
-    sas: &mut Slots<OutboundSa>,
+    sas: &Slots<OutboundSa>,
     tables: &Tables,
     pool: &mut FramePool,
     engine: &dyn Engine,
 ) -> bool {
     let mut too_long = false;
     let umem = std::sync::Arc::clone(pool.umem());
-    let mut prepared = ArrayVec::<Prepared, BATCH>::new();
+    let mut fresh = ArrayVec::<Frame, BATCH>::new();
+    if batch.iter().any(|descriptor| descriptor.sa.is_some()) {
+        fresh.extend(std::iter::from_fn(|| pool.take()).take(batch.len()));
+    }
+    let mut additional = [[0; 12]; BATCH];
+    let mut sealed = ArrayVec::<u16, BATCH>::new();
+    let mut laid_out = ArrayVec::<LaidOut, BATCH>::new();
+    let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
+    let mut rooms = fresh.iter_mut().zip(&mut additional);
     // Packets of a burst mostly go the same way: their headers are made once for as many as follow one another.
     let mut last: Option<(Place, Outer)> = None;
-    for (position, descriptor) in batch.iter_mut().enumerate() {
+    for (position, descriptor) in (0u16..).zip(batch.iter_mut()) {
         let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
             // Whatever went wrong before: what is to be sealed never leaves as it is.
             if descriptor.seal.is_some() && descriptor.is_live() {
@@ -108,40 +130,87 @@ pub fn seal(
             }
             continue;
         };
-        let Some(sa) = sas.get_mut(place) else {
+        let Some(sa) = sas.get(place) else {
             descriptor.drop_for(DropReason::NoSecurityAssociation);
             continue;
         };
-        match prepare(descriptor, (position, place), sa, &mut last, tables, pool, &umem) {
-            Ok(one) => prepared.push(one),
+        let planned = plan(descriptor, (place, sa), &mut last, tables, &umem);
+        let planned = planned.and_then(|plan| match rooms.len() {
+            0 => Err(DropReason::NoFrame),
+            _ => Ok((plan, sa.sequence.take()?)),
+        });
+        let (plan, taken) = match planned {
+            Ok(planned) => planned,
             Err(reason) => {
                 descriptor.drop_for(reason);
                 too_long |= reason == DropReason::TooLong;
+                continue;
             }
-        }
-    }
-    if prepared.is_empty() {
-        return too_long;
-    }
-    run_engine(batch, &mut prepared, sas, &umem, engine);
-    for one in prepared {
-        let Some(descriptor) = batch.get_mut(usize::from(one.position)) else {
-            continue;
         };
-        pool.put(std::mem::replace(&mut descriptor.frame, one.fresh));
+        let Some((frame, additional)) = rooms.next() else {
+            unreachable!("there was one a moment ago")
+        };
+        count(sa, plan.outer_length);
+        let outer = last.as_ref().map(|(_, outer)| outer);
+        let number = sealed.len();
+        let laid = |start, bytes| {
+            laid_out.push(LaidOut { number, start, bytes });
+        };
+        jobs.push(job(
+            descriptor,
+            &plan,
+            sa,
+            taken,
+            outer,
+            (frame, additional),
+            &umem,
+            laid,
+        ));
+        sealed.push(position);
+    }
+    if !jobs.is_empty() {
+        engine.seal(&mut jobs);
+    }
+    drop(jobs);
+    for LaidOut { number, start, bytes } in laid_out {
+        umem.room_mut(&mut fresh[number])[start - 4..start + 4].copy_from_slice(&bytes);
+    }
+    for (position, frame) in sealed.into_iter().zip(&mut fresh) {
+        std::mem::swap(&mut batch[usize::from(position)].frame, frame);
+    }
+    // Those that were sealed from, and those that nothing was sealed into; the last one taken goes back first.
+    for frame in fresh.into_iter().rev() {
+        pool.put(frame);
     }
     too_long
 }
 
-fn prepare(
+impl From<SequenceError> for DropReason {
+    fn from(error: SequenceError) -> Self {
+        match error {
+            SequenceError::Exhausted => DropReason::SequenceExhausted,
+            SequenceError::NotReserved => DropReason::SequenceNotReserved,
+        }
+    }
+}
+
+#[inline]
+fn count(sa: &OutboundSa, bytes: usize) {
+    let mut tally = sa.tally.get();
+    tally.packets += 1;
+    tally.bytes += bytes as u64;
+    sa.tally.set(tally);
+}
+
+/// Lays a packet out, and makes it whole in the frame that it came in: headers in front of it, padding and trailer behind.
+#[inline]
+fn plan(
     descriptor: &mut Descriptor,
-    (position, place): (usize, Place),
-    sa: &mut OutboundSa,
+    (place, sa): (Place, &OutboundSa),
     last: &mut Option<(Place, Outer)>,
     tables: &Tables,
-    pool: &mut FramePool,
     umem: &Umem,
-) -> Result<Prepared, DropReason> {
+) -> Result<Plan, DropReason> {
     let packet = &descriptor.packet;
     let Inside {
         from,
@@ -151,32 +220,32 @@ fn prepare(
     let end = usize::from(packet.end);
     let payload = front + end - from;
     let outer_length = esp::length(payload);
-    let mut outer_for = |local, remote| -> Result<(), DropReason> {
-        if !matches!(last, Some((known, _)) if *known == place) {
-            *last = Some((place, Outer::new(tables, descriptor.far_host(), local, remote)?));
+    let mut outer_for = |local, remote| -> Result<usize, DropReason> {
+        match last {
+            Some((known, outer)) if *known == place => Ok(outer.length()),
+            _ => {
+                let outer = Outer::new(tables, descriptor.far_host(), local, remote)?;
+                Ok(last.insert((place, outer)).1.length())
+            }
         }
-        Ok(())
     };
-    let udp_source = match sa.mode {
-        Mode::Transport => None,
-        Mode::Tunnel { local, remote } => {
-            outer_for(local, remote)?;
-            Some(None)
-        }
+    let (l3, start, before) = match sa.mode {
+        Mode::Transport => (usize::from(packet.l3_offset), from, Before::Own),
+        Mode::Tunnel { local, remote }
+        | Mode::Overlay {
+            local,
+            remote,
+            udp_source: None,
+        } => (ethernet::HEADER, outer_for(local, remote)?, Before::Hosts),
         Mode::Overlay {
             local,
             remote,
-            udp_source,
-        } => {
-            outer_for(local, remote)?;
-            Some(udp_source)
-        }
-    };
-    let between = udp_source.and_then(|source| Some((&last.as_ref()?.1, source)));
-    let (l3, start) = match &between {
-        None => (usize::from(packet.l3_offset), from),
-        Some((outer, None)) => (ethernet::HEADER, outer.length()),
-        Some((outer, Some(_))) => (ethernet::HEADER, outer.length() + udp::HEADER),
+            udp_source: Some(source),
+        } => (
+            ethernet::HEADER,
+            outer_for(local, remote)? + udp::HEADER,
+            Before::HostsAndUdp(source),
+        ),
     };
     let bound = tables.uplink_mtu.min(umem.room() - l3);
     let fits = || {
@@ -206,50 +275,90 @@ fn prepare(
         .unwrap_or_default();
     let trailer = esp::write_trailer(room, payload, next_header).ok_or(DropReason::TooLong)?;
     umem.set_length(&mut descriptor.frame, end + trailer);
-    let headers = umem
-        .bytes(&descriptor.frame)
-        .get(..from)
-        .ok_or(DropReason::Truncated)?;
-    let mut fresh = pool.take().ok_or(DropReason::NoFrame)?;
-    let (number, nonce) = match sa.sequence.take() {
-        Ok(taken) => taken,
-        Err(error) => {
-            pool.put(fresh);
-            return Err(match error {
-                SequenceError::Exhausted => DropReason::SequenceExhausted,
-                SequenceError::NotReserved => DropReason::SequenceNotReserved,
-            });
-        }
+    Ok(Plan {
+        from,
+        front,
+        length: payload + trailer,
+        outer_length,
+        start,
+        before,
+    })
+}
+
+/// Writes what stands in front of the payload into the fresh frame; gives what the engine is to do from one frame into the other.
+#[inline]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what is made of them is one thing, and each is borrowed from elsewhere"
+)]
+fn job<'a>(
+    descriptor: &'a Descriptor,
+    plan: &Plan,
+    sa: &'a OutboundSa,
+    (number, nonce): (u64, Nonce),
+    outer: Option<&Outer>,
+    (frame, additional): (&'a mut Frame, &'a mut [u8; 12]),
+    umem: &'a Umem,
+    laid_out: impl FnOnce(usize, [u8; 8]),
+) -> SealJob<'a> {
+    let Plan {
+        from,
+        front,
+        length,
+        outer_length,
+        start,
+        ..
+    } = *plan;
+    let packet = &descriptor.packet;
+    let Some(source) = umem.with_front(&descriptor.frame, front) else {
+        unreachable!("the headers were written there")
     };
-    sa.tally.packets += 1;
-    sa.tally.bytes += outer_length as u64;
-    umem.set_length(&mut fresh, start + outer_length);
-    let (before, rest) = umem.room_mut(&mut fresh).split_at_mut(start);
-    match between {
-        None => write_transport_headers(before, packet, headers, outer_length),
-        Some((outer, None)) => outer.write(before, esp::ESP, packet.traffic_class, outer_length),
-        Some((outer, Some(source))) => {
+    umem.set_length(frame, start + outer_length);
+    let (room, rest) = umem.room_mut(frame).split_at_mut(start + esp::HEADER + length);
+    let Some(tag) = rest.first_chunk_mut() else {
+        unreachable!("the length was checked")
+    };
+    let (before, behind) = room.split_at_mut(start);
+    match (plan.before, outer) {
+        (Before::Own, _) => write_transport_headers(before, packet, source, outer_length),
+        (Before::Hosts, Some(outer)) => outer.write(before, esp::ESP, packet.traffic_class, outer_length),
+        (Before::HostsAndUdp(source), Some(outer)) => {
             let length = udp::HEADER + outer_length;
             outer.write(before, transport::UDP, packet.traffic_class, length);
             before[outer.length()..].copy_from_slice(esp::in_udp(source, length as u16).as_bytes());
         }
+        (Before::Hosts | Before::HostsAndUdp(_), None) => unreachable!("the plan has made them"),
     }
-    let esp = esp::Header {
+    let header = esp::Header {
         spi: sa.spi.get().into(),
         sequence: (number as u32).into(),
         iv: number.into(),
     };
-    rest[..esp::HEADER].copy_from_slice(esp.as_bytes());
-    Ok(Prepared {
-        fresh,
-        nonce: Some(nonce),
-        additional: additional(&esp, number, sa.esn),
-        position: position as u16,
-        start: start as u16,
-        from: from as u16,
-        front: front as u16,
-        length: (payload + trailer) as u16,
-    })
+    behind[..esp::HEADER].copy_from_slice(header.as_bytes());
+    *additional = self::additional(&header, number, sa.esn);
+    let additional = authenticated(additional, sa.esn);
+    let source = &source[from..from + length];
+    let (additional, buffers) = match sa.protection {
+        Protection::Encrypt => {
+            let destination = &mut room[start + esp::HEADER..];
+            (additional, Buffers::Copy { source, destination })
+        }
+        Protection::Authenticate => {
+            room[start + esp::HEADER..].copy_from_slice(source);
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&room[start - 4..start + 4]);
+            laid_out(start, bytes);
+            let from = lay_out_gmac(room, start, additional);
+            (&room[from..], Buffers::InPlace(&mut []))
+        }
+    };
+    SealJob {
+        key: &sa.key,
+        nonce,
+        additional,
+        buffers,
+        tag,
+    }
 }
 
 /// The part that ESP wraps.
@@ -284,8 +393,8 @@ fn inside(packet: &Packet, mode: Mode) -> Result<Inside, DropReason> {
 
 /// The guest's own headers, with ESP as what follows (RFC 4303 3.1.1).
 #[inline]
-fn write_transport_headers(front: &mut [u8], packet: &Packet, headers: &[u8], esp_length: usize) {
-    copy_headers(front, headers);
+fn write_transport_headers(front: &mut [u8], packet: &Packet, frame: &[u8], esp_length: usize) {
+    copy_headers(front, &frame[..front.len()]);
     let l3 = usize::from(packet.l3_offset);
     let ip = &mut front[l3..];
     if packet.ethertype == ethernet::IPV4 {
@@ -305,66 +414,6 @@ pub(super) fn copy_headers(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Lets the engine seal from the frames received into the fresh ones.
-fn run_engine(
-    batch: &Batch,
-    prepared: &mut ArrayVec<Prepared, BATCH>,
-    sas: &Slots<OutboundSa>,
-    umem: &Umem,
-    engine: &dyn Engine,
-) {
-    let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
-    // What stood around the start of ESP before it was laid out for AES-GMAC.
-    let mut saved = [[0; 8]; BATCH];
-    for (one, saved) in prepared.iter_mut().zip(&mut saved) {
-        let descriptor = &batch[usize::from(one.position)];
-        let sa = sa_of(descriptor, sas);
-        let (start, length) = (usize::from(one.start), usize::from(one.length));
-        let (from, front) = (usize::from(one.from), usize::from(one.front));
-        let source = umem.with_front(&descriptor.frame, front);
-        let Some(source) = source.and_then(|bytes| bytes.get(from..from + length)) else {
-            unreachable!("the headers were written there")
-        };
-        let Some(nonce) = one.nonce.take() else {
-            unreachable!("prepared once, sealed once")
-        };
-        let text = start + esp::HEADER;
-        let (front, rest) = umem.room_mut(&mut one.fresh).split_at_mut(text + length);
-        let Some(tag) = rest.first_chunk_mut() else {
-            unreachable!("the length was checked")
-        };
-        let additional = authenticated(&one.additional, sa.esn);
-        let (additional, buffers) = match sa.protection {
-            Protection::Encrypt => {
-                let destination = &mut front[text..];
-                (additional, Buffers::Copy { source, destination })
-            }
-            Protection::Authenticate => {
-                front[text..].copy_from_slice(source);
-                saved.copy_from_slice(&front[start - 4..start + 4]);
-                let from = lay_out_gmac(front, start, additional);
-                (&front[from..], Buffers::InPlace(&mut []))
-            }
-        };
-        jobs.push(SealJob {
-            key: &sa.key,
-            nonce,
-            additional,
-            buffers,
-            tag,
-        });
-    }
-    engine.seal(&mut jobs);
-    drop(jobs);
-    for (one, saved) in prepared.iter_mut().zip(&saved) {
-        let sa = sa_of(&batch[usize::from(one.position)], sas);
-        if sa.protection == Protection::Authenticate {
-            let start = usize::from(one.start);
-            umem.room_mut(&mut one.fresh)[start - 4..start + 4].copy_from_slice(saved);
-        }
-    }
-}
-
 /// SPI and sequence number as they are authenticated (RFC 4106 5): with ESN all of the number, of which the packet has the low
 /// half.
 #[inline]
@@ -376,13 +425,6 @@ pub(super) fn additional(header: &esp::Header, sequence: u64, esn: bool) -> [u8;
     } else {
         [a, b, c, d, i, j, k, l, 0, 0, 0, 0]
     }
-}
-
-/// The SA that a packet has, which was looked up among these before.
-#[inline]
-pub(super) fn sa_of<'a, T>(descriptor: &Descriptor, sas: &'a Slots<T>) -> &'a T {
-    let sa = descriptor.sa.and_then(|place| sas.get(place));
-    sa.unwrap_or_else(|| unreachable!("it was there a moment ago"))
 }
 
 /// As much of [`additional`] as there is.

@@ -1,5 +1,7 @@
 //! An inbound SA: what its owner needs to open what comes under its SPI.
 
+use std::cell::Cell;
+
 use guestseal_rules::classify::Protection;
 use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex};
 
@@ -37,5 +39,5 @@ pub struct InboundSa {
     /// The host that seals with it.
     pub peer: HostIndex,
     /// What came under it.
-    pub tally: Tally,
+    pub tally: Cell<Tally>,
 }

@@ -8,6 +8,7 @@
 //! }
 //! ```
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use guestseal_rules::classify::Protection;
@@ -56,7 +57,7 @@ pub struct OutboundSa {
     /// The sequence space.
     pub sequence: Sequence,
     /// What left under it.
-    pub tally: Tally,
+    pub tally: Cell<Tally>,
 }
 
 /// What was done under an SA: it stands in it, so that counting touches no memory of its own.

@@ -4,6 +4,7 @@
 //! the hard end of the space (2^32-1, with ESN 2^64-1: RFC 4303 3.3.3); for an SA whose key outlives the process, the
 //! reservation, a mark that was made durable before the numbers below it may be used; and the type, which only counts up.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,12 +58,13 @@ impl Reservation {
     }
 }
 
-/// The numbers of one SA.
+/// The numbers of one SA. Cells, since packets of a batch hold the SA's key while the next ones take their numbers; no other thread
+/// can take one (a cell is not `Sync`).
 #[derive(Debug)]
 pub struct Sequence {
-    next: u64,
+    next: Cell<u64>,
     /// Copy of the reservation's mark, so that the shared line is read once a block.
-    reserved: u64,
+    reserved: Cell<u64>,
     last: u64,
     salt: Salt,
     reservation: Option<Arc<Reservation>>,
@@ -79,8 +81,8 @@ impl Sequence {
     #[must_use]
     pub fn fresh(esn: bool, salt: Salt) -> Self {
         Self {
-            next: 1,
-            reserved: u64::MAX,
+            next: Cell::new(1),
+            reserved: Cell::new(u64::MAX),
             last: Self::last(esn),
             salt,
             reservation: None,
@@ -101,8 +103,8 @@ impl Sequence {
     pub fn reserved(esn: bool, salt: Salt, reservation: Arc<Reservation>) -> Self {
         let next = reservation.next().max(1);
         Self {
-            next,
-            reserved: reservation.reserved(),
+            next: Cell::new(next),
+            reserved: Cell::new(reservation.reserved()),
             last: Self::last(esn),
             salt,
             reservation: Some(reservation),
@@ -114,29 +116,29 @@ impl Sequence {
     /// # Errors
     /// See [`SequenceError`]; no number is used up then.
     #[inline]
-    pub fn take(&mut self) -> Result<(u64, Nonce), SequenceError> {
-        let number = self.next;
+    pub fn take(&self) -> Result<(u64, Nonce), SequenceError> {
+        let number = self.next.get();
         // The very last number is kept back, so that `next` itself cannot wrap.
         if number >= self.last {
             return Err(SequenceError::Exhausted);
         }
         if let Some(reservation) = &self.reservation {
-            if number >= self.reserved {
-                self.reserved = reservation.reserved();
-                if number >= self.reserved {
+            if number >= self.reserved.get() {
+                self.reserved.set(reservation.reserved());
+                if number >= self.reserved.get() {
                     return Err(SequenceError::NotReserved);
                 }
             }
             reservation.next.store(number + 1, Ordering::Relaxed);
         }
-        self.next = number + 1;
+        self.next.set(number + 1);
         Ok((number, Nonce::new(self.salt, number)))
     }
 
     /// How many numbers are left before the hard end.
     #[must_use]
     pub fn left(&self) -> u64 {
-        self.last - self.next
+        self.last - self.next.get()
     }
 }
 
@@ -148,7 +150,7 @@ mod tests {
 
     #[test]
     fn counts_from_one_and_makes_the_nonce_of_rfc_4106() {
-        let mut sequence = Sequence::fresh(true, SALT);
+        let sequence = Sequence::fresh(true, SALT);
         assert_eq!(
             sequence.take(),
             Ok((1, Nonce::of_vector([1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 1])))
@@ -160,7 +162,7 @@ mod tests {
     fn ends_at_its_limit_and_stays_there() {
         for esn in [false, true] {
             let last = Sequence::last(esn);
-            let mut sequence = Sequence::reserved(esn, SALT, Reservation::new(last - 1, u64::MAX));
+            let sequence = Sequence::reserved(esn, SALT, Reservation::new(last - 1, u64::MAX));
             assert_eq!(sequence.take().unwrap().0, last - 1);
             assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
             assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
@@ -169,7 +171,7 @@ mod tests {
 
     #[test]
     fn ends_earlier_if_it_is_told_to() {
-        let mut sequence = Sequence::fresh(true, SALT).at_most(2);
+        let sequence = Sequence::fresh(true, SALT).at_most(2);
         assert_eq!(sequence.take().unwrap().0, 1);
         assert_eq!(sequence.take().unwrap().0, 2);
         assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
@@ -179,7 +181,7 @@ mod tests {
     #[test]
     fn waits_at_the_durable_mark() {
         let reservation = Reservation::new(10, 12);
-        let mut sequence = Sequence::reserved(true, SALT, Arc::clone(&reservation));
+        let sequence = Sequence::reserved(true, SALT, Arc::clone(&reservation));
         assert_eq!(sequence.take().unwrap().0, 10);
         assert_eq!(sequence.take().unwrap().0, 11);
         assert_eq!(sequence.take(), Err(SequenceError::NotReserved));

@@ -1,7 +1,9 @@
 //! Latency per direction and outcome: from the XDP program's stamp to the transmit ring (or to the drop).
 //!
-//! A worker records into its own histograms; at intervals it swaps them for empty ones that control sends, so that
-//! neither waits for the other and nothing is allocated on the packet path.
+//! A worker counts in buckets of its own; at intervals it swaps them for empty ones that control sends, so that
+//! neither waits for the other and nothing is allocated on the packet path. Control makes histograms of them: the buckets are
+//! HdrHistogram's, but to find one takes a shift and an addition in line, where a record into a histogram took 19 cycles a
+//! packet (Zen 4).
 
 use std::io::Write;
 use std::time::{Duration, SystemTime};
@@ -25,8 +27,54 @@ const CLASSES: [&str; 5] = [
 /// Longest latency that is told apart from longer ones, in ns.
 const LONGEST: u64 = 10_000_000_000;
 
-/// Two significant digits: a histogram then has 30 KiB, and what is touched of it stays in the cache.
+/// Two significant digits: a class then has 28 KiB, and what is touched of it stays in the cache.
 const DIGITS: u8 = 2;
+
+/// With two digits a value is told apart by its first 8 bits.
+const BITS: u32 = 8;
+const HALF: usize = 1 << (BITS - 1);
+
+/// Buckets of a class.
+const BUCKETS: usize = bucket_of(LONGEST) + 1;
+
+/// The bucket of a value: values of up to 8 bits have one each; of longer ones the first 8 bits and the length count.
+#[inline]
+const fn bucket_of(value: u64) -> usize {
+    let cut = (value | ((1 << BITS) - 1)).ilog2() + 1 - BITS;
+    cut as usize * HALF + (value >> cut) as usize
+}
+
+/// The least value of a bucket.
+fn least_of(bucket: usize) -> u64 {
+    let cut = (bucket / HALF).saturating_sub(1);
+    ((bucket - cut * HALF) as u64) << cut
+}
+
+/// What a worker has counted: a bucket for each range of ns, for each direction and class of outcome.
+#[derive(Debug)]
+pub struct Counts(Box<[[u64; BUCKETS]]>);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(vec![[0; BUCKETS]; Direction::ALL.len() * CLASSES.len()].into_boxed_slice())
+    }
+}
+
+impl Counts {
+    /// Records one packet.
+    #[inline]
+    pub fn record(&mut self, direction: Direction, outcome: Outcome, nanoseconds: u64) {
+        let class = direction as usize * CLASSES.len() + class_of(outcome);
+        self.0[class][bucket_of(nanoseconds.min(LONGEST))] += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        let (own, other) = (self.0.as_flattened_mut(), other.0.as_flattened());
+        for (own, other) in own.iter_mut().zip(other) {
+            *own += other;
+        }
+    }
+}
 
 #[inline]
 fn class_of(outcome: Outcome) -> usize {
@@ -45,16 +93,12 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Records one packet.
-    #[inline]
-    pub fn record(&mut self, direction: Direction, outcome: Outcome, nanoseconds: u64) {
-        self.0[direction as usize * CLASSES.len() + class_of(outcome)].saturating_record(nanoseconds.max(1));
-    }
-
-    /// Adds another set to this one.
-    pub fn merge(&mut self, other: &Self) {
-        for (own, other) in self.0.iter_mut().zip(&other.0) {
-            own.add(other).expect("the same bounds");
+    /// Adds what a worker has counted.
+    pub fn add(&mut self, counts: &Counts) {
+        for (histogram, counts) in self.0.iter_mut().zip(&counts.0) {
+            for (bucket, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+                histogram.saturating_record_n(least_of(bucket).max(1), *count);
+            }
         }
     }
 
@@ -82,17 +126,17 @@ impl Latencies {
 /// The worker's end of the exchange.
 #[derive(Debug)]
 pub struct Recorder {
-    /// What it records into.
-    pub current: Box<Latencies>,
-    empty: Consumer<Box<Latencies>>,
-    full: Producer<Box<Latencies>>,
+    /// What it counts in.
+    pub current: Box<Counts>,
+    empty: Consumer<Box<Counts>>,
+    full: Producer<Box<Counts>>,
 }
 
 /// Control's end of the exchange.
 #[derive(Debug)]
 pub struct Collector {
-    empty: Producer<Box<Latencies>>,
-    full: Consumer<Box<Latencies>>,
+    empty: Producer<Box<Counts>>,
+    full: Consumer<Box<Counts>>,
 }
 
 /// The two ends.
@@ -115,7 +159,7 @@ pub fn exchange() -> (Recorder, Collector) {
 }
 
 impl Recorder {
-    /// Swaps the histograms if control asked for them.
+    /// Swaps the counts if control asked for them.
     #[inline]
     pub fn swap_if_asked(&mut self) {
         if self.empty.is_empty() || self.full.is_full() {
@@ -124,14 +168,14 @@ impl Recorder {
         if let Ok(empty) = self.empty.pop() {
             let full = std::mem::replace(&mut self.current, empty);
             if let Err(rtrb::PushError::Full(full)) = self.full.push(full) {
-                self.current.merge(&full);
+                self.current.add(&full);
             }
         }
     }
 }
 
 impl Collector {
-    /// Asks for the histograms. They come with a later [`Collector::collect`].
+    /// Asks for the counts. They come with a later [`Collector::collect`].
     pub fn ask(&mut self) {
         if !self.empty.is_full() {
             let _ = self.empty.push(Box::default());
@@ -139,7 +183,7 @@ impl Collector {
     }
 
     /// What the worker gave since it was last asked.
-    pub fn collect(&mut self) -> Option<Box<Latencies>> {
+    pub fn collect(&mut self) -> Option<Box<Counts>> {
         self.full.pop().ok()
     }
 }
@@ -189,16 +233,19 @@ mod tests {
     use hdrhistogram::serialization::Deserializer;
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::path::outcome::{DropReason, SentAs};
 
     #[test]
     fn the_log_is_read_back() {
-        let mut latencies = Latencies::default();
+        let mut counts = Counts::default();
         for nanoseconds in [1_000, 2_000, 3_000] {
-            latencies.record(Direction::Outbound, Outcome::Sent(SentAs::Encrypted), nanoseconds);
+            counts.record(Direction::Outbound, Outcome::Sent(SentAs::Encrypted), nanoseconds);
         }
-        latencies.record(Direction::Inbound, Outcome::Dropped(DropReason::NoRule), 500);
+        counts.record(Direction::Inbound, Outcome::Dropped(DropReason::NoRule), 500);
+        let latencies = histograms(&counts);
         let (mut bytes, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
         let mut log = begin_log(&mut bytes, SystemTime::UNIX_EPOCH, &mut serializer).unwrap();
         write_interval(&mut log, Duration::ZERO, Duration::from_secs(1), &latencies).unwrap();
@@ -243,21 +290,39 @@ mod tests {
     }
 
     #[test]
-    fn histograms_go_over_and_come_back_empty() {
+    fn counts_go_over_and_come_back_empty() {
         let (mut recorder, mut collector) = exchange();
         recorder.current.record(Direction::Local, Outcome::Delivered, 7);
         recorder.swap_if_asked();
         assert!(collector.collect().is_none(), "nobody asked");
         collector.ask();
         recorder.swap_if_asked();
-        assert_eq!(collector.collect().unwrap().recorded().count(), 1);
-        assert_eq!(recorder.current.recorded().count(), 0);
+        assert_eq!(histograms(&collector.collect().unwrap()).recorded().count(), 1);
+        assert_eq!(histograms(&recorder.current).recorded().count(), 0);
     }
 
     #[test]
     fn the_longest_saturate() {
+        let mut counts = Counts::default();
+        counts.record(Direction::Local, Outcome::Delivered, u64::MAX);
+        let latencies = histograms(&counts);
+        let (_, _, histogram) = latencies.recorded().next().unwrap();
+        assert_eq!((histogram.len(), histogram.max() >= LONGEST), (1, true));
+    }
+
+    fn histograms(counts: &Counts) -> Latencies {
         let mut latencies = Latencies::default();
-        latencies.record(Direction::Local, Outcome::Delivered, u64::MAX);
-        assert_eq!(latencies.recorded().next().unwrap().2.len(), 1);
+        latencies.add(counts);
+        latencies
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_is_one_of_the_histogram_s(value in 0..=LONGEST, shift in 0u32..34) {
+            let value = value >> shift;
+            let histogram = Histogram::<u64>::new_with_bounds(1, LONGEST, DIGITS).unwrap();
+            prop_assert_eq!(least_of(bucket_of(value)), histogram.lowest_equivalent(value));
+            prop_assert!(bucket_of(value) < BUCKETS);
+        }
     }
 }

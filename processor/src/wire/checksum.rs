@@ -27,12 +27,13 @@ pub fn sum(bytes: &[u8]) -> u16 {
 /// Without a look at the header (RFC 1624, equation 3).
 #[inline]
 #[must_use]
-pub fn update(checksum: u16, changes: &[(u16, u16)]) -> u16 {
-    let mut total = u64::from(!checksum);
+pub fn update<const N: usize>(checksum: u16, changes: [(u16, u16); N]) -> u16 {
+    const { assert!(N < 0x4000, "the sum has no more than 32 bits") };
+    let mut total = u32::from(!checksum);
     for (before, after) in changes {
-        total += u64::from(!before) + u64::from(*after);
+        total += u32::from(!before) + u32::from(after);
     }
-    !fold(total)
+    !fold_32(total)
 }
 
 /// The folded sum of the pseudo header of an upper-layer packet of `length` bytes (RFC 9293 3.1, RFC 8200 8.1). It is never 0,
@@ -68,11 +69,15 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 
 #[inline]
 fn fold(total: u64) -> u16 {
-    let mut total = (total & 0xffff_ffff) + (total >> 32);
-    total = (total & 0xffff) + (total >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    total as u16
+    let (low, carried) = (total as u32).overflowing_add((total >> 32) as u32);
+    // A carry out of 32 bits is 1 at the other end, where there is room for it then.
+    fold_32(low + u32::from(carried))
+}
+
+#[inline]
+fn fold_32(total: u32) -> u16 {
+    let (low, carried) = (total as u16).overflowing_add((total >> 16) as u16);
+    low + u16::from(carried)
 }
 
 #[cfg(test)]
@@ -104,7 +109,7 @@ mod tests {
             let changes = [(word(2), one), (word(8), two)];
             header[2..4].copy_from_slice(&one.to_be_bytes());
             header[8..10].copy_from_slice(&two.to_be_bytes());
-            header[10..12].copy_from_slice(&update(before, &changes).to_be_bytes());
+            header[10..12].copy_from_slice(&update(before, changes).to_be_bytes());
             prop_assert_eq!(sum(&header), 0xffff);
         }
     }

@@ -36,7 +36,7 @@ pub fn write(header: &mut [u8], ethertype: u16, ecn: u8) {
                 let word = |class| u16::from_be_bytes([fields.version_length, class]);
                 let class = fields.traffic_class & !3 | ecn;
                 let changes = [(word(fields.traffic_class), word(class))];
-                let sum = checksum::update(fields.checksum.get(), &changes);
+                let sum = checksum::update(fields.checksum.get(), changes);
                 fields.traffic_class = class;
                 fields.checksum.set(sum);
             }

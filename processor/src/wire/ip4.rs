@@ -53,7 +53,7 @@ pub fn rewrite(header: &mut [u8], total_length: u16, protocol: u8) {
             (fields.total_length.get(), total_length),
             (word(fields.protocol), word(protocol)),
         ];
-        let sum = checksum::update(fields.checksum.get(), &changes);
+        let sum = checksum::update(fields.checksum.get(), changes);
         fields.total_length.set(total_length);
         fields.protocol = protocol;
         fields.checksum.set(sum);

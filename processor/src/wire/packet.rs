@@ -225,6 +225,25 @@ impl Packet {
         true
     }
 
+    /// Makes of an IP packet without extension headers, whose payload was ESP, the packet that was sealed in transport mode: the
+    /// headers stay what they are, `payload` is what `protocol` says.
+    ///
+    /// So the header that was read before is not read again: it was just written in small pieces, and a load of several of
+    /// them waits until they are in the cache.
+    ///
+    /// # Errors
+    /// See [`Malformed`]: then the packet is not to be used.
+    #[inline]
+    pub fn unwrapped(&mut self, protocol: u8, payload: &[u8]) -> Result<(), Malformed> {
+        let start = self.l4_offset;
+        if self.ethertype == ethernet::IPV6 {
+            return self.parse_chain(start, protocol, payload);
+        }
+        self.protocol = protocol;
+        self.end = start + payload.len() as u16;
+        self.parse_transport(payload, 0)
+    }
+
     #[inline(never)]
     fn read_any(&mut self, frame: &[u8]) -> Result<(), Malformed> {
         let (header, mut rest) =
@@ -319,14 +338,20 @@ impl Packet {
         let payload = rest
             .get(..usize::from(header.payload_length.get()))
             .ok_or(Malformed::Truncated)?;
-        let chain = extension::walk(header.next_header, payload)?;
-        let upper = payload.get(chain.length..).ok_or(Malformed::Extension)?;
         self.l3 = L3::Ip;
         self.source = IpAddr::V6(header.source.into());
         self.destination = IpAddr::V6(header.destination.into());
-        self.protocol = chain.protocol;
         self.traffic_class = (word >> 20) as u8;
         self.dscp = self.traffic_class >> 2;
+        self.parse_chain(self.l3_offset + ip6::HEADER as u16, header.next_header, payload)
+    }
+
+    /// Follows extension headers from `start` to the upper-layer protocol.
+    #[inline]
+    fn parse_chain(&mut self, start: u16, next_header: u8, payload: &[u8]) -> Result<(), Malformed> {
+        let chain = extension::walk(next_header, payload)?;
+        let upper = payload.get(chain.length..).ok_or(Malformed::Extension)?;
+        self.protocol = chain.protocol;
         self.has_extensions = chain.length > 0;
         let offset = chain.fragment.map_or(0, |fragment| fragment.offset);
         self.fragment = match chain.fragment {
@@ -334,8 +359,8 @@ impl Packet {
             Some(fragment) => fragment_state(fragment.offset, fragment.more),
             None => Fragment::Whole,
         };
-        self.end = self.l3_offset + (ip6::HEADER + payload.len()) as u16;
-        self.l4_offset = self.l3_offset + (ip6::HEADER + chain.length) as u16;
+        self.end = start + payload.len() as u16;
+        self.l4_offset = start + chain.length as u16;
         self.parse_transport(upper, offset)
     }
 
@@ -530,6 +555,31 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn unwrapped_is_what_is_read_of_the_plain_packet(
+            v6: bool,
+            tagged: bool,
+            // Those whose headers are looked into, and any.
+            protocol in prop_oneof![prop::sample::select(vec![0u8, 1, 6, 17, 43, 44, 50, 51, 58, 60, 132]), any::<u8>()],
+            payload in prop::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..80),
+        ) {
+            let tags: &[u16] = if tagged { &[7] } else { &[] };
+            let packet = |protocol, payload: &[u8]| {
+                let (header, ethertype) = if v6 {
+                    let (source, destination) = ("fd00:1::1".parse().unwrap(), "fd00:1::2".parse().unwrap());
+                    let header = ip6::outer(source, destination, protocol, 0xb8, payload.len() as u16);
+                    (header.to_vec(), ethernet::IPV6)
+                } else {
+                    let length = (ip4::HEADER + payload.len()) as u16;
+                    (ip4::outer(SOURCE, DESTINATION, protocol, 0xb8, length).to_vec(), ethernet::IPV4)
+                };
+                frame(tags, ethertype, &[&header, payload].concat())
+            };
+            let mut sealed = Packet::parse(&packet(50, &[0xaa; 100])).unwrap();
+            let unwrapped = sealed.unwrapped(protocol, &payload).map(|()| sealed);
+            prop_assert_eq!(unwrapped, Packet::parse(&packet(protocol, &payload)));
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..4u8) {
             if bytes.len() >= 15 {

@@ -121,7 +121,7 @@ fn lower(segment: &mut [u8], place: usize, value: u16) -> Option<()> {
     for (number, change) in changes.iter_mut().enumerate().take(words) {
         change.1 = word(segment, first + 2 * number)?;
     }
-    let sum = checksum::update(word(segment, CHECKSUM)?, &changes);
+    let sum = checksum::update(word(segment, CHECKSUM)?, changes);
     segment
         .get_mut(CHECKSUM..CHECKSUM + 2)?
         .copy_from_slice(&sum.to_be_bytes());

@@ -34,7 +34,7 @@ pub(crate) fn nonce(bytes: [u8; 12]) -> Option<Nonce> {
     let [salt @ .., _, _, _, _, _, _, _, _] = bytes;
     let [_, _, _, _, iv @ ..] = bytes;
     let number = u64::from_be_bytes(iv);
-    let mut sequence = Sequence::reserved(true, Salt(salt), Reservation::new(number, u64::MAX));
+    let sequence = Sequence::reserved(true, Salt(salt), Reservation::new(number, u64::MAX));
     let (taken, nonce) = sequence.take().ok()?;
     (taken == number).then_some(nonce)
 }

@@ -1,5 +1,6 @@
 //! Hosts on memory ports: the real workers, path, tables and SAs, without a kernel.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use guestseal::port::pool::FramePool;
 use guestseal::port::umem::{HugePages, Shape, Umem};
 use guestseal::sa::inbound::InboundSa;
 use guestseal::sa::nonce::Salt;
-use guestseal::sa::outbound::{Mode, OutboundSa, Tally};
+use guestseal::sa::outbound::{Mode, OutboundSa};
 use guestseal::sa::replay::ReplayWindow;
 use guestseal::sa::selector::Selector;
 use guestseal::sa::sequence::{Reservation, Sequence};
@@ -609,7 +610,7 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
                 esn: options.esn,
                 key,
                 sequence: Sequence::reserved(options.esn, salt, reservation),
-                tally: Tally::default(),
+                tally: Cell::default(),
             };
             let place = mine.outbound.add(owner, outbound);
             let wanted = OutboundKey {
@@ -632,7 +633,7 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
                 rule_key: sa.key,
                 network: sa.network,
                 peer: HostIndex(sa.from as u16),
-                tally: Tally::default(),
+                tally: Cell::default(),
             };
             let place = mine.inbound.add(owner, inbound);
             assert!(table.add_inbound(spi, place));

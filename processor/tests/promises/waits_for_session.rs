@@ -1,11 +1,13 @@
 //! What has no session yet waits: bounded in number and time, and never leaves but sealed.
 
+use std::cell::Cell;
+
 use guestseal::aead::aes_gcm::AesGcm;
 use guestseal::aead::engine::Engine;
 use guestseal::path::batch::WorkerId;
 use guestseal::path::notices::Notice;
 use guestseal::path::outcome::DropReason::*;
-use guestseal::sa::outbound::{Mode, OutboundSa, Tally};
+use guestseal::sa::outbound::{Mode, OutboundSa};
 use guestseal::sa::sequence::Sequence;
 use guestseal::sa::slots::Place;
 use guestseal::sa::spi::Spi;
@@ -74,7 +76,7 @@ fn establish(host: &mut Host, policy: &Policy, id: &str, serial: u32) -> Place {
         esn: true,
         key: AesGcm.expand(suite, &bytes).unwrap(),
         sequence: Sequence::fresh(true, salt),
-        tally: Tally::default(),
+        tally: Cell::default(),
     };
     for command in [
         Command::OutboundRoom(Vec::with_capacity(8)),
@@ -187,7 +189,7 @@ fn an_sa_that_was_retired_seals_nothing_more() {
     assert!(host.on_wire().is_empty());
     assert_eq!(host.dropped(NoSecurityAssociation), 1);
     let given_back = std::iter::from_fn(|| host.notices[0].pop().ok()).any(
-        |notice| matches!(notice, Notice::Outbound(place, sa) if place == first && sa.tally.packets == 1),
+        |notice| matches!(notice, Notice::Outbound(place, sa) if place == first && sa.tally.get().packets == 1),
     );
     assert!(given_back, "with what was done under it");
     host.publish_sas(|sas| sas.set_session(key_of(&policy, "blue-any"), Vec::new()));

@@ -309,8 +309,8 @@ impl Installer {
     /// Takes what a worker says of SAs. Whether it was the last answer to a survey.
     pub(super) fn hear(&mut self, worker: WorkerId, notice: Notice) -> bool {
         match notice {
-            Notice::Outbound(place, sa) => self.freed(Way::Out, place, sa.tally),
-            Notice::Inbound(place, sa) => self.freed(Way::In, place, sa.tally),
+            Notice::Outbound(place, sa) => self.freed(Way::Out, place, sa.tally.get()),
+            Notice::Inbound(place, sa) => self.freed(Way::In, place, sa.tally.get()),
             Notice::Survey(survey) => {
                 for (way, all) in [(Way::Out, &survey.outbound), (Way::In, &survey.inbound)] {
                     for (slot, serial, tally) in all {

@@ -10,6 +10,7 @@ pub mod manager;
 pub mod reload;
 pub mod scope;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -33,7 +34,7 @@ use crate::keys::store::{Generation, KeyStore, StoreError};
 use crate::path::batch::WorkerId;
 use crate::path::notices::Notice;
 use crate::sa::inbound::InboundSa;
-use crate::sa::outbound::{Mode, OutboundSa, Tally};
+use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::replay::ReplayWindow;
 use crate::sa::selector::Selector;
 use crate::sa::sequence::Sequence;
@@ -402,7 +403,7 @@ impl Sessions {
                 rule_key: carried.key,
                 network: carried.network,
                 peer: peer.host,
-                tally: Tally::default(),
+                tally: Cell::default(),
             };
             Ok((order.owner, sa))
         };
@@ -426,7 +427,7 @@ impl Sessions {
                 esn: true,
                 key: self.aead.expand(order.key.suite(), order.key.key())?,
                 sequence: Sequence::fresh(true, order.key.salt()).at_most(packets),
-                tally: Tally::default(),
+                tally: Cell::default(),
             })
         };
         sas.into_iter().map(make).collect()
