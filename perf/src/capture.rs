@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use guestseal::wire::esp;
 use guestseal::wire::packet::{L3, Packet};
+use guestseal::wire::{transport, udp};
 use rustix::process::Signal;
 
 use crate::namespaces::Namespace;
@@ -143,14 +144,17 @@ impl Follower {
     }
 }
 
-/// SPI and low sequence number of an ESP frame.
+/// SPI and low sequence number of an ESP frame, in UDP port 4500 or not.
 #[must_use]
 pub fn esp_of(frame: &[u8]) -> Option<(u32, u32)> {
     let packet = Packet::parse(frame).ok()?;
-    if packet.l3 != L3::Ip || packet.protocol != esp::ESP {
-        return None;
-    }
-    let header = frame.get(usize::from(packet.l4_offset)..)?.first_chunk::<8>()?;
+    let skipped = match (packet.l3, packet.protocol, packet.ports) {
+        (L3::Ip, esp::ESP, _) => 0,
+        (L3::Ip, transport::UDP, Some((_, esp::UDP_PORT))) => udp::HEADER,
+        _ => return None,
+    };
+    let start = usize::from(packet.l4_offset) + skipped;
+    let header = frame.get(start..)?.first_chunk::<8>()?;
     let [a, b, c, d, e, f, g, h] = *header;
     Some((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])))
 }

@@ -225,6 +225,20 @@ impl Deployment {
         })
     }
 
+    /// What `guestseal ctl` says of a host that runs.
+    ///
+    /// # Errors
+    /// If it refuses.
+    pub fn ctl(&self, host: usize, words: &[&str]) -> Result<String, PerfError> {
+        let name = &self.policy.hosts[host].name;
+        let mut command = Command::new(program());
+        command
+            .arg("ctl")
+            .arg("--config")
+            .arg(self.directory.join(format!("{name}.yaml")));
+        run(command.args(words))
+    }
+
     fn deal_sas(&mut self, tunnel: &[&str]) -> Result<(), PerfError> {
         let hosts = self.policy.hosts.len();
         let mut sealing: Vec<(usize, Protection, NetworkIndex)> = Vec::new();

@@ -50,6 +50,19 @@ guests:
 keys:
   - {id: blue-any}
   - {id: red-any}
+  - {id: blue-remedy}
+containers:
+  - name: default
+    transfers:
+      - {name: infected, when: {tag: {service: av, severity: ">=70"}}, to: quarantine}
+  - name: quarantine
+    quarantine: true
+    release: {when: {not: {tag: {service: av}}}}
+    rules:
+      - {name: quarantine-arp, from: members, to: any, ethertype: arp, action: plaintext}
+      - {name: remediation, from: members, to: {guest: two}, protocol: tcp, ports: [8530], action: encrypt, key: blue-remedy}
+      - {name: nobody-out, from: members, to: any, action: drop}
+      - {name: nobody-in, from: any, to: members, action: drop}
 rules:
   - {name: arp, from: any, to: any, ethertype: arp, action: plaintext}
   - {name: blue, from: {network: blue}, to: {network: blue}, action: encrypt, key: blue-any}
@@ -62,7 +75,7 @@ struct Bench {
     machines: Vec<Machine>,
     capture: Option<Capture>,
     topology: Topology,
-    _deployment: Deployment,
+    deployment: Deployment,
 }
 
 /// Runs them.
@@ -73,13 +86,17 @@ pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
     println!("guests: two machines on two hosts");
     let mut bench = Bench::new(setting)?;
     type Step = fn(&mut Bench) -> Result<(), PerfError>;
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         (
             "QEMU's defaults: guestseal names what to turn off; ping passes, and a page by TCP",
             Bench::defaults,
         ),
         ("ping in both networks, and between them nothing", Bench::pings),
         ("iperf3 TCP and UDP, an HTTP download by its hash", Bench::traffic),
+        (
+            "a guest found infected while it downloads reaches the remediation server only, and goes on when it is clean",
+            Bench::quarantine,
+        ),
         ("a guest is reset and comes back", Bench::reset),
         (
             "a card is unplugged, its tap deleted, and both come back with offloads off in QEMU",
@@ -152,7 +169,7 @@ impl Bench {
             machines,
             capture,
             topology,
-            _deployment: deployment,
+            deployment,
         };
         for host in 0..2 {
             bench.configure(host)?;
@@ -262,6 +279,80 @@ impl Bench {
             if got != made {
                 return Err(PerfError::Wrong(format!("{url}: {got}, expected {made}")));
             }
+        }
+        Ok(())
+    }
+
+    fn quarantine(&mut self) -> Result<(), PerfError> {
+        self.machines[1].begin("remedy", "httpd -f -p 8530 -h /tmp")?;
+        self.listens(1, ":8530")?;
+        let made = self.machines[1].run("sha256sum </tmp/page")?;
+        self.machines[0].begin(
+            "download",
+            "curl -sSf --limit-rate 400k -o /tmp/got http://10.1.0.2/page",
+        )?;
+        self.machines[0].wait_until("the download to begin", PATIENCE, "[ -s /tmp/got ]")?;
+        let size = |bench: &mut Self| bench.machines[0].run("stat -c %s /tmp/got");
+
+        self.both(&[
+            "tag",
+            "set",
+            "one",
+            "--service",
+            "av",
+            "--name",
+            "malware.eicar",
+            "--severity",
+            "90",
+        ])?;
+        let remedy = "curl -sSf --max-time 10 -o /dev/null http://10.1.0.2:8530/page";
+        self.machines[0].wait_until("the remediation server", PATIENCE, remedy)?;
+        let before = size(self)?;
+        for to in ["10.1.0.2", "10.2.0.2"] {
+            let (status, said) = self.machines[0].try_run(&format!("ping -c 2 -W 1 {to}"))?;
+            if status == 0 {
+                return Err(PerfError::Wrong(format!(
+                    "{to} answers a guest in quarantine: {said}"
+                )));
+            }
+        }
+        let after = size(self)?;
+        let whole = self.machines[1].run("stat -c %s /tmp/page")?;
+        if before != after || after == whole {
+            return Err(PerfError::Wrong(format!(
+                "the download had {before} bytes, then {after} of {whole} in quarantine"
+            )));
+        }
+
+        self.both(&[
+            "tag",
+            "clear",
+            "one",
+            "--service",
+            "av",
+            "--name",
+            "malware.eicar",
+        ])?;
+        self.ping(0, "10.1.0.2")?;
+        self.ping(0, "10.2.0.2")?;
+        self.machines[0].wait_until(
+            "the download to end",
+            PATIENCE,
+            "! [ -e /proc/$(cat /tmp/download.pid)/exe ]",
+        )?;
+        let got = self.machines[0].run("sha256sum </tmp/got")?;
+        if got != made {
+            return Err(PerfError::Wrong(format!(
+                "the download has {got}, expected {made}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Tells both hosts, as a security service does.
+    fn both(&self, words: &[&str]) -> Result<(), PerfError> {
+        for host in 0..2 {
+            self.deployment.ctl(host, words)?;
         }
         Ok(())
     }

@@ -8,24 +8,28 @@
 //! arrive whole and once; all sealed packets are then played in again and must all be refused; where a cell has edges, one
 //! packet that is late by exactly the window is refused, and the next one is taken.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod far;
+mod sealed;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::actor;
-use crate::capture::{Capture, Follower, esp_of, kinds_with};
+use crate::capture::{Capture, kinds_with};
 use crate::deployment::{Deployment, Host, imbalance, number};
-use crate::namespaces::{Namespace, Topology};
+use crate::namespaces::Topology;
 use crate::process::{PerfError, Running, cpus, wait_for};
 
 use super::Setting;
-use super::matrix::{BEFORE_WRAP, Cell, Cipher, DATAGRAMS, Family, Mode, Seen, Start, cells, table};
+use super::matrix::{
+    BEFORE_WRAP, Cell, Cipher, DATAGRAMS, Encapsulation, Family, Mode, Seen, Start, cells, table,
+};
 use super::qemu::{Machine, MachineSpec, Nic};
 use super::tally::Tally;
+use sealed::{Sealed, inject};
 
 const MODULES: &[&str] = &[
     "virtio_pci",
@@ -41,10 +45,16 @@ const MODULES: &[&str] = &[
     "seqiv",
     "echainiv",
     "aesni_intel",
+    "vxlan",
+    "geneve",
 ];
 const NEAR_MAC: &str = "02:00:00:01:00:01";
 const FAR_MAC: &str = "52:54:00:00:00:02";
 const PORT: u16 = 7001;
+/// The logical networks: a flat one, one in VXLAN, one in Geneve.
+const NETWORKS: [&str; 3] = ["blue", "red", "green"];
+/// The VNIs of the last two.
+const VNIS: [u32; 2] = [7001, 7002];
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What every datagram begins with: found on the wire only where a cell only authenticates.
 const MARKER: &str = "interop-cell";
@@ -62,7 +72,8 @@ struct Bench {
     // In the order in which they must go: programs before namespaces, namespaces before files.
     host: Host,
     machine: Machine,
-    near: Running,
+    /// What collects at each of the near guest's ports.
+    near: Vec<Running>,
     from_host: Sealed,
     from_machine: Sealed,
     captures: Vec<Capture>,
@@ -170,8 +181,9 @@ fn document(release: &str, rows: &[(Cell, Seen)]) -> String {
          stops there, so that 15 datagrams arrive and no more.\n\n\
          Neighbour discovery stays in plaintext on a flat network, which Linux must be told, or it seals its advertisements as well:\n\
          `ip xfrm policy add src ::/0 dst ::/0 proto ipv6-icmp type 136 dir out priority 1`, the same for type 135 and for `dir in`.\n\n\
-         {}\n\
-         Not in the table, because Guestseal does not speak them yet: UDP encapsulation (RFC 3948), VXLAN and Geneve under ESP.\n",
+         VXLAN and Geneve are the machine's own devices, whose datagrams `ip xfrm policy ... proto udp dport 4789` (6081) seals between the hosts; for ESP in UDP a socket\n\
+         with `UDP_ENCAP` is bound to port 4500, and over IPv6 takes datagrams without a checksum (`UDP_NO_CHECK6_RX`; the devices `udp6zerocsumrx`).\n\n\
+         {}",
         table(rows)
     )
 }
@@ -185,32 +197,66 @@ fn addresses(cell: &Cell) -> [String; 2] {
     }
 }
 
+/// The number of a cell's logical network.
+fn network(cell: &Cell) -> usize {
+    match cell.mode {
+        Mode::Transport(_) | Mode::Tunnel { .. } => 0,
+        Mode::Overlay {
+            encapsulation: Encapsulation::Vxlan,
+            ..
+        } => 1,
+        Mode::Overlay {
+            encapsulation: Encapsulation::Geneve,
+            ..
+        } => 2,
+    }
+}
+
+/// A cell's key.
+fn key(cell: &Cell) -> String {
+    format!("{}-{}", NETWORKS[network(cell)], cell.number)
+}
+
 fn policy(cells: &[Cell]) -> String {
-    let list = |end: usize| {
-        cells
-            .iter()
-            .map(|cell| format!("\"{}\"", addresses(cell)[end]))
-            .collect::<Vec<_>>()
-            .join(", ")
+    let ports = |guest: &str, mac: &str, end: usize| {
+        let port = |(number, network_name): (usize, &&str)| {
+            let addresses: Vec<String> = cells
+                .iter()
+                .filter(|cell| network(cell) == number)
+                .map(|cell| format!("\"{}\"", addresses(cell)[end]))
+                .collect();
+            format!(
+                "\x20     - {{interface: gp-{guest}-{number}, network: {network_name}, mac: \"{mac}\", addresses: [{}]}}\n",
+                addresses.join(", ")
+            )
+        };
+        NETWORKS.iter().enumerate().map(port).collect::<String>()
     };
+    let [flat, vxlan, geneve] = NETWORKS;
     let mut text = format!(
         "hosts:\n  - {{name: h1, addresses: [192.0.2.1, \"2001:db8::1\"]}}\n  - {{name: h2, addresses: [192.0.2.2, \"2001:db8::2\"]}}\n\
-         networks:\n  - {{name: blue, type: flat}}\n\
-         guests:\n\
-         \x20 - {{id: near, host: h1, ports: [{{interface: gp-near, network: blue, mac: \"{NEAR_MAC}\", addresses: [{}]}}]}}\n\
-         \x20 - {{id: far, host: h2, ports: [{{interface: gp-far, network: blue, mac: \"{FAR_MAC}\", addresses: [{}]}}]}}\n\
-         keys:\n",
-        list(0),
-        list(1)
+         networks:\n  - {{name: {flat}, type: flat}}\n  - {{name: {vxlan}, type: vxlan, vni: {}}}\n  - {{name: {geneve}, type: geneve, vni: {}}}\n\
+         guests:\n  - id: near\n    host: h1\n    ports:\n{}  - id: far\n    host: h2\n    ports:\n{}keys:\n",
+        VNIS[0],
+        VNIS[1],
+        ports("near", NEAR_MAC, 0),
+        ports("far", FAR_MAC, 1)
     );
     for cell in cells {
         let (Cipher::Gcm(bits) | Cipher::Gmac(bits)) = cell.cipher;
-        let _ = writeln!(text, "  - {{id: blue-{}, suite: aes-{bits}-gcm}}", cell.number);
+        let _ = writeln!(text, "  - {{id: {}, suite: aes-{bits}-gcm}}", key(cell));
     }
-    text += "rules:\n\
-             \x20 - {name: arp, from: any, to: any, ethertype: arp, action: plaintext}\n\
-             \x20 - {name: solicitation, from: any, to: any, protocol: icmpv6, icmp-type: 135, action: plaintext}\n\
-             \x20 - {name: advertisement, from: any, to: any, protocol: icmpv6, icmp-type: 136, action: plaintext}\n";
+    text += "rules:\n";
+    for (name, what) in [
+        ("arp", "ethertype: arp"),
+        ("solicitation", "protocol: icmpv6, icmp-type: 135"),
+        ("advertisement", "protocol: icmpv6, icmp-type: 136"),
+    ] {
+        let _ = writeln!(
+            text,
+            "  - {{name: {name}, from: {{network: {flat}}}, to: {{network: {flat}}}, {what}, action: plaintext}}"
+        );
+    }
     for cell in cells {
         let action = match cell.cipher {
             Cipher::Gcm(_) => "encrypt",
@@ -219,8 +265,9 @@ fn policy(cells: &[Cell]) -> String {
         let [near, far] = addresses(cell);
         let _ = writeln!(
             text,
-            "  - {{name: cell-{0}, from: {{cidr: \"{near}\"}}, to: {{cidr: \"{far}\"}}, action: {action}, key: blue-{0}}}",
-            cell.number
+            "  - {{name: cell-{}, from: {{cidr: \"{near}\"}}, to: {{cidr: \"{far}\"}}, action: {action}, key: {}}}",
+            cell.number,
+            key(cell)
         );
     }
     text
@@ -231,20 +278,16 @@ impl Bench {
         let program = std::env::current_exe().map_err(PerfError::io("this program's own file"))?;
         let mut deployment = Deployment::new("interop", &policy(cells), &[])?;
         for sa in &mut deployment.sas {
-            let cell = cells
-                .iter()
-                .find(|cell| sa.key == format!("blue-{}", cell.number));
-            let Some(cell) = cell else { continue };
+            let Some(cell) = cells.iter().find(|cell| sa.key == key(cell)) else {
+                continue;
+            };
             sa.tunnel = matches!(cell.mode, Mode::Tunnel { .. });
             let mut extra = format!("esn: {}", cell.esn);
-            if matches!(
-                cell.mode,
-                Mode::Tunnel {
-                    outer: Family::V6,
-                    ..
-                }
-            ) {
+            if cell.mode.over_ip6() {
                 extra += ", over-ip6: true";
+            }
+            if matches!(cell.mode, Mode::Overlay { in_udp: true, .. }) {
+                extra += ", udp-encapsulation: true";
             }
             if sa.to == 0 {
                 let _ = write!(extra, ", replay-window: {}", cell.own_window());
@@ -265,7 +308,7 @@ impl Bench {
             "interop",
             "cloud-amd64",
             MODULES,
-            &["ip", "ss", "ping", "ethtool"]
+            &["ip", "ss", "ping", "ethtool", "socat"]
                 .map(PathBuf::from)
                 .into_iter()
                 .chain([program.clone()])
@@ -282,14 +325,14 @@ impl Bench {
             }],
         };
         let mut machine = Machine::start(wire, &boot.image, &boot.initramfs, &spec, &setting.logs)?;
-        configure(&mut machine, cells, &deployment)?;
+        far::configure(&mut machine, cells, &deployment)?;
         machine.begin("collected", &format!("guestseal-perf actor collect {PORT}"))?;
         machine.wait_until("the collector", PATIENCE, "grep listening /tmp/collected")?;
 
         let cpu = cpus()?[0];
         deployment.write_host(0, &format!("workers: [{{queue: 0, cpu: {cpu}}}]"))?;
         for cell in cells.iter().filter(|cell| cell.start == Start::BeforeWrap) {
-            deployment.set_mark(0, &format!("blue-{}-h1-h2", cell.number), u64::from(BEFORE_WRAP))?;
+            deployment.set_mark(0, &format!("{}-h1-h2", key(cell)), u64::from(BEFORE_WRAP))?;
         }
         let host = deployment.start(0, &topology.hosts[0], &[])?;
         if cells.iter().any(|cell| matches!(cell.mode, Mode::Tunnel { .. })) {
@@ -302,12 +345,15 @@ impl Bench {
                     .then_some(()))
             })?;
         }
-        let near = actor::serve(
-            &program,
-            &topology.guests[0].namespace,
-            deployment.directory(),
-            &["collect", &PORT.to_string()],
-        )?;
+        let mut near = Vec::new();
+        for guest in &topology.guests {
+            near.push(actor::serve(
+                &program,
+                &guest.namespace,
+                deployment.directory(),
+                &["collect", &PORT.to_string()],
+            )?);
+        }
         let capture = |interface| Capture::start(&topology.wire, interface, deployment.directory());
         let captures = vec![capture("host0")?, capture("machine0")?];
         Ok(Self {
@@ -328,6 +374,7 @@ impl Bench {
     /// One direction of a cell.
     fn cell(&mut self, cell: &Cell, direction: Direction) -> Result<(), PerfError> {
         let marker = marker(cell, direction);
+        far::turn_to(&mut self.machine, cell)?;
         // One ahead: neighbours are found, and the receiver's window begins, before many come at once.
         self.send(cell, direction, &marker, 1..=1, 0)?;
         self.wait_for_number(&marker, direction, 1)?;
@@ -395,7 +442,8 @@ impl Bench {
             Direction::Guestseal => {
                 let words = words(&far);
                 let words: Vec<&str> = words.split(' ').collect();
-                actor::play_in(&self.program, &self.topology.guests[0].namespace, &words)?;
+                let guest = &self.topology.guests[network(cell)];
+                actor::play_in(&self.program, &guest.namespace, &words)?;
             }
             Direction::Linux => {
                 self.machine
@@ -408,7 +456,7 @@ impl Bench {
     /// How often each number of a marker has arrived.
     fn collected(&mut self, marker: &str, direction: Direction) -> Result<BTreeMap<u32, u32>, PerfError> {
         let text = match direction {
-            Direction::Linux => self.near.output(),
+            Direction::Linux => self.near.iter_mut().map(Running::output).collect(),
             Direction::Guestseal => self
                 .machine
                 .run(&format!("grep '^{marker} ' /tmp/collected || true"))?,
@@ -483,8 +531,8 @@ impl Bench {
 
     fn spi(&self, cell: &Cell, direction: Direction) -> u32 {
         let name = match direction {
-            Direction::Guestseal => format!("blue-{}-h1-h2", cell.number),
-            Direction::Linux => format!("blue-{}-h2-h1", cell.number),
+            Direction::Guestseal => format!("{}-h1-h2", key(cell)),
+            Direction::Linux => format!("{}-h2-h1", key(cell)),
         };
         let sa = self.deployment.sas.iter().find(|sa| sa.name == name);
         sa.map_or(0, |sa| sa.spi)
@@ -620,163 +668,6 @@ fn marker(cell: &Cell, direction: Direction) -> String {
 
 fn wrong(why: String) -> PerfError {
     PerfError::Wrong(why)
-}
-
-/// The sealed frames of each SPI that a capture has.
-struct Sealed {
-    follower: Follower,
-    frames: HashMap<u32, Vec<Vec<u8>>>,
-}
-
-impl Sealed {
-    fn new(file: &Path) -> Self {
-        Self {
-            follower: Follower::new(file),
-            frames: HashMap::new(),
-        }
-    }
-
-    fn look(&mut self) -> Result<(), PerfError> {
-        for frame in self.follower.more()? {
-            if let Some((spi, _)) = esp_of(&frame) {
-                self.frames.entry(spi).or_default().push(frame);
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for so many frames of an SPI; gives them.
-    fn take(&mut self, spi: u32, count: usize) -> Result<Vec<Vec<u8>>, PerfError> {
-        wait_for(
-            &format!("{count} frames of {spi:#x} on the wire"),
-            PATIENCE,
-            || {
-                self.look()?;
-                Ok(self
-                    .frames
-                    .get(&spi)
-                    .is_some_and(|frames| frames.len() >= count)
-                    .then_some(()))
-            },
-        )?;
-        let mut frames = self.frames.remove(&spi).unwrap_or_default();
-        frames.truncate(count);
-        Ok(frames)
-    }
-
-    fn forget(&mut self, spi: u32) -> Result<(), PerfError> {
-        self.look()?;
-        self.frames.remove(&spi);
-        Ok(())
-    }
-}
-
-/// Sends frames out of an interface.
-fn inject(namespace: &Namespace, interface: &str, frames: &[Vec<u8>]) -> Result<(), PerfError> {
-    const SEND: &str = "import socket, sys\n\
-                        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
-                        s.bind((sys.argv[1], 0))\n\
-                        for line in sys.stdin: s.send(bytes.fromhex(line))\n";
-    let mut command = namespace.command("python3");
-    let failed = || PerfError::io("a program that injects frames");
-    let mut child = command
-        .args(["-c", SEND, interface])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(failed())?;
-    let text: String = frames
-        .iter()
-        .map(|frame| frame.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n")
-        .collect();
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(text.as_bytes()).map_err(failed())?;
-    }
-    let status = child.wait().map_err(failed())?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(wrong(format!("frames could not be injected ({status})")))
-    }
-}
-
-/// Addresses, SAs and policies of the machine.
-fn configure(machine: &mut Machine, cells: &[Cell], deployment: &Deployment) -> Result<(), PerfError> {
-    let mut batch = String::from(
-        "link set eth0 up\naddr add 192.0.2.2/24 dev eth0\naddr add 2001:db8::2/64 dev eth0 nodad\n",
-    );
-    // Linux would seal its neighbour discovery, too, and so lose the neighbour: it goes before the policies of the cells.
-    for kind in [135, 136] {
-        for way in ["in", "out"] {
-            let _ = writeln!(
-                batch,
-                "xfrm policy add src ::/0 dst ::/0 proto 58 type {kind} dir {way} priority 1"
-            );
-        }
-    }
-    for cell in cells {
-        let [near, far] = addresses(cell);
-        let (prefix, dad) = match cell.mode.inner() {
-            Family::V4 => (24, ""),
-            Family::V6 => (64, " nodad"),
-        };
-        let _ = writeln!(batch, "addr add {far}/{prefix} dev eth0{dad}");
-        let (mode, ours, theirs) = match cell.mode {
-            Mode::Transport(_) => ("transport", far.clone(), near.clone()),
-            Mode::Tunnel {
-                outer: Family::V4, ..
-            } => ("tunnel", "192.0.2.2".into(), "192.0.2.1".into()),
-            Mode::Tunnel {
-                outer: Family::V6, ..
-            } => ("tunnel", "2001:db8::2".into(), "2001:db8::1".into()),
-        };
-        let algorithm = match cell.cipher {
-            Cipher::Gcm(_) => "rfc4106(gcm(aes))",
-            Cipher::Gmac(_) => "rfc4543(gcm(aes))",
-        };
-        for sa in &deployment.sas {
-            if sa.key != format!("blue-{}", cell.number) {
-                continue;
-            }
-            let outward = sa.from == 1;
-            let ((source, destination), (from, to), way) = if outward {
-                ((&ours, &theirs), (&far, &near), "out")
-            } else {
-                ((&theirs, &ours), (&near, &far), "in")
-            };
-            let number = cell.number;
-            let _ = write!(
-                batch,
-                "xfrm state add src {source} dst {destination} proto esp spi {:#x} reqid {number} mode {mode} aead {algorithm} 0x{} 128",
-                sa.spi, sa.keymat
-            );
-            // A machine's inner and outer addresses may be of different families: the selector says which are inside.
-            if mode == "tunnel" {
-                let _ = write!(batch, " sel src {from} dst {to}");
-            }
-            if cell.esn {
-                batch += " flag esn";
-            }
-            let _ = write!(batch, " replay-window {}", cell.window);
-            if cell.start == Start::BeforeWrap {
-                let (which, value) = if outward {
-                    ("replay-oseq", BEFORE_WRAP)
-                } else {
-                    // Guestseal begins at the number itself.
-                    ("replay-seq", BEFORE_WRAP - 1)
-                };
-                let _ = write!(batch, " {which} {value:#x}");
-            }
-            batch.push('\n');
-            let _ = writeln!(
-                batch,
-                "xfrm policy add src {from} dst {to} dir {way} priority 2 tmpl src {source} dst {destination} proto esp reqid {number} mode {mode}"
-            );
-        }
-    }
-    // KEYMAT stays in the machine's memory; nothing of it is printed.
-    machine.write("/tmp/batch", &batch)?;
-    machine.run("ip -batch /tmp/batch")?;
-    Ok(())
 }
 
 #[cfg(test)]

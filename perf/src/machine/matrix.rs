@@ -11,6 +11,15 @@ pub enum Family {
     V6,
 }
 
+/// What an overlay network puts its guests' frames into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// VXLAN (RFC 7348).
+    Vxlan,
+    /// Geneve (RFC 8926).
+    Geneve,
+}
+
 /// What ESP wraps, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -23,6 +32,15 @@ pub enum Mode {
         /// The hosts' addresses.
         outer: Family,
     },
+    /// The datagram between hosts that has a guest's frame.
+    Overlay {
+        /// What the frame is in.
+        encapsulation: Encapsulation,
+        /// The hosts' addresses.
+        outer: Family,
+        /// ESP in UDP port 4500 (RFC 3948).
+        in_udp: bool,
+    },
 }
 
 impl Mode {
@@ -31,7 +49,23 @@ impl Mode {
     pub fn inner(self) -> Family {
         match self {
             Mode::Transport(family) | Mode::Tunnel { inner: family, .. } => family,
+            Mode::Overlay { .. } => Family::V4,
         }
+    }
+
+    /// Whether ESP is between the hosts' IPv6 addresses.
+    #[must_use]
+    pub fn over_ip6(self) -> bool {
+        matches!(
+            self,
+            Mode::Tunnel {
+                outer: Family::V6,
+                ..
+            } | Mode::Overlay {
+                outer: Family::V6,
+                ..
+            }
+        )
     }
 }
 
@@ -104,6 +138,15 @@ impl Cell {
         let mode = match self.mode {
             Mode::Transport(inner) => format!("transport, {}", family(inner)),
             Mode::Tunnel { inner, outer } => format!("tunnel, {} in {}", family(inner), family(outer)),
+            Mode::Overlay {
+                encapsulation,
+                outer,
+                in_udp,
+            } => format!(
+                "transport{}, {encapsulation:?} over {}",
+                if in_udp { " in UDP 4500" } else { "" },
+                family(outer)
+            ),
         };
         let cipher = match self.cipher {
             Cipher::Gcm(bits) => format!("AES-{bits}-GCM"),
@@ -135,6 +178,11 @@ impl Cell {
 pub fn cells(short: bool) -> Vec<Cell> {
     use Family::{V4, V6};
     let tunnel = |inner, outer| Mode::Tunnel { inner, outer };
+    let overlay = |encapsulation, outer, in_udp| Mode::Overlay {
+        encapsulation,
+        outer,
+        in_udp,
+    };
     let modes = [
         Mode::Transport(V4),
         Mode::Transport(V6),
@@ -185,6 +233,12 @@ pub fn cells(short: bool) -> Vec<Cell> {
             Start::BeforeWrap,
             false,
         );
+        for mode in [
+            overlay(Encapsulation::Vxlan, V4, true),
+            overlay(Encapsulation::Geneve, V6, false),
+        ] {
+            add(mode, Cipher::Gcm(256), true, 1024, Start::One, false);
+        }
         return cells;
     }
     for mode in modes {
@@ -216,6 +270,18 @@ pub fn cells(short: bool) -> Vec<Cell> {
             add(mode, cipher, true, 1024, Start::BeforeWrap, false);
         }
         add(mode, Cipher::Gcm(256), false, 1024, Start::BeforeWrap, false);
+    }
+    for encapsulation in [Encapsulation::Vxlan, Encapsulation::Geneve] {
+        for outer in [V4, V6] {
+            for in_udp in [false, true] {
+                let mode = overlay(encapsulation, outer, in_udp);
+                add(mode, Cipher::Gcm(256), true, 1024, Start::One, false);
+                add(mode, Cipher::Gcm(128), false, 1024, Start::One, false);
+                add(mode, Cipher::Gmac(256), true, 1024, Start::One, false);
+            }
+        }
+        let mode = overlay(encapsulation, V4, false);
+        add(mode, Cipher::Gcm(256), true, 1024, Start::BeforeWrap, false);
     }
     cells
 }
@@ -259,8 +325,12 @@ mod tests {
 
     #[test]
     fn without_esn_fifteen_numbers_are_left_before_the_wrap() {
-        let cell = cells(true).into_iter().last().unwrap();
-        assert_eq!((cell.esn, cell.expected()), (false, 15));
+        let cells = cells(true);
+        let expected = |esn: bool| {
+            let wraps = |cell: &&Cell| cell.start == Start::BeforeWrap && cell.esn == esn;
+            cells.iter().find(wraps).unwrap().expected()
+        };
+        assert_eq!((expected(true), expected(false)), (DATAGRAMS, 15));
     }
 
     #[test]

@@ -117,7 +117,7 @@ pub fn run(options: &Options) -> Result<bool, PerfError> {
             continue;
         }
         if options.short && !in_short {
-            tally.skipped(name, "not part of the short form");
+            println!("{name} is not part of the short form");
             continue;
         }
         match part(&setting, &mut tally) {

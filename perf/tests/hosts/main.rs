@@ -48,6 +48,7 @@ const TESTS: &[(&str, Body)] = &[
         traffic::both_modes,
     ),
     ("traffic::generic_xdp", traffic::generic),
+    ("traffic::a_policy_of_many_files", traffic::many_files),
     (
         "offloads::checksums_and_segments_are_left_to_the_card",
         offloads::left_to_the_card,

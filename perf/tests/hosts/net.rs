@@ -1,14 +1,13 @@
 //! Hosts, guests and a wire, and what the tests do with them.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use guestseal_perf::actor;
 use guestseal_perf::capture::{Capture, esp_of};
 use guestseal_perf::deployment::{Deployment, Host, imbalance, number};
 use guestseal_perf::namespaces::{GuestSpec, Namespace, Topology};
-use guestseal_perf::process::{PerfError, Running, cpus, run, wait_for};
+use guestseal_perf::process::{PerfError, Running, cpus, wait_for};
 use serde_json::Value;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -213,13 +212,7 @@ impl Net {
 
     /// What `guestseal ctl` says of a host.
     pub(crate) fn ctl(&self, host: usize, words: &[&str]) -> std::result::Result<String, PerfError> {
-        let name = &self.deployment.policy.hosts[host].name;
-        let mut command = Command::new(guestseal_perf::deployment::program());
-        command
-            .arg("ctl")
-            .arg("--config")
-            .arg(self.deployment.directory().join(format!("{name}.yaml")));
-        run(command.args(words))
+        self.deployment.ctl(host, words)
     }
 
     /// The SPI of an SA.

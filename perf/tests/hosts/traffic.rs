@@ -10,7 +10,7 @@ use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use rustix::process::Signal;
 
-use crate::net::{Net, PATIENCE, Result, ensure, program};
+use crate::net::{Net, PATIENCE, POLICY, Result, ensure, program};
 
 /// Transport mode (blue) and tunnel mode (red), IPv4 and IPv6, and meanwhile a TCP server of the host's own.
 pub(crate) fn both_modes() -> Result<()> {
@@ -72,6 +72,60 @@ pub(crate) fn generic() -> Result<()> {
         ensure(said.contains("uplink uplink: XDP generic"), || said)?;
         net.stop(host)?;
     }
+    Ok(())
+}
+
+/// A policy in files of different owners: who is where in one, what happens to the infected in another, the rules in a third. What
+/// only the last two say is done to packets.
+pub(crate) fn many_files() -> Result<()> {
+    let mut net = Net::new("files", 1)?;
+    let (inventory, rest) = POLICY
+        .split_once("\ncontainers:")
+        .ok_or("containers in the policy")?;
+    let (containers, rules) = rest.split_once("\nrules:").ok_or("rules behind them")?;
+    let directory = net.deployment.directory();
+    std::fs::write(directory.join("policy.yaml"), inventory)?;
+    std::fs::write(
+        directory.join("security.yaml"),
+        format!("containers:{containers}"),
+    )?;
+    std::fs::write(directory.join("rules.yaml"), format!("rules:{rules}"))?;
+    for host in 0..2 {
+        let path = net.write_host(host, 1)?;
+        let text = std::fs::read_to_string(&path)?;
+        let files = "policy: [policy.yaml, security.yaml, rules.yaml]";
+        std::fs::write(&path, text.replacen("policy: [policy.yaml]", files, 1))?;
+        net.start(host, &[])?;
+    }
+    net.pings("blue-1", "10.1.0.2")?;
+    for host in 0..2 {
+        let words = [
+            "tag",
+            "set",
+            "blue-1",
+            "--service",
+            "av",
+            "--name",
+            "found",
+            "--severity",
+            "90",
+        ];
+        net.ctl(host, &words)?;
+    }
+    let lost = net
+        .guest("blue-1")
+        .run("ping -c 3 -i 0.05 -W 1 -q 10.1.0.2")
+        .is_err();
+    ensure(lost, || "a guest in quarantine reaches its neighbour".to_owned())?;
+    let totals = net.stop(0)?;
+    let (sealed, dropped) = (
+        number(&totals, "/outcomes/sent_encrypted"),
+        number(&totals, "/outcomes/dropped/RuleDrops"),
+    );
+    ensure(sealed >= 5 && dropped >= 3, || {
+        format!("{sealed} sealed, {dropped} dropped by rules: {totals}")
+    })?;
+    net.stop(1)?;
     Ok(())
 }
 
