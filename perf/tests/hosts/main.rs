@@ -15,6 +15,7 @@ mod moves;
 mod offloads;
 mod overlay;
 mod overload;
+mod path_mtu;
 mod ports;
 mod reload;
 mod sessions;
@@ -96,6 +97,10 @@ const TESTS: &[(&str, Body)] = &[
         sessions::rotation_and_revocation,
     ),
     ("sessions::either_side_restarts", sessions::restarts),
+    (
+        "path_mtu::a_way_that_eats_long_packets_is_followed_down_and_up",
+        path_mtu::followed,
+    ),
     ("key_manager::its_keys_are_followed", key_manager::followed),
     (
         "sessions::forged_handshakes_cost_traffic_little",

@@ -67,12 +67,21 @@ pub(super) fn render_sessions(status: &Value) -> String {
         other => other.to_string(),
     };
     out += &format!(
-        "sessions\n  {:<12} {:<12} {:<20} {:<4} {:>7} {:>12} {:>12} {:>8} {:>8}\n",
-        "peer", "network", "key.generation", "", "age s", "sent", "received", "replays", "rekey s"
+        "sessions\n  {:<12} {:<12} {:<20} {:<4} {:>7} {:>12} {:>12} {:>8} {:>8} {:>8}\n",
+        "peer",
+        "network",
+        "key.generation",
+        "",
+        "age s",
+        "sent",
+        "received",
+        "replays",
+        "rekey s",
+        "path MTU"
     );
     for session in sessions {
         out += &format!(
-            "  {:<12} {:<12} {:<20} {:<4} {:>7} {:>12} {:>12} {:>8} {:>8}\n",
+            "  {:<12} {:<12} {:<20} {:<4} {:>7} {:>12} {:>12} {:>8} {:>8} {:>8}\n",
             text(&session["peer"]),
             text(&session["network"]),
             format!("{}.{}", text(&session["key"]), session["generation"]),
@@ -82,6 +91,7 @@ pub(super) fn render_sessions(status: &Value) -> String {
             text(&session["received_packets"]),
             text(&session["replay_drops"]),
             text(&session["next_rekey_seconds"]),
+            text(&session["path_mtu"]),
         );
     }
     for (key, usage) in status["keys"].as_object().into_iter().flatten() {

@@ -6,7 +6,7 @@
 
 mod places;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use guestseal_rules::compile::Ruleset;
-use guestseal_rules::model::{GuestPort, NetworkKind, PortIndex};
+use guestseal_rules::model::{GuestPort, HostIndex, NetworkKind, PortIndex};
 use guestseal_xdp::{
     Attached, Attachment, Counters as XdpCounters, PinDirectory, Program, UplinkConfig, UplinkProgram,
     XdpError,
@@ -27,7 +27,7 @@ use crate::path::classify::Decisions;
 use crate::path::endpoints::Endpoints;
 use crate::path::flood::Floods;
 use crate::path::notices::{Notice, notices};
-use crate::path::tables::{AlsoAccepted, NextHops, Parts, Tables};
+use crate::path::tables::{AlsoAccepted, NextHops, Parts, PathMtu, Tables};
 use crate::path::waiting::WaitingRoom;
 use crate::port::Port;
 use crate::port::pool::FramePool;
@@ -107,6 +107,8 @@ pub struct Blueprint {
     pub endpoints: Arc<Endpoints>,
     /// For each host the MACs that lead to it.
     pub next_hops: Vec<NextHops>,
+    /// How long packets to hosts may be, as far as that was probed.
+    pub path_mtus: HashMap<HostIndex, PathMtu>,
     /// The counters of each worker.
     pub counters: Vec<Arc<Counters>>,
     /// The second forms that rules accept now.
@@ -697,6 +699,12 @@ impl DataPlane {
         self.replace(Arc::new(tables));
     }
 
+    /// Replaces how long packets to hosts may be, and nothing else.
+    pub fn publish_path_mtus(&mut self, known: &HashMap<HostIndex, PathMtu>) {
+        let tables = self.tables.load().with_path_mtus(known);
+        self.replace(Arc::new(tables));
+    }
+
     /// Lets the workers tell what the kernel has dropped.
     pub fn ask_for_drops(&mut self) {
         for worker in (0..self.commands.len() as u16).map(WorkerId) {
@@ -917,5 +925,7 @@ fn make_tables(plan: &Blueprint, uplink: &Link, places: &Places) -> Tables {
         sas: Arc::clone(&plan.sas),
         rule_counters: Arc::clone(&plan.rule_counters),
     };
-    Tables::new(&plan.config.policy, parts).with_also_accepted(Arc::clone(&plan.also_accepted))
+    Tables::new(&plan.config.policy, parts)
+        .with_path_mtus(&plan.path_mtus)
+        .with_also_accepted(Arc::clone(&plan.also_accepted))
 }

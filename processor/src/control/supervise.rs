@@ -7,6 +7,7 @@ mod relocate;
 mod state;
 mod ways;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::IpAddr;
@@ -180,6 +181,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
             rules: guests.ruleset().clone(),
             endpoints: Arc::new(config.endpoints()),
             next_hops: vec![NextHops::default(); config.policy.hosts.len()],
+            path_mtus: HashMap::new(),
             also_accepted: Arc::default(),
             counters: (0..workers).map(|_| Arc::default()).collect(),
             rule_counters: Arc::clone(book.counters()),
@@ -367,6 +369,9 @@ impl Control {
         match &mut self.sessions {
             Some(sessions) => {
                 sessions.turn(plane, &mut self.plan.sas);
+                if sessions.follow_path_mtus(&mut self.plan.path_mtus) {
+                    plane.publish_path_mtus(&self.plan.path_mtus);
+                }
                 let next_hops = &self.plan.next_hops;
                 let fresh = sessions.fresh_peers();
                 // The peer was just spoken with: the kernel knows the way, and the first packet waits for it.

@@ -65,7 +65,11 @@ fn read(datagram: &[u8]) -> Result<(u16, Vni, Inside), DropReason> {
 /// Reads the frame that was inside over the outer packet, and lets it know of congestion that that one met. Frames of `most`
 /// bytes fit the way back.
 #[inline]
-pub(super) fn enter(packet: &mut Packet, frame: &mut [u8], most: usize) -> Result<(), DropReason> {
+pub(super) fn enter(
+    packet: &mut Packet,
+    frame: &mut [u8],
+    most: impl FnOnce() -> usize,
+) -> Result<(), DropReason> {
     let outer_class = packet.traffic_class;
     packet.read(frame)?;
     if packet.l3 == L3::Ip {
@@ -77,8 +81,10 @@ pub(super) fn enter(packet: &mut Packet, frame: &mut [u8], most: usize) -> Resul
                 ecn::write(header, packet.ethertype, after);
             }
         }
-        let fits = most.saturating_sub(packet.l3_offset.into());
-        fit::clamp(packet, frame, fits as u16);
+        if packet.tcp_flags & transport::SYN != 0 {
+            let fits = most().saturating_sub(packet.l3_offset.into());
+            fit::clamp(packet, frame, fits as u16);
+        }
     }
     Ok(())
 }
@@ -113,7 +119,6 @@ fn take_out(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Result
     }
     let from = usize::from(packet.l4_offset);
     let outer = from - usize::from(packet.l3_offset) + HEADER;
-    let most = tables.uplink_mtu.saturating_sub(outer);
     let datagram = umem
         .bytes(&descriptor.frame)
         .get(from..usize::from(packet.end))
@@ -121,6 +126,8 @@ fn take_out(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Result
     let (port, vni, inside) = read(datagram)?;
     let network = tables.network_of_vni(port, vni).ok_or(DropReason::WrongNetwork)?;
     let peer = tables.host_of(packet.source).ok_or(DropReason::WrongHost)?;
+    let source = packet.source;
+    let most = || tables.mtu_towards(Some(peer), source).saturating_sub(outer);
     let (start, end) = (from + inside.start, from + inside.end);
     let room = umem.room_mut(&mut descriptor.frame);
     room.copy_within(start..end, 0);

@@ -131,7 +131,7 @@ fn make_bare(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Resul
     let frame = usize::from(packet.end);
     let front = outer.length() + HEADER;
     let room = umem.room_mut(&mut descriptor.frame);
-    let bound = (tables.uplink_mtu + ethernet::HEADER).min(room.len());
+    let bound = (outer.mtu() + ethernet::HEADER).min(room.len());
     let fits = bound.saturating_sub(front + usize::from(packet.l3_offset)) as u16;
     if front + frame > bound {
         descriptor.fits = fits;

@@ -369,7 +369,11 @@ fn finish(
             umem.set_length(fresh, length);
             let frame = &mut umem.room_mut(fresh)[..length];
             let before = start - usize::from(packet.l3_offset);
-            let most = esp::most_inside(tables.uplink_mtu.saturating_sub(before)).saturating_sub(front);
+            let (peer, source) = (Some(sa.peer), packet.source);
+            let most = || {
+                let mtu = tables.mtu_towards(peer, source);
+                esp::most_inside(mtu.saturating_sub(before)).saturating_sub(front)
+            };
             decapsulate::enter(packet, frame, most)?;
             descriptor.overlay = true;
         }

@@ -20,6 +20,7 @@ pub(super) struct Outer {
     /// Of a packet without payload, protocol and traffic class.
     headers: [u8; V6],
     length: usize,
+    mtu: usize,
 }
 
 impl Outer {
@@ -35,6 +36,7 @@ impl Outer {
         let mut outer = Self {
             headers: [0; V6],
             length: V4,
+            mtu: tables.mtu_towards(to, remote),
         };
         let (front, ip) = outer.headers.split_at_mut(ethernet::HEADER);
         let ethertype = match (local, remote) {
@@ -64,6 +66,12 @@ impl Outer {
     #[inline]
     pub(super) fn length(&self) -> usize {
         self.length
+    }
+
+    /// Bytes that a packet may have on that way, without Ethernet.
+    #[inline]
+    pub(super) fn mtu(&self) -> usize {
+        self.mtu
     }
 
     /// Writes them into the first bytes of `front`, which has room for them: so many bytes of `protocol` follow.

@@ -220,14 +220,17 @@ fn plan(
     let end = usize::from(packet.end);
     let payload = front + end - from;
     let outer_length = esp::length(payload);
+    let mut mtu = tables.uplink_mtu;
     let mut outer_for = |local, remote| -> Result<usize, DropReason> {
-        match last {
-            Some((known, outer)) if *known == place => Ok(outer.length()),
+        let outer = match last {
+            Some((known, outer)) if *known == place => outer,
             _ => {
                 let outer = Outer::new(tables, descriptor.far_host(), local, remote)?;
-                Ok(last.insert((place, outer)).1.length())
+                &mut last.insert((place, outer)).1
             }
-        }
+        };
+        mtu = outer.mtu();
+        Ok(outer.length())
     };
     let (l3, start, before) = match sa.mode {
         Mode::Transport => (usize::from(packet.l3_offset), from, Before::Own),
@@ -247,7 +250,7 @@ fn plan(
             Before::HostsAndUdp(source),
         ),
     };
-    let bound = tables.uplink_mtu.min(umem.room() - l3);
+    let bound = mtu.min(umem.room() - l3);
     let fits = || {
         let most = esp::most_inside(bound.saturating_sub(start - l3));
         // What of the payload is no part of the guest's IP packet, or of that packet is no part of the payload.

@@ -82,6 +82,15 @@ impl NextHops {
     }
 }
 
+/// How long a packet to one of a host's addresses may be, as far as that was probed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct PathMtu {
+    /// The address.
+    pub towards: IpAddr,
+    /// Bytes of an IP packet.
+    pub mtu: u16,
+}
+
 /// Another host, and this one.
 #[derive(Clone, Debug)]
 pub struct HostEntry {
@@ -89,6 +98,8 @@ pub struct HostEntry {
     pub addresses: Vec<IpAddr>,
     /// The MACs that lead to it.
     pub next_hops: NextHops,
+    /// What is known of the way to it besides.
+    pub path_mtu: Option<PathMtu>,
 }
 
 /// Everything that the packet path reads.
@@ -174,6 +185,7 @@ impl Tables {
         let hosts = policy.hosts.iter().enumerate().map(|(number, host)| HostEntry {
             addresses: host.addresses.clone(),
             next_hops: parts.next_hops.get(number).copied().unwrap_or_default(),
+            path_mtu: None,
         });
         let mut local = HashMap::default();
         let mut trunk_members = Vec::new();
@@ -268,6 +280,19 @@ impl Tables {
         }
     }
 
+    /// The same with what is known now of the ways to hosts.
+    #[must_use]
+    pub fn with_path_mtus(&self, known: &HashMap<HostIndex, PathMtu>) -> Self {
+        let entry = |(number, entry): (u16, &HostEntry)| HostEntry {
+            path_mtu: known.get(&HostIndex(number)).copied(),
+            ..entry.clone()
+        };
+        Self {
+            hosts: (0..).zip(&*self.hosts).map(entry).collect(),
+            ..self.clone()
+        }
+    }
+
     /// The same with other second forms that rules accept.
     #[must_use]
     pub fn with_also_accepted(&self, also_accepted: Arc<AlsoAccepted>) -> Self {
@@ -317,6 +342,16 @@ impl Tables {
         let theirs = &self.hosts.get(usize::from(host.0))?.addresses;
         let own = &self.hosts.get(usize::from(self.host.0))?.addresses;
         between(own, theirs)
+    }
+
+    /// How long a packet to one of a host's addresses may be.
+    #[inline]
+    #[must_use]
+    pub fn mtu_towards(&self, host: Option<HostIndex>, address: IpAddr) -> usize {
+        let entry = host.and_then(|host| self.hosts.get(usize::from(host.0)));
+        let probed = entry.and_then(|entry| entry.path_mtu);
+        let probed = probed.filter(|path| path.towards == address);
+        probed.map_or(self.uplink_mtu, |path| self.uplink_mtu.min(path.mtu.into()))
     }
 
     /// The port of this host that has a place.

@@ -15,7 +15,7 @@ use guestseal::path::endpoints::Endpoints;
 use guestseal::path::flood::Floods;
 use guestseal::path::notices::{Notice, notices};
 use guestseal::path::outcome::{DropReason, Outcome, SentAs};
-use guestseal::path::tables::{NextHops, Parts, PlaceOf, Tables};
+use guestseal::path::tables::{NextHops, Parts, PathMtu, PlaceOf, Tables};
 use guestseal::path::waiting::WaitingRoom;
 use guestseal::port::KernelDrops;
 use guestseal::port::memory::{Device, MemoryPort};
@@ -414,6 +414,14 @@ impl Host {
         let mut sas = SaTable::clone(&tables.sas);
         change(&mut sas);
         self.tables.store(Arc::new(tables.with_sas(Arc::new(sas))));
+    }
+
+    /// The way to one of a host's addresses takes so much and no more.
+    pub(crate) fn finds_path_mtu(&mut self, host: usize, towards: &str, mtu: u16) {
+        let towards = towards.parse().expect("an address");
+        let known = HashMap::from([(HostIndex(host as u16), PathMtu { towards, mtu })]);
+        let tables = self.tables.load().with_path_mtus(&known);
+        self.tables.store(Arc::new(tables));
     }
 
     /// The same tables once more: nothing that was found in the old ones holds.

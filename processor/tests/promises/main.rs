@@ -17,6 +17,7 @@ mod overlay_apart;
 mod overlay_behaves;
 mod overlay_foreign;
 mod overlay_inverse;
+mod path_mtu;
 mod quarantine;
 mod seals_and_opens;
 mod two_forms;

@@ -66,6 +66,7 @@ pub(crate) enum Command {
 /// What a host does that the world must see.
 pub(crate) enum Act {
     Datagram(SocketAddr, Vec<u8>),
+    Probe(SocketAddr, Vec<u8>),
     Sealed(usize, Sealed),
     /// A key that was never sealed with before, says the engine.
     NewKey(Vec<u8>),
@@ -89,7 +90,12 @@ pub(crate) struct Host {
     usage: HashMap<SessionId, Usage>,
     commands: VecDeque<(Duration, Command)>,
     limit: u64,
+    /// What the data path would use, by peer.
+    path_mtus: HashMap<PeerId, u16>,
 }
+
+/// What every uplink takes.
+pub(crate) const UPLINK_MTU: u16 = 1500;
 
 pub(crate) fn address(number: usize) -> SocketAddr {
     format!("192.0.2.{}:4500", number + 1).parse().unwrap()
@@ -131,7 +137,7 @@ impl Host {
             protection: Protection::Encrypt,
             suite: Suite::Aes256Gcm,
         });
-        let engine = Engine::new(Setup {
+        let mut engine = Engine::new(Setup {
             settings: settings.clone(),
             identity: identity(number),
             workers,
@@ -141,6 +147,11 @@ impl Host {
             random: Box::new(random),
         })
         .unwrap();
+        let start = Now {
+            monotonic: Duration::ZERO,
+            wall: Duration::ZERO,
+        };
+        engine.set_uplink_mtu(UPLINK_MTU.into(), start);
         Self {
             number,
             engine,
@@ -153,6 +164,7 @@ impl Host {
             usage: HashMap::new(),
             commands: VecDeque::new(),
             limit: settings.reject_packets,
+            path_mtus: HashMap::new(),
         }
     }
 
@@ -260,6 +272,16 @@ impl Host {
                     acts.push(Act::Datagram(to, datagram.to_vec()));
                     continue;
                 }
+                Output::Probe { to, datagram, length } => {
+                    let mut padded = datagram.to_vec();
+                    padded.resize(usize::from(length), 0);
+                    acts.push(Act::Probe(to, padded));
+                    continue;
+                }
+                Output::PathMtu { peer, mtu } => {
+                    self.path_mtus.insert(peer, mtu);
+                    continue;
+                }
                 Output::Event(_) => continue,
                 Output::InstallInbound { session, sas } => Command::Install(session, sas),
                 Output::UseOutbound {
@@ -354,6 +376,12 @@ impl Host {
                 Vec::new()
             }
         }
+    }
+
+    /// How long the data path lets packets to another host be.
+    pub(crate) fn path_mtu(&self, to: usize) -> u16 {
+        let found = self.path_mtus.get(&peer_of(self.number, to));
+        found.copied().unwrap_or(UPLINK_MTU)
     }
 
     /// SAs that workers hold.

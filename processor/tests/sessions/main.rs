@@ -5,6 +5,7 @@
 //! `GUESTSEAL_SESSIONS_STEPS=N` sets how many steps are taken (`ci/soak` takes millions).
 
 mod host;
+mod path_mtu;
 mod seed;
 mod world;
 
@@ -136,7 +137,11 @@ fn step(world: &mut World, choices: &mut Seed, newest: &mut u32) -> bool {
                 world.cut.insert((other, host));
             }
         }
-        985..990 => world.cut.clear(),
+        985..988 => world.cut.clear(),
+        988..990 => {
+            let width = choices.below(600) as u16 + 1000;
+            world.widths.insert((host, other), width);
+        }
         990..994 => {
             let skew = if choices.one_in(2) {
                 0
@@ -266,7 +271,11 @@ fn the_first_packet_waits_for_one_round_trip() {
         3 * WAY,
         "initiation, response, the packet"
     );
-    assert_eq!(world.datagrams, 4, "initiation, response, ping, pong");
+    assert_eq!(
+        (world.datagrams, world.probes),
+        (4 + 2, 2),
+        "initiation, response, ping, pong; a probe each way, and its answer"
+    );
 }
 
 /// Whoever restarts and whoever sends then, at most a hint and a handshake go before the packets flow.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use guestseal::keys::handshake::output::ChannelId;
 use guestseal::keys::handshake::settings::Settings;
 
-use super::host::{Act, Host, Packet, Sealed, address, rule_key};
+use super::host::{Act, Host, Packet, Sealed, UPLINK_MTU, address, rule_key};
 use super::seed::Seed;
 
 /// What the network does to each datagram, in thousandths; delays in microseconds.
@@ -73,6 +73,8 @@ impl Ord for Arrival {
 
 /// How often workers' counters are reported.
 const REPORT: Duration = Duration::from_millis(200);
+/// Bytes of IPv4 and UDP around a datagram.
+const HEADERS: usize = 28;
 /// What the attacker remembers.
 const RECORD: usize = 512;
 
@@ -81,13 +83,16 @@ pub(crate) struct World {
     pub(crate) at: Duration,
     pub(crate) weather: Weather,
     pub(crate) cut: HashSet<(usize, usize)>,
+    /// Ways that eat longer packets than this, from host to host; they tell nobody.
+    pub(crate) widths: HashMap<(usize, usize), u16>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) seed: Seed,
     pub(crate) sent: u64,
     pub(crate) delivered: HashMap<u64, Duration>,
     pub(crate) dropped: u64,
-    /// Datagrams between hosts, but sealed packets.
+    /// Datagrams between hosts, but sealed packets and probes.
     pub(crate) datagrams: u64,
+    pub(crate) probes: u64,
     settings: Settings,
     arrivals: BinaryHeap<Reverse<Arrival>>,
     arrived: u64,
@@ -104,12 +109,14 @@ impl World {
             at: Duration::from_secs(1000),
             weather: Weather::FAIR,
             cut: HashSet::new(),
+            widths: HashMap::new(),
             hosts: Vec::new(),
             seed: Seed(seed),
             sent: 0,
             delivered: HashMap::new(),
             dropped: 0,
             datagrams: 0,
+            probes: 0,
             settings,
             arrivals: BinaryHeap::new(),
             arrived: 0,
@@ -187,7 +194,7 @@ impl World {
         id
     }
 
-    /// The attacker sends again what was sent before, as it was or changed.
+    /// The attacker sends again what was sent before, as it was, changed or cut short.
     pub(crate) fn replay(&mut self) {
         let Some(last) = self.record.len().checked_sub(1) else {
             return;
@@ -197,7 +204,11 @@ impl World {
             && self.seed.one_in(3)
         {
             let place = self.seed.below(bytes.len() as u64) as usize;
-            bytes[place] ^= 1 << self.seed.below(8);
+            if self.seed.one_in(2) {
+                bytes[place] ^= 1 << self.seed.below(8);
+            } else {
+                bytes.truncate(place);
+            }
         }
         let to = if self.seed.one_in(8) {
             self.seed.below(self.shape.0 as u64) as usize
@@ -303,6 +314,12 @@ impl World {
                     let to = (0..self.shape.0).find(|other| address(*other) == to).unwrap();
                     self.transmit(host, to, Wire::Datagram(bytes));
                 }
+                Act::Probe(to, bytes) => {
+                    self.check_probe(host, &bytes);
+                    self.probes += 1;
+                    let to = (0..self.shape.0).find(|other| address(*other) == to).unwrap();
+                    self.transmit(host, to, Wire::Datagram(bytes));
+                }
                 Act::Sealed(to, sealed) => self.transmit(host, to, Wire::Sealed(sealed)),
                 Act::NewKey(key) => {
                     // Numbers begin at 1 under every key and only grow, so that no nonce comes twice if no key does.
@@ -320,8 +337,20 @@ impl World {
             "{} bytes",
             bytes.len()
         );
-        if bytes[0] == 4 {
-            let head: [u8; 16] = bytes[..16].try_into().unwrap();
+        self.check_counter(host, bytes);
+    }
+
+    /// No probe is longer than what the uplink takes, and it is padded with zeros.
+    fn check_probe(&mut self, host: usize, bytes: &[u8]) {
+        assert!((48..=usize::from(UPLINK_MTU) - HEADERS).contains(&bytes.len()));
+        assert!(bytes[0] == 7 && bytes[48..].iter().all(|byte| *byte == 0));
+        self.check_counter(host, &bytes[..48]);
+    }
+
+    fn check_counter(&mut self, host: usize, bytes: &[u8]) {
+        if matches!(bytes[0], 4 | 7) {
+            let mut head: [u8; 16] = bytes[..16].try_into().unwrap();
+            head[0] = 4;
             if let Some(before) = self.inside.insert((host, head), bytes.to_vec()) {
                 assert_eq!(before, bytes, "a nonce inside a session was used twice");
             }
@@ -359,6 +388,12 @@ impl World {
     }
 
     fn arrive(&mut self, from: SocketAddr, to: usize, wire: Wire, delay: u64) {
+        let is_on_way = |((one, other), _): &(&(usize, usize), &u16)| (address(*one), *other) == (from, to);
+        if let (Wire::Datagram(bytes), Some((_, width))) = (&wire, self.widths.iter().find(is_on_way))
+            && bytes.len() + HEADERS > usize::from(*width)
+        {
+            return;
+        }
         self.arrived += 1;
         self.arrivals.push(Reverse(Arrival {
             at: self.at + Duration::from_micros(delay),

@@ -59,6 +59,8 @@ pub(in crate::control) struct RawSessions {
     keepalive: Option<Spanned<String>>,
     #[serde(default)]
     grace: Option<Spanned<String>>,
+    #[serde(default)]
+    raise_mtu_after: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,6 +116,7 @@ impl RawSessions {
         let rekey_after = time(&self.rekey_after, seconds(1), usual.rekey_after);
         let keepalive = time(&self.keepalive, seconds(1), seconds(3600));
         let grace = time(&self.grace, seconds(1), seconds(366 * 86_400));
+        let raise_after = time(&self.raise_mtu_after, seconds(1), seconds(86_400));
         let every = match &self.keys {
             RawKeys::Kmip(manager) => time(&manager.every, seconds(1), seconds(86_400)),
             _ => None,
@@ -141,6 +144,7 @@ impl RawSessions {
                 rekey_after: rekey_after.unwrap_or(usual.rekey_after),
                 keepalive,
                 grace: grace.unwrap_or(usual.grace),
+                raise_after: raise_after.unwrap_or(usual.raise_after),
                 ..usual
             },
         }

@@ -7,6 +7,7 @@ pub mod config;
 mod installer;
 mod keys;
 pub mod manager;
+mod path_mtu;
 pub mod reload;
 pub mod scope;
 
@@ -33,6 +34,7 @@ use crate::keys::identity::{Identity, IdentityError, PublicKey};
 use crate::keys::store::{Generation, KeyStore, StoreError};
 use crate::path::batch::WorkerId;
 use crate::path::notices::Notice;
+use crate::path::tables::PathMtu;
 use crate::sa::inbound::InboundSa;
 use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::replay::ReplayWindow;
@@ -120,6 +122,10 @@ pub struct Sessions {
     spent: BTreeMap<(String, Generation), KeyUsage>,
     /// Hosts with which a session was established since they were asked for.
     fresh: Vec<(HostIndex, IpAddr)>,
+    /// What the engine knows of the uplink.
+    uplink_mtu: usize,
+    /// Path MTUs that were found since they were asked for.
+    path_mtus: Vec<(HostIndex, PathMtu)>,
     /// Whether a datagram could not be sent: said once until one can.
     unsent: bool,
 }
@@ -204,6 +210,8 @@ impl Sessions {
             ended: BTreeMap::new(),
             spent: BTreeMap::new(),
             fresh: Vec::new(),
+            uplink_mtu: 0,
+            path_mtus: Vec::new(),
             unsent: false,
         }))
     }
@@ -236,6 +244,10 @@ impl Sessions {
     /// Does everything that there is to do. `sas` becomes the table that is published.
     pub fn turn(&mut self, plane: &mut DataPlane, sas: &mut Arc<SaTable>) {
         let now = clocks();
+        if self.uplink_mtu != plane.uplink.mtu {
+            self.uplink_mtu = plane.uplink.mtu;
+            self.engine.set_uplink_mtu(self.uplink_mtu, now);
+        }
         self.hear(plane, now);
         self.receive(now);
         self.engine.tick(now);
@@ -299,7 +311,7 @@ impl Sessions {
         let (left, at) = self.allowance;
         let more = now.monotonic.saturating_sub(at).as_secs_f64() * RATE;
         let mut left = (left + more).min(BURST);
-        let mut bytes = [0; 2048];
+        let mut bytes = [0; 4096];
         for socket in &self.sockets {
             while left >= 1.0 {
                 // An error that the kernel remembers (ICMP unreachable) is taken by this, too.
@@ -342,6 +354,8 @@ impl Sessions {
         while let Some(output) = self.engine.output() {
             match output {
                 Output::Send { to, datagram } => self.send(to, &datagram),
+                Output::Probe { to, datagram, length } => self.probe(to, &datagram, length.into()),
+                Output::PathMtu { peer, mtu } => self.found_path_mtu(peer, mtu),
                 Output::InstallInbound { session, sas } => match self.inbound(session, sas) {
                     Ok(sas) => self.installer.open(plane, session, sas),
                     Err(error) => tracing::error!("{}", chain(&error)),
@@ -365,13 +379,17 @@ impl Sessions {
         }
     }
 
-    fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
-        let socket = self.sockets.iter().find(|socket| {
+    /// The socket that leads to an address.
+    fn towards(&self, to: SocketAddr) -> Option<&UdpSocket> {
+        self.sockets.iter().find(|socket| {
             socket
                 .local_addr()
                 .is_ok_and(|local| local.is_ipv4() == to.is_ipv4())
-        });
-        let sent = socket.map(|socket| socket.send_to(datagram, to));
+        })
+    }
+
+    fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let sent = self.towards(to).map(|socket| socket.send_to(datagram, to));
         match sent {
             // What is lost is sent again by the engine.
             Some(Err(error)) if !std::mem::replace(&mut self.unsent, true) => {
@@ -493,6 +511,7 @@ impl Sessions {
                     self.name(pair)
                 );
             }
+            Event::NarrowPath { peer } => self.say_narrow(peer),
             Event::NoKey { pair } => {
                 tracing::error!("session {}: this host does not have the key", self.name(pair));
             }
@@ -545,6 +564,7 @@ impl Sessions {
                     replay_drops: self.replayed.get(&status.session).copied().unwrap_or(0),
                     heard_seconds: status.heard.map(|heard| heard.as_secs()),
                     next_rekey_seconds: status.next_rekey.map(|next| next.as_secs()),
+                    path_mtu: status.path_mtu,
                 })
             })
             .collect();
@@ -586,6 +606,7 @@ fn listen(address: SocketAddr) -> Result<UdpSocket, SessionsError> {
     UdpSocket::bind(address)
         .and_then(|socket| {
             socket.set_nonblocking(true)?;
+            path_mtu::leave_whole(&socket)?;
             Ok(socket)
         })
         .map_err(|source| SessionsError::Socket { address, source })
@@ -654,4 +675,6 @@ pub struct SessionLine {
     pub heard_seconds: Option<u64>,
     /// Until it is replaced, if it is used till then.
     pub next_rekey_seconds: Option<u64>,
+    /// How long a packet to the peer may be, with everything around what is sealed.
+    pub path_mtu: Option<u16>,
 }

@@ -214,10 +214,16 @@ impl Scope {
         })
     }
 
+    /// A peer by the engine's number.
+    #[must_use]
+    pub fn peer(&self, peer: PeerId) -> Option<&KnownPeer> {
+        self.peers.get(usize::from(peer.0))
+    }
+
     /// The peer and what a pair carries.
     #[must_use]
     pub fn meaning(&self, pair: Pair) -> Option<(&KnownPeer, Carried)> {
-        let peer = self.peers.get(usize::from(pair.peer.0))?;
+        let peer = self.peer(pair.peer)?;
         Some((peer, *self.channels.get(usize::from(pair.channel.0))?))
     }
 

@@ -107,6 +107,7 @@ impl Engine {
                 statics: Statics::new(&setup.identity, directory.publics(), None),
                 own: setup.identity,
                 workers: setup.workers,
+                uplink_mtu: 0,
                 peers: std::mem::take(&mut directory.peers)
                     .into_iter()
                     .map(peer)
@@ -172,7 +173,11 @@ impl Engine {
                 (Some(before), Some(peer)) if before.address == peer.address => Some(before.with_keys(&peer)),
                 (before, peer) => {
                     gone.extend(before.map(|_| number));
-                    peer.map(|peer| PeerState::new(&peer, settings))
+                    peer.map(|peer| {
+                        let mut state = PeerState::new(&peer, settings);
+                        state.path.set_most(shared.uplink_mtu, now.monotonic);
+                        state
+                    })
                 }
             });
         }
@@ -204,6 +209,17 @@ impl Engine {
         self.fill_tags();
         for pair in self.all_pairs() {
             self.with_pair(pair, |state, shared| state.identity_changed(shared, now));
+        }
+    }
+
+    /// The uplink takes IP packets of so many bytes.
+    pub fn set_uplink_mtu(&mut self, mtu: usize, now: Now) {
+        self.shared.uplink_mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        for peer in self.shared.peers.iter_mut().flatten() {
+            peer.path.set_most(self.shared.uplink_mtu, now.monotonic);
+        }
+        for pair in self.all_pairs() {
+            self.with_pair(pair, |state, shared| state.tend(shared, now));
         }
     }
 
@@ -266,9 +282,9 @@ impl Engine {
                     state.cookie(shared, index, &message.nonce, &message.sealed, now);
                 });
             }
-            Message::Inside(message) => {
+            Message::Inside(message) | Message::Probe(message) => {
                 let known = self.with_indexed(message.receiver.get(), peer, |state, shared| {
-                    state.inside(shared, message, now);
+                    state.inside(shared, message, bytes.len(), now);
                 });
                 self.shared.counters.bad_inside += u64::from(!known);
             }
@@ -339,7 +355,7 @@ impl Engine {
     pub fn sessions(&self, now: Now) -> impl Iterator<Item = SessionStatus> {
         self.pairs
             .values()
-            .flat_map(move |state| state.status(now.monotonic))
+            .flat_map(move |state| state.status(&self.shared, now.monotonic))
     }
 
     /// The generations of a channel's key that are accepted, the newest first, and until when.

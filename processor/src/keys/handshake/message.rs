@@ -1,4 +1,4 @@
-//! The messages between hosts, as bytes: five fixed sizes and one of 32 more, parsed without trust.
+//! The messages between hosts, as bytes: of fixed sizes but for a probe's padding, parsed without trust.
 //!
 //! Integers in network byte order. An answer is never longer than what it answers. docs/sessions.md draws them.
 
@@ -16,7 +16,7 @@ pub(super) const PAYLOAD: usize = 32;
 pub(super) const NOISE_1: usize = 32 + (32 + 16) + (PAYLOAD + 16);
 /// Noise message 2: ephemeral key, sealed payload.
 pub(super) const NOISE_2: usize = 32 + (PAYLOAD + 16);
-/// The longest message.
+/// The longest message, without a probe's padding.
 pub const LONGEST: usize = size_of::<Initiation>();
 
 /// A datagram to send.
@@ -37,6 +37,7 @@ impl Head {
     pub(super) const INSIDE: Self = Self::of(4);
     pub(super) const KEY_UNKNOWN: Self = Self::of(5);
     pub(super) const SPI_UNKNOWN: Self = Self::of(6);
+    pub(super) const PROBE: Self = Self::of(7);
 
     const fn of(kind: u8) -> Self {
         Self {
@@ -81,7 +82,7 @@ pub(super) struct CookieReply {
     pub(super) sealed: [u8; MAC + 16],
 }
 
-/// A message inside a session.
+/// A message inside a session. A probe is one that zeros follow, up to the length that it says.
 #[derive(Copy, Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Inside {
@@ -118,6 +119,7 @@ pub(super) enum Message<'a> {
     Response(&'a Response),
     CookieReply(&'a CookieReply),
     Inside(&'a Inside),
+    Probe(&'a Inside),
     KeyUnknown(&'a KeyUnknown),
     SpiUnknown(&'a SpiUnknown),
 }
@@ -131,6 +133,10 @@ impl<'a> Message<'a> {
             Head::RESPONSE => Response::ref_from_bytes(datagram).ok().map(Self::Response),
             Head::COOKIE => CookieReply::ref_from_bytes(datagram).ok().map(Self::CookieReply),
             Head::INSIDE => Inside::ref_from_bytes(datagram).ok().map(Self::Inside),
+            Head::PROBE => {
+                let (probe, _) = Inside::ref_from_prefix(datagram).ok()?;
+                Some(Self::Probe(probe))
+            }
             Head::KEY_UNKNOWN => KeyUnknown::ref_from_bytes(datagram).ok().map(Self::KeyUnknown),
             Head::SPI_UNKNOWN => SpiUnknown::ref_from_bytes(datagram).ok().map(Self::SpiUnknown),
             _ => None,

@@ -15,6 +15,7 @@ pub mod message;
 mod noise;
 pub mod output;
 mod pair;
+pub mod pmtu;
 pub mod random;
 mod session;
 pub mod settings;

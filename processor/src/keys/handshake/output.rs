@@ -70,6 +70,22 @@ pub enum Output {
         /// What.
         datagram: Datagram,
     },
+    /// Send a datagram, filled up with zeros to a length, so that it arrives whole or not at all (IPv4: don't fragment).
+    Probe {
+        /// To whom.
+        to: SocketAddr,
+        /// What it begins with.
+        datagram: Datagram,
+        /// Its length.
+        length: u16,
+    },
+    /// Packets to a peer may be so long from now on, and no longer.
+    PathMtu {
+        /// The peer.
+        peer: PeerId,
+        /// Bytes of an IP packet.
+        mtu: u16,
+    },
     /// Install SAs that open, then tell the engine `installed`: until then the peer hears nothing that lets it use them.
     InstallInbound {
         /// The session.
@@ -137,6 +153,11 @@ pub enum Event {
         pair: Pair,
         /// The generation.
         generation: Generation,
+    },
+    /// Packets as long as every link must take do not pass to a peer.
+    NarrowPath {
+        /// The peer.
+        peer: PeerId,
     },
     /// A session is wanted, and there is no key for it.
     NoKey {
@@ -222,6 +243,9 @@ pub struct SessionStatus {
     pub next_rekey: Option<Duration>,
     /// Since the peer was last heard in it.
     pub heard: Option<Duration>,
+    /// How long a packet to the peer may be, with everything around what is sealed; none before it is known what the uplink
+    /// takes.
+    pub path_mtu: Option<u16>,
     /// What was done under it.
     pub usage: Usage,
 }

@@ -27,6 +27,8 @@ use super::stamp::{LATE, STAMP, Stamp};
 
 /// The most sessions of a pair at a time.
 const SESSIONS: usize = 6;
+/// A probe without padding.
+const SMALL: u16 = size_of::<Inside>() as u16;
 /// The least time between two initiations of a peer that are answered.
 const APART: Duration = Duration::from_millis(20);
 /// The least time between two handshakes that unauthenticated hints begin.
@@ -166,6 +168,11 @@ impl PairState {
         let before = std::mem::replace(&mut session.usage, usage);
         if usage.received_packets > before.received_packets {
             self.heard(place, shared, now);
+        }
+        if usage.sent_packets > before.sent_packets
+            && let Some(peer) = shared.peer_mut(self.pair.peer)
+        {
+            peer.path.sealed();
         }
         let Some(session) = self.sessions.get_mut(place) else {
             return;
@@ -496,8 +503,8 @@ impl PairState {
         ours
     }
 
-    /// A message inside a session.
-    pub(super) fn inside(&mut self, shared: &mut Shared, message: &Inside, now: Now) {
+    /// A message inside a session, in a datagram of so many bytes.
+    pub(super) fn inside(&mut self, shared: &mut Shared, message: &Inside, length: usize, now: Now) {
         let place = self.find_index(message.receiver.get());
         let heard = place.and_then(|place| Some((place, self.sessions[place].hear(message)?)));
         let Some((place, word)) = heard else {
@@ -513,6 +520,13 @@ impl PairState {
                 shared.send(self.pair.peer, pong);
             }
             Word::Pong => {}
+            Word::Probe(said) if usize::from(said) == length => {
+                let passed = self.sessions[place].say(Word::Passed(said));
+                shared.send(self.pair.peer, passed);
+            }
+            // It was cut short on the way.
+            Word::Probe(_) => {}
+            Word::Passed(length) => self.passed(length, shared, now),
             Word::Close => {
                 if !matches!(self.sessions[place].stage, Stage::Closing) {
                     let close = self.sessions[place].say(Word::Close);
@@ -546,6 +560,7 @@ impl PairState {
             }
             place += 1;
         }
+        self.probe(shared, at);
         match &self.attempt {
             Some(attempt) if at < attempt.next => {}
             Some(attempt) => {
@@ -582,7 +597,10 @@ impl PairState {
             Some(attempt) => Some(attempt.next),
             None => self.start(shared),
         };
-        sessions.chain(attempt).min()
+        let probe = self
+            .current()
+            .and_then(|_| shared.peer(self.pair.peer)?.path.due());
+        sessions.chain(attempt).chain(probe).min()
     }
 
     /// When this host begins a handshake, if it has a reason.
@@ -595,6 +613,37 @@ impl PairState {
         let asked = self.renew || (self.wanted && current.is_none());
         let start = if asked { Some(self.hold) } else { rekey };
         start.map(|start| start.max(self.hold))
+    }
+
+    /// Probes how long packets to the peer may be, inside the session that is sealed with.
+    fn probe(&mut self, shared: &mut Shared, at: Duration) {
+        let Some(place) = self.current() else { return };
+        let (peer, settings, outputs) = shared.path_of(self.pair.peer);
+        let Some(peer) = peer else { return };
+        while let Some(probes) = peer.path.turn(settings, at) {
+            let small = probes.and_small.then_some(SMALL);
+            for length in [Some(probes.size - peer.headers()), small].into_iter().flatten() {
+                outputs.push_back(Output::Probe {
+                    to: peer.address,
+                    datagram: self.sessions[place].say(Word::Probe(length)),
+                    length,
+                });
+            }
+        }
+        shared.tell_path(self.pair.peer);
+    }
+
+    /// A datagram of so many bytes has arrived there.
+    fn passed(&mut self, length: u16, shared: &mut Shared, now: Now) {
+        let (peer, settings, _) = shared.path_of(self.pair.peer);
+        match peer {
+            Some(peer) if length == SMALL => peer.path.small_passed(),
+            Some(peer) => {
+                let size = length.saturating_add(peer.headers());
+                peer.path.passed(size, settings, now.monotonic);
+            }
+            None => {}
+        }
     }
 
     fn ping(&mut self, place: usize, shared: &mut Shared, at: Duration) {
@@ -831,12 +880,18 @@ impl PairState {
             session.rekey_at = session.rekey_at.min(later);
         }
         (self.wanted, self.renew) = (false, false);
+        if let Some(peer) = shared.peer_mut(self.pair.peer) {
+            peer.path.sealed();
+        }
     }
 
     /// The peer is alive and has the keys of this session.
     fn heard(&mut self, place: usize, shared: &mut Shared, now: Now) {
         let session = &mut self.sessions[place];
         session.heard = Some(now.monotonic);
+        if let Some(peer) = shared.peer_mut(self.pair.peer) {
+            peer.path.heard();
+        }
         if !matches!(session.stage, Stage::Closing) {
             session.ping = None;
         }
@@ -910,7 +965,8 @@ impl PairState {
 
     // ---- What status shows.
 
-    pub(super) fn status(&self, now: Duration) -> impl Iterator<Item = SessionStatus> {
+    pub(super) fn status(&self, shared: &Shared, now: Duration) -> impl Iterator<Item = SessionStatus> {
+        let path_mtu = shared.peer(self.pair.peer).and_then(|peer| peer.path.used());
         self.sessions.iter().map(move |session| SessionStatus {
             session: session.id,
             generation: session.generation,
@@ -920,6 +976,7 @@ impl PairState {
                 .is_established()
                 .then(|| session.rekey_at.saturating_sub(now)),
             heard: session.heard.map(|heard| now.saturating_sub(heard)),
+            path_mtu,
             usage: session.usage,
         })
     }

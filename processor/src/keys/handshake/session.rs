@@ -50,6 +50,10 @@ pub(super) enum Word {
     Ping,
     Pong,
     Close,
+    /// Does a datagram of so many bytes pass?
+    Probe(u16),
+    /// One of so many bytes did.
+    Passed(u16),
 }
 
 /// A question that is not answered yet.
@@ -230,18 +234,22 @@ impl Session {
         let counter = self.sent;
         // One message a microsecond would take 500,000 years to come back to 0.
         self.sent += 1;
+        let (head, kind, length) = match word {
+            Word::Ping => (Head::INSIDE, 1, 0),
+            Word::Pong => (Head::INSIDE, 2, 0),
+            Word::Close => (Head::INSIDE, 3, 0),
+            Word::Probe(length) => (Head::PROBE, 4, length),
+            Word::Passed(length) => (Head::INSIDE, 5, length),
+        };
         let mut message = Inside {
-            head: Head::INSIDE,
+            head,
             receiver: self.remote_index.into(),
             counter: counter.into(),
             sealed: [0; 16],
             authenticator: [0; 16],
         };
-        message.sealed[0] = match word {
-            Word::Ping => 1,
-            Word::Pong => 2,
-            Word::Close => 3,
-        };
+        message.sealed[0] = kind;
+        message.sealed[1..3].copy_from_slice(&length.to_be_bytes());
         let additional = additional(&message);
         let sealed = self
             .sealer
@@ -268,10 +276,14 @@ impl Session {
             )
             .ok()?;
         self.window.accept(number).ok()?;
-        match word {
-            [1, ..] => Some(Word::Ping),
-            [2, ..] => Some(Word::Pong),
-            [3, ..] => Some(Word::Close),
+        let [kind, high, low, ..] = word;
+        match (message.head, kind) {
+            (Head::PROBE, 4) => Some(Word::Probe(u16::from_be_bytes([high, low]))),
+            (Head::PROBE, _) => None,
+            (_, 1) => Some(Word::Ping),
+            (_, 2) => Some(Word::Pong),
+            (_, 3) => Some(Word::Close),
+            (_, 5) => Some(Word::Passed(u16::from_be_bytes([high, low]))),
             _ => None,
         }
     }

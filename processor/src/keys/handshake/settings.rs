@@ -38,6 +38,12 @@ pub struct Settings {
     pub pings: u32,
     /// A ping at least so often, where something on the way forgets quiet flows.
     pub keepalive: Option<Duration>,
+    /// When an unanswered probe of the path MTU is sent again (RFC 8899 5.1.1: PROBE_TIMER, not less than a second).
+    pub probe_timer: Duration,
+    /// The path MTU in use is probed so often while something is sealed (CONFIRMATION_TIMER).
+    pub confirm_after: Duration,
+    /// A greater one is tried so often while something is sealed (PMTU_RAISE_TIMER).
+    pub raise_after: Duration,
     /// How long an older generation of a key is accepted after a newer one came.
     pub grace: Duration,
     /// Sessions move to a new generation of their key spread over this time.
@@ -71,6 +77,9 @@ impl Default for Settings {
             ping_first: Duration::from_millis(500),
             pings: 5,
             keepalive: None,
+            probe_timer: seconds(1),
+            confirm_after: seconds(5),
+            raise_after: seconds(600),
             grace: seconds(24 * 3600),
             spread: seconds(10),
             refused_again: seconds(30),

@@ -13,6 +13,7 @@ use crate::keys::store::{Generation, RuleKey};
 use super::mac::{COOKIE_LIFE, ReceiverKeys};
 use super::message::Datagram;
 use super::output::{ChannelId, Counters, Event, Output, Pair, PeerId};
+use super::pmtu::PathMtu;
 use super::random::Random;
 use super::settings::Settings;
 use super::spis::Dealer;
@@ -47,6 +48,8 @@ pub(super) struct PeerState {
     pub(super) load: Bucket,
     /// Answers to what cannot be authenticated.
     pub(super) hints: Bucket,
+    /// How long packets to it may be.
+    pub(super) path: PathMtu,
 }
 
 impl PeerState {
@@ -59,7 +62,14 @@ impl PeerState {
             cookie: None,
             load: Bucket::new(settings.load_of_peer, 2 * settings.load_of_peer),
             hints: Bucket::new(5, 10),
+            path: PathMtu::default(),
         }
+    }
+
+    /// Bytes of IP and UDP in front of a datagram to it.
+    pub(super) fn headers(&self) -> u16 {
+        let ip = if self.address.is_ipv4() { 20 } else { 40 };
+        ip + 8
     }
 
     /// The same peer with the public keys that it has now.
@@ -128,6 +138,8 @@ pub(super) struct Shared {
     pub(super) statics: Arc<Statics>,
     pub(super) own_keys: ReceiverKeys,
     pub(super) workers: u8,
+    /// What the uplink takes; 0 as long as nobody has said.
+    pub(super) uplink_mtu: u16,
     /// By their numbers; one that is nobody's any more has none.
     pub(super) peers: Vec<Option<PeerState>>,
     /// By their numbers, in the same way.
@@ -159,6 +171,15 @@ impl Shared {
         self.peers.get_mut(usize::from(peer.0))?.as_mut()
     }
 
+    /// A peer, with what its path MTU is searched by and where probes go.
+    pub(super) fn path_of(
+        &mut self,
+        peer: PeerId,
+    ) -> (Option<&mut PeerState>, &Settings, &mut VecDeque<Output>) {
+        let peer = self.peers.get_mut(usize::from(peer.0));
+        (peer.and_then(Option::as_mut), &self.settings, &mut self.outputs)
+    }
+
     pub(super) fn channel(&self, channel: ChannelId) -> Option<&ChannelState> {
         self.channels.get(usize::from(channel.0))?.as_ref()
     }
@@ -177,6 +198,18 @@ impl Shared {
     pub(super) fn send(&mut self, peer: PeerId, datagram: Datagram) {
         if let Some(to) = self.peer(peer).map(|peer| peer.address) {
             self.outputs.push_back(Output::Send { to, datagram });
+        }
+    }
+
+    /// Tells how long packets to a peer may be, if that has changed.
+    pub(super) fn tell_path(&mut self, id: PeerId) {
+        let Some(peer) = self.peer_mut(id) else { return };
+        let (news, is_narrow) = (peer.path.news(), peer.path.is_narrow_now());
+        if let Some(mtu) = news {
+            self.outputs.push_back(Output::PathMtu { peer: id, mtu });
+        }
+        if is_narrow {
+            self.event(Event::NarrowPath { peer: id });
         }
     }
 
