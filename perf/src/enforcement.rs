@@ -2,7 +2,8 @@
 //!
 //! Two hosts in namespaces; a guest sends to the other host's guest without pause, and is tagged as infected again and again by
 //! the control socket. Measured is from the moment at which the event is sent to the arrival of the last packet under the
-//! old rules, the packet's own way included; and to the answer, which says that the event is on disk.
+//! old rules, the packet's own way included; and to the answer, which says that the event is on disk. Then the same for two guests of
+//! the second host, which learns by a real etcd what the first one is told.
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::deployment::Deployment;
+use crate::etcd::Etcd;
 use crate::namespaces::Topology;
 use crate::process::{PerfError, check_interrupted, cpus, wait_for};
 
@@ -26,6 +28,7 @@ networks: [{name: blue}]
 guests:
   - {id: one, host: h1, ports: [{interface: gp-one, network: blue, mac: '02:00:00:01:00:01', addresses: [10.1.0.1]}]}
   - {id: two, host: h2, ports: [{interface: gp-two, network: blue, mac: '02:00:00:01:00:02', addresses: [10.1.0.2]}]}
+  - {id: three, host: h2, ports: [{interface: gp-three, network: blue, mac: '02:00:00:01:00:03', addresses: [10.1.0.3]}]}
 keys: [{id: blue-any}]
 damping: {transfers: 1000000, within: 1s, hold: 1s}
 containers:
@@ -49,7 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// `guestseal-perf enforcement`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "host_*: from the event's sending to the arrival of the last packet under the old rules. answered_*: to the answer.\npeer_* are null: hosts do not share what happens to guests yet.\n\nExamples:\n  guestseal-perf enforcement\n  guestseal-perf enforcement --events 100 --json"
+    after_help = "host_*: from the event's sending to the arrival of the last packet under the old rules. answered_*: to the answer.\npeer_*: the same at a host that learns of it through etcd.\n\nExamples:\n  guestseal-perf enforcement\n  guestseal-perf enforcement --events 100 --json"
 )]
 pub struct Options {
     /// One JSON object instead of text
@@ -60,17 +63,17 @@ pub struct Options {
     events: u32,
 }
 
-/// What was measured. Peers' figures are null: hosts do not share what happens to guests yet.
+/// What was measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Half of the events were enforced after so many microseconds.
     pub host_p50_us: f64,
     /// 99 of 100.
     pub host_p99_us: f64,
-    /// The same at the other host.
-    pub peer_p50_us: Option<f64>,
-    /// The same at the other host.
-    pub peer_p99_us: Option<f64>,
+    /// Half of as many events were enforced at the other host after so many microseconds.
+    pub peer_p50_us: f64,
+    /// 99 of 100.
+    pub peer_p99_us: f64,
     /// Half of the events were answered, and so on disk, after so many microseconds.
     pub answered_p50_us: f64,
     /// 99 of 100.
@@ -91,11 +94,13 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         println!("{}", json!(report));
     } else {
         println!(
-            "{} events beside {} packets\nfrom tag to last packet: {:.0} us (p50), {:.0} us (p99)\nfrom tag to answer, on disk: {:.0} us (p50), {:.0} us (p99)",
+            "{} events beside {} packets\nfrom tag to last packet: {:.0} us (p50), {:.0} us (p99)\nthe same at the other host: {:.0} us (p50), {:.0} us (p99)\nfrom tag to answer, on disk: {:.0} us (p50), {:.0} us (p99)",
             report.events,
             report.packets,
             report.host_p50_us,
             report.host_p99_us,
+            report.peer_p50_us,
+            report.peer_p99_us,
             report.answered_p50_us,
             report.answered_p99_us
         );
@@ -114,10 +119,10 @@ struct Flow {
 }
 
 impl Flow {
-    fn send(&self, socket: &UdpSocket) {
+    fn send(&self, socket: &UdpSocket, to: &str) {
         while !self.stop.load(Ordering::Relaxed) {
             // A full queue is no reason to end.
-            let _ = socket.send_to(b"as fast as that", "10.1.0.2:4000");
+            let _ = socket.send_to(b"as fast as that", to);
             self.sent.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(PERIOD);
         }
@@ -168,71 +173,99 @@ pub fn measure(events: u32) -> Result<Report, PerfError> {
     let deployment = Deployment::new("enforcement", POLICY, &[])?;
     let topology = Topology::new(2, 1, &deployment.guests(1))?;
     let cpus = cpus()?;
+    let etcd = Etcd::start(deployment.directory(), &topology)?;
     let mut hosts = Vec::new();
     for host in 0..2 {
         let workers = format!("workers: [{{queue: 0, cpu: {}}}]", cpus[host % cpus.len()]);
-        deployment.write_host(host, &workers)?;
+        deployment.write_host(host, &format!("{workers}\n{}", etcd.section(None)))?;
         hosts.push(deployment.start(host, &topology.hosts[host], &[])?);
     }
-    let failed = |error: &dyn std::error::Error| {
-        PerfError::Wrong(format!(
-            "control socket: {}",
-            guestseal::control::supervise::chain(error)
-        ))
-    };
     let socket = deployment.directory().join("state-h1/control.sock");
     let client = Client::unix(&socket).map_err(|error| failed(&error))?;
-    let bind = |guest: &str, address: &str| {
-        let bound = topology
-            .guest(guest)
-            .namespace
-            .inside(|| UdpSocket::bind(address))?;
-        bound.map_err(PerfError::io(address.to_owned()))
-    };
-    let (sender, receiver) = (bind("one", "10.1.0.1:4000")?, bind("two", "10.1.0.2:4000")?);
-    receiver
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .map_err(PerfError::io("the receiver"))?;
-    let flow = Flow::default();
-    let (mut enforced, mut answered) = (Vec::new(), Vec::new());
-    let done = std::thread::scope(|scope| {
-        scope.spawn(|| flow.send(&sender));
-        scope.spawn(|| flow.receive(&receiver));
-        let mut tag_all = || -> Result<(), PerfError> {
-            for number in 0..events {
-                check_interrupted()?;
-                flow.flows()?;
-                let tag = json!({"service": "av", "name": format!("n{}", number % 16), "severity": 90});
-                let sent = monotonic();
-                client
-                    .call("POST", "/v1/guests/one/tags", Some(&tag))
-                    .map_err(|error| failed(&error))?;
-                answered.push(monotonic() - sent);
-                enforced.push(flow.ends()?.saturating_sub(sent));
-                client
-                    .call("DELETE", "/v1/guests/one/tags?service=av&name=*", None)
-                    .map_err(|error| failed(&error))?;
-            }
-            Ok(())
-        };
-        let done = tag_all();
-        flow.stop.store(true, Ordering::Relaxed);
-        done
-    });
-    done?;
+    let mut host = Series::default();
+    host.measure(&topology, ("one", "10.1.0.1"), &client, events)?;
+    let mut peer = Series::default();
+    peer.measure(&topology, ("three", "10.1.0.3"), &client, events)?;
     for host in &mut hosts {
         host.stop()?;
     }
     Ok(Report {
-        host_p50_us: percentile(&mut enforced, 50),
-        host_p99_us: percentile(&mut enforced, 99),
-        peer_p50_us: None,
-        peer_p99_us: None,
-        answered_p50_us: percentile(&mut answered, 50),
-        answered_p99_us: percentile(&mut answered, 99),
+        host_p50_us: percentile(&mut host.enforced, 50),
+        host_p99_us: percentile(&mut host.enforced, 99),
+        peer_p50_us: percentile(&mut peer.enforced, 50),
+        peer_p99_us: percentile(&mut peer.enforced, 99),
+        answered_p50_us: percentile(&mut host.answered, 50),
+        answered_p99_us: percentile(&mut host.answered, 99),
         events,
-        packets: flow.packets.load(Ordering::Relaxed),
+        packets: host.packets + peer.packets,
     })
+}
+
+fn failed(error: &dyn std::error::Error) -> PerfError {
+    PerfError::Wrong(format!(
+        "control socket: {}",
+        guestseal::control::supervise::chain(error)
+    ))
+}
+
+/// What was measured of one guest, in ns.
+#[derive(Debug, Default)]
+struct Series {
+    enforced: Vec<u64>,
+    answered: Vec<u64>,
+    packets: u64,
+}
+
+impl Series {
+    /// Tags a guest that sends to the second one so often.
+    fn measure(
+        &mut self,
+        topology: &Topology,
+        (guest, address): (&str, &str),
+        client: &Client,
+        events: u32,
+    ) -> Result<(), PerfError> {
+        let bind = |guest: &str, address: &str| {
+            let bound = topology
+                .guest(guest)
+                .namespace
+                .inside(|| UdpSocket::bind(address))?;
+            bound.map_err(PerfError::io(address.to_owned()))
+        };
+        let to = "10.1.0.2:4000";
+        let (sender, receiver) = (bind(guest, &format!("{address}:4000"))?, bind("two", to)?);
+        receiver
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .map_err(PerfError::io("the receiver"))?;
+        let flow = Flow::default();
+        let tags = format!("/v1/guests/{guest}/tags");
+        let done = std::thread::scope(|scope| {
+            scope.spawn(|| flow.send(&sender, to));
+            scope.spawn(|| flow.receive(&receiver));
+            let mut tag_all = || -> Result<(), PerfError> {
+                for number in 0..events {
+                    check_interrupted()?;
+                    flow.flows()?;
+                    let tag = json!({"service": "av", "name": format!("n{}", number % 16), "severity": 90});
+                    let sent = monotonic();
+                    client
+                        .call("POST", &tags, Some(&tag))
+                        .map_err(|error| failed(&error))?;
+                    self.answered.push(monotonic() - sent);
+                    self.enforced.push(flow.ends()?.saturating_sub(sent));
+                    client
+                        .call("DELETE", &format!("{tags}?service=av&name=*"), None)
+                        .map_err(|error| failed(&error))?;
+                }
+                Ok(())
+            };
+            let done = tag_all();
+            flow.stop.store(true, Ordering::Relaxed);
+            done
+        });
+        self.packets = flow.packets.load(Ordering::Relaxed);
+        done
+    }
 }
 
 /// Of ns, in us: so many of a hundred are at most that.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::containers::Shared;
 use crate::flows::FlowContext;
 
 /// A moment: milliseconds since 1970 in UTC. In files as RFC 3339 writes it.
@@ -111,6 +112,8 @@ pub enum What {
     Transfer(Into),
     /// By hand: back to where it came from.
     Release(Nothing),
+    /// Another host knows more of it.
+    Shared(Box<Shared>),
 }
 
 /// A tag is set, or set once more.
@@ -266,6 +269,7 @@ impl fmt::Display for What {
             What::Unpin(_) => f.write_str("unpin"),
             What::Transfer(into) => write!(f, "transfer to {} by hand", into.container),
             What::Release(_) => f.write_str("release by hand"),
+            What::Shared(shared) => write!(f, "what host {} knows", shared.host),
         }
     }
 }

@@ -9,7 +9,7 @@ use guestseal_rules::event::Event;
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::Place;
 
-const REFUSALS: [Refusal; 10] = [
+const REFUSALS: [Refusal; 11] = [
     Refusal::UnknownGuest,
     Refusal::GuestAway,
     Refusal::UnknownContainer,
@@ -20,6 +20,7 @@ const REFUSALS: [Refusal; 10] = [
     Refusal::OutOfRange,
     Refusal::NotItsFlow,
     Refusal::Pinned,
+    Refusal::NotAHost,
 ];
 
 #[test]
@@ -38,6 +39,7 @@ fn every_refusal_says_why() {
             Refusal::OutOfRange => 7,
             Refusal::NotItsFlow => 8,
             Refusal::Pinned => 9,
+            Refusal::NotAHost => 10,
         };
         assert_eq!(number, place);
         let _ = writeln!(said, "{refusal:?}: {refusal}");

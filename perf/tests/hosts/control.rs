@@ -132,5 +132,7 @@ pub(crate) fn tags_are_enforced() -> Result<()> {
         format!("{report:?}")
     })?;
     let ordered = report.host_p50_us > 0.0 && report.host_p50_us <= report.host_p99_us;
+    ensure(ordered, || format!("{report:?}"))?;
+    let ordered = report.peer_p50_us > 0.0 && report.peer_p50_us <= report.peer_p99_us;
     ensure(ordered, || format!("{report:?}"))
 }

@@ -138,6 +138,12 @@ const TESTS: &[(&str, Body)] = &[
     ),
     ("shared::hosts_know_who_is_alive", shared::liveness),
     (
+        "shared::tags_and_hands_hold_on_every_host",
+        shared::tags_and_hands,
+    ),
+    ("shared::what_was_missed_is_caught_up", shared::catching_up),
+    ("shared::who_may_tell_and_what_cannot_be", shared::who_may),
+    (
         "sources::suricata_alerts_and_the_guest_is_in_quarantine",
         sources::suricata_alerts,
     ),

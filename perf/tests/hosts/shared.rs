@@ -1,7 +1,7 @@
 //! What hosts share by a real etcd, which comes and goes.
 
-use guestseal_perf::etcd::Etcd;
-use guestseal_perf::process::wait_for;
+use guestseal_perf::etcd::{ADDRESS, Etcd};
+use guestseal_perf::process::{PerfError, run, wait_for};
 use serde_json::Value;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
@@ -13,9 +13,9 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// The demo's hosts; nothing runs yet but etcd.
-    fn new(name: &str) -> Result<Self> {
-        let net = Net::of_policy(name, POLICY)?;
+    /// The hosts of a policy; nothing runs yet but etcd.
+    fn new_with(name: &str, policy: &str) -> Result<Self> {
+        let net = Net::of_policy(name, policy)?;
         let etcd = Etcd::start(net.deployment.directory(), &net.topology)?;
         Ok(Self { etcd, net })
     }
@@ -27,8 +27,8 @@ impl Fleet {
         self.net.write_host_with(host, &section).map(drop)
     }
 
-    fn running(name: &str) -> Result<Self> {
-        let mut fleet = Self::new(name)?;
+    fn running_with(name: &str, policy: &str) -> Result<Self> {
+        let mut fleet = Self::new_with(name, policy)?;
         for host in 0..2 {
             fleet.write_host(host, false)?;
             fleet.net.start(host, &[])?;
@@ -67,7 +67,7 @@ impl Fleet {
 
 /// Each host knows whether the other is alive; without etcd hosts start and traffic flows; a host that is killed is not heard any more.
 pub(crate) fn liveness() -> Result<()> {
-    let mut fleet = Fleet::running("liveness")?;
+    let mut fleet = Fleet::running_with("liveness", POLICY)?;
     fleet.alive(0, "h2", true)?;
     fleet.alive(1, "h1", true)?;
     fleet.etcd.kill();
@@ -98,5 +98,223 @@ pub(crate) fn liveness() -> Result<()> {
     fleet.alive(0, "h2", false)?;
     fleet.net.start(1, &[])?;
     fleet.alive(0, "h2", true)?;
+    fleet.stop()
+}
+
+/// A guest reaches another, or does not.
+fn reaches(fleet: &Fleet, from: &str, to: &str, does: bool) -> Result<()> {
+    let line = format!("ping -c 3 -i 0.05 -W 1 -q {to}");
+    wait_for(&format!("{from} to reach {to}: {does}"), PATIENCE, || {
+        let reached = fleet.net.guest(from).run(&line).is_ok();
+        Ok((reached == does).then_some(()))
+    })?;
+    Ok(())
+}
+
+impl Fleet {
+    fn tag(&self, host: usize, guest: &str, name: &str) -> Result<()> {
+        let words = [
+            "tag",
+            "set",
+            guest,
+            "--service",
+            "av",
+            "--name",
+            name,
+            "--severity",
+            "90",
+        ];
+        self.net.ctl(host, &words)?;
+        Ok(())
+    }
+
+    fn clear(&self, host: usize, guest: &str) -> Result<()> {
+        self.net
+            .ctl(host, &["tag", "clear", guest, "--service", "av", "--name", "*"])?;
+        Ok(())
+    }
+
+    fn guest(&self, host: usize, guest: &str) -> std::result::Result<Value, PerfError> {
+        let said = self.net.ctl(host, &["--json", "guests"])?;
+        let all: Value = serde_json::from_str(&said).map_err(|error| PerfError::Malformed {
+            what: "guests".into(),
+            why: error.to_string(),
+        })?;
+        let all = all.as_array().cloned().unwrap_or_default();
+        Ok(all
+            .into_iter()
+            .find(|one| one["guest"] == guest)
+            .unwrap_or_default())
+    }
+
+    /// Waits until a host has a guest in a container.
+    fn is_in(&self, host: usize, guest: &str, container: &str) -> Result<Value> {
+        let what = format!("host {host} to have {guest} in {container}");
+        Ok(wait_for(&what, PATIENCE, || {
+            let found = self.guest(host, guest)?;
+            Ok(Some(found).filter(|found| found["container"] == container))
+        })?)
+    }
+
+    fn journal(&self, host: usize) -> Result<String> {
+        Ok(self.net.ctl(host, &["--json", "journal"])?)
+    }
+
+    fn operator(&self, words: &[&str]) -> Result<String> {
+        Ok(self.etcd.operator(&self.net.topology.wire, words)?)
+    }
+
+    /// Nothing goes between a host and etcd; what guests send does.
+    fn part(&self, host: usize, apart: bool) -> Result<()> {
+        let verb = if apart { "add" } else { "del" };
+        self.net.topology.hosts[host].ip(&format!("route {verb} blackhole {ADDRESS}/32"))?;
+        self.connected(host, !apart).map(drop)
+    }
+}
+
+/// A tag that one host is told of is enforced at the others, the guest's own among them; so are hands. Who did it, and where, is in each journal.
+pub(crate) fn tags_and_hands() -> Result<()> {
+    let fleet = Fleet::running_with("shared", POLICY)?;
+    reaches(&fleet, "blue-1", "10.1.0.2", true)?;
+    // blue-2 lives on the second host, and the first is told.
+    fleet.tag(0, "blue-2", "eicar")?;
+    let found = fleet.is_in(1, "blue-2", "quarantine")?;
+    let because = "transfer infected of default after tag av/eicar of severity 90, on host h1";
+    ensure(found["because"] == because, || found.to_string())?;
+    reaches(&fleet, "blue-2", "10.1.0.1", false)?;
+    let journal = fleet.journal(1)?;
+    ensure(journal.contains("host h1 through etcd"), || journal.clone())?;
+    fleet.clear(1, "blue-2")?;
+    fleet.is_in(0, "blue-2", "default")?;
+    reaches(&fleet, "blue-1", "10.1.0.2", true)?;
+    fleet.net.ctl(0, &["pin", "blue-1", "quarantine"])?;
+    let found = fleet.is_in(1, "blue-1", "quarantine")?;
+    ensure(found["pinned"] == true, || found.to_string())?;
+    fleet.net.ctl(1, &["unpin", "blue-1"])?;
+    let found = fleet.is_in(0, "blue-1", "default")?;
+    ensure(found["pinned"] == false, || found.to_string())?;
+    fleet.net.ctl(0, &["transfer", "blue-1", "quarantine"])?;
+    wait_for("the transfer to be in the other journal", PATIENCE, || {
+        let journal = fleet.net.ctl(1, &["--json", "journal"])?;
+        Ok(journal
+            .contains("transfer to quarantine by hand, on host h1")
+            .then_some(()))
+    })?;
+    fleet.is_in(1, "blue-1", "default")?;
+    fleet.is_in(0, "blue-1", "default")?;
+    fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
+    // What was said by one is not said again by the other: the key is as old as its last change.
+    let before = fleet.operator(&["get", "/guestseal/guests/", "--prefix", "-w", "json"])?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let after = fleet.operator(&["get", "/guestseal/guests/", "--prefix", "-w", "json"])?;
+    let kept = |text: &str| serde_json::from_str::<Value>(text).map(|value| value["kvs"].clone());
+    ensure(kept(&before)? == kept(&after)?, || {
+        format!("{before} became {after}")
+    })?;
+    fleet.stop()
+}
+
+/// Without etcd a tag works where it is told, and traffic goes on. What was told meanwhile, on either side of a partition, is caught up: also
+/// past a compaction, and by a host that did not run.
+pub(crate) fn catching_up() -> Result<()> {
+    let mut fleet = Fleet::running_with("catching", POLICY)?;
+    reaches(&fleet, "red-1", "10.2.0.2", true)?;
+    fleet.etcd.kill();
+    fleet.connected(0, false)?;
+    fleet.tag(0, "blue-2", "eicar")?;
+    reaches(&fleet, "blue-1", "10.1.0.2", false)?;
+    reaches(&fleet, "red-1", "10.2.0.2", true)?;
+    fleet.wait_for(0, "the tag to be kept", |etcd| etcd["unpublished"] == 1)?;
+    fleet.etcd.restart(&fleet.net.topology)?;
+    fleet.is_in(1, "blue-2", "quarantine")?;
+    // A host that is parted hears nothing; its own word is kept. Meanwhile the past is compacted.
+    fleet.part(1, true)?;
+    fleet.clear(0, "blue-2")?;
+    fleet.tag(1, "blue-1", "parted")?;
+    for number in 0..20 {
+        fleet.tag(0, "red-1", &format!("n{number}"))?;
+    }
+    fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
+    let said = fleet.operator(&["endpoint", "status", "-w", "json"])?;
+    let said: Value = serde_json::from_str(&said)?;
+    let revision = said[0]["Status"]["header"]["revision"].to_string();
+    fleet.operator(&["compact", &revision])?;
+    fleet.part(1, false)?;
+    fleet.is_in(1, "blue-2", "default")?;
+    fleet.is_in(1, "red-1", "quarantine")?;
+    fleet.is_in(0, "blue-1", "quarantine")?;
+    // A host that does not run is told when it does.
+    fleet.net.host(1).process.kill();
+    fleet.net.hosts[1] = None;
+    fleet.clear(0, "red-1")?;
+    fleet.tag(0, "blue-2", "again")?;
+    fleet.net.start(1, &[])?;
+    fleet.is_in(1, "red-1", "default")?;
+    fleet.is_in(1, "blue-2", "quarantine")?;
+    // A host that was killed before it could say what it had answered says it then.
+    fleet.etcd.kill();
+    fleet.connected(1, false)?;
+    fleet.clear(1, "blue-1")?;
+    fleet.net.host(1).process.kill();
+    fleet.net.hosts[1] = None;
+    fleet.etcd.restart(&fleet.net.topology)?;
+    fleet.net.start(1, &[])?;
+    fleet.is_in(0, "blue-1", "default")?;
+    fleet.stop()
+}
+
+/// A host that may only read hears, and what it is told holds for itself; that nobody else hears of it is shown. What cannot be is counted.
+pub(crate) fn who_may() -> Result<()> {
+    let mut fleet = Fleet::new_with("roles", POLICY)?;
+    fleet
+        .etcd
+        .know_hosts(&fleet.net.topology.wire, &["h1", "h2"], &["h1"])?;
+    for host in 0..2 {
+        fleet.write_host(host, true)?;
+        fleet.net.start(host, &[])?;
+        fleet.connected(host, true)?;
+    }
+    fleet.tag(0, "blue-1", "eicar")?;
+    fleet.is_in(1, "blue-1", "quarantine")?;
+    fleet.tag(1, "red-1", "eicar")?;
+    fleet.wait_for(1, "the refusal to be shown", |etcd| {
+        etcd["refused"]["NotWritable"] == 1
+            && etcd["unpublished"] == 1
+            && etcd["refused"]["HostNotWritable"] == 1
+    })?;
+    fleet.is_in(1, "red-1", "quarantine")?;
+    let elsewhere = fleet.guest(0, "red-1")?;
+    ensure(elsewhere["container"] == "default", || elsewhere.to_string())?;
+    let wrong = [
+        ("blue-1", "nonsense"),
+        (
+            "blue-1",
+            r#"{"host": "h9", "tags": [{"service": "av", "name": "x", "severity": 200, "first": "2026-01-01T00:00:00Z", "last": "2026-01-01T00:00:00Z", "count": 1}]}"#,
+        ),
+        ("nobody", r#"{"host": "h9"}"#),
+        (
+            "blue-2",
+            r#"{"host": "h9", "place": {"hands": 1, "container": "nowhere", "cause": {"at": "2026-01-01T00:00:00Z", "text": "so"}}}"#,
+        ),
+    ];
+    for (guest, value) in wrong {
+        fleet.operator(&["put", &format!("/guestseal/guests/{guest}"), value])?;
+    }
+    let large = fleet.net.deployment.directory().join("large");
+    std::fs::write(&large, vec![b'x'; 1_400_000])?;
+    // Larger than what a command line takes: by standard input.
+    let wire = fleet.net.topology.wire.name();
+    let line = format!(
+        "ip netns exec {wire} env ETCDCTL_API=3 etcdctl --endpoints http://127.0.0.1:2381 --user root:operator put /guestseal/guests/red-2 <{}",
+        large.display()
+    );
+    run(std::process::Command::new("sh").arg("-c").arg(line))?;
+    fleet.wait_for(0, "all of it to be counted", |etcd| {
+        etcd["refused"]["MalformedGuest"] == 3
+            && etcd["refused"]["UnknownGuest"] == 1
+            && etcd["refused"]["UnknownContainer"] == 1
+    })?;
+    fleet.is_in(0, "blue-1", "quarantine")?;
+    reaches(&fleet, "red-1", "10.2.0.2", false)?;
     fleet.stop()
 }

@@ -31,7 +31,7 @@ pub fn guest(containers: &Containers, config: &HostConfig, index: GuestIndex) ->
         "host": policy.hosts[config.host_of(index).index()].name,
         "container": container.name,
         "quarantine": container.quarantine,
-        "because": record.cause.as_ref().map(|cause| &*cause.text),
+        "because": record.cause.as_ref().map(ToString::to_string),
         "since": record.cause.as_ref().map(|cause| cause.at),
         "pinned": record.pin.is_some(),
         "held_until": record.held_until,
@@ -76,7 +76,7 @@ fn templates(policy: &Policy, record: &Record) -> Value {
         .map(|(template, instance)| {
             json!({
                 "template": policy.templates[template.index()].name,
-                "because": &*instance.cause.text,
+                "because": instance.cause.to_string(),
                 "since": instance.cause.at,
                 "until": instance.until,
             })

@@ -5,7 +5,7 @@
 
 mod adopt;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -14,8 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use guestseal_rules::compile::{Ruleset, TooLarge, next_generation};
 use guestseal_rules::containers::{Changes, Containers, Moved as Transferred, Refusal};
-use guestseal_rules::event::{Event, Moment};
-use guestseal_rules::model::Policy;
+use guestseal_rules::event::{Event, Moment, What};
+use guestseal_rules::model::{GuestIndex, Policy};
 use serde::Serialize;
 
 use super::bindings::{Binding, Bindings};
@@ -71,6 +71,8 @@ pub struct Guests {
     moves: Moves,
     /// Ports that go by other interfaces than the policy says.
     bindings: Bindings,
+    /// Guests of which other hosts are to know more, by UUID; `None` if there are none to tell.
+    touched: Option<BTreeSet<String>>,
     /// While another policy is prepared.
     meanwhile: Option<adopt::Meanwhile>,
     totals: EventTotals,
@@ -195,6 +197,7 @@ impl Guests {
             changes: Changes::default(),
             moves,
             bindings,
+            touched: None,
             meanwhile: None,
             totals: EventTotals::default(),
         })
@@ -278,9 +281,34 @@ impl Guests {
         event: Event,
         read: Option<Position>,
     ) -> Result<(), Refusal> {
+        if matches!(event.what, What::Shared(_)) {
+            *self.totals.refused.entry(Refusal::NotAHost.name()).or_default() += 1;
+            return Err(Refusal::NotAHost);
+        }
+        self.take_event(now, by, event, read)
+    }
+
+    /// Takes what another host knows of a guest.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn hear(&mut self, now: Moment, by: &str, event: Event) -> Result<(), Refusal> {
+        self.take_event(now, by, event, None)
+    }
+
+    fn take_event(
+        &mut self,
+        now: Moment,
+        by: &str,
+        event: Event,
+        read: Option<Position>,
+    ) -> Result<(), Refusal> {
         match self.containers.apply(now, &event, &mut self.changes) {
             Ok(()) => {
                 self.totals.accepted += 1;
+                if !matches!(event.what, What::Shared(_) | What::Flow(_) | What::FlowEnd(_)) {
+                    self.touch(&event.guest);
+                }
                 if let Some(meanwhile) = &mut self.meanwhile {
                     meanwhile.note(now, &event);
                 }
@@ -298,6 +326,38 @@ impl Guests {
         }
     }
 
+    /// From here on it is noted of which guests other hosts are to know more.
+    pub fn share(&mut self) {
+        self.touched = Some(BTreeSet::new());
+    }
+
+    /// The guests of which other hosts are to know more than at the last look.
+    pub fn take_touched(&mut self) -> BTreeSet<String> {
+        self.touched.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn touch(&mut self, guest: &str) {
+        if let Some(touched) = &mut self.touched {
+            let known = self.containers.guest(guest);
+            let uuid = known.map(|index| self.policy.guests[index.index()].uuid.clone());
+            touched.insert(uuid.unwrap_or_else(|| guest.to_owned()));
+        }
+    }
+
+    /// Whether a guest of this UUID is, or was, in the policy.
+    #[must_use]
+    pub fn knows(&self, uuid: &str) -> bool {
+        let index = self.containers.guest(uuid);
+        let is_uuid = |index: GuestIndex| self.policy.guests[index.index()].uuid == uuid;
+        index.is_some_and(is_uuid) || self.containers.parked().contains_key(uuid)
+    }
+
+    /// The guests that are, or were, in the policy, by UUID.
+    pub fn known(&self) -> impl Iterator<Item = &str> {
+        let here = self.policy.guests.iter().map(|guest| guest.uuid.as_str());
+        here.chain(self.containers.parked().keys().map(String::as_str))
+    }
+
     /// Notes what was done: it is in the journal when [`Self::commit`] says so.
     pub fn note(&mut self, by: &str, deed: Deed) {
         self.pending.push(Done {
@@ -307,10 +367,18 @@ impl Guests {
         });
     }
 
-    /// Does what is due, and makes the rules that follow from all that was taken. Whether they are others than before.
-    pub fn settle(&mut self, now: Moment) -> bool {
+    /// Does what is due, and makes the rules that follow from all that was taken. Whether they are others than before. What time does to
+    /// a guest is told to other hosts by the one that it is on, which `is_here` knows.
+    pub fn settle(&mut self, now: Moment, is_here: impl Fn(GuestIndex) -> bool) -> bool {
         self.containers.advance(now, &mut self.changes);
         let changes = std::mem::take(&mut self.changes);
+        let by_time = changes.moved.iter().filter(|moved| moved.cause.event.is_none());
+        for moved in by_time.filter(|moved| is_here(moved.guest)) {
+            let uuid = &self.policy.guests[moved.guest.index()].uuid;
+            if let Some(touched) = &mut self.touched {
+                touched.insert(uuid.clone());
+            }
+        }
         self.say(&changes);
         self.recompile(&changes)
     }
@@ -412,7 +480,7 @@ impl Guests {
             let (guest, from, to) = name(moved);
             tracing::info!(
                 "guest {guest} moved from container {from} to {to}: {}",
-                moved.cause.text
+                moved.cause
             );
             self.pending.push(Done {
                 at: moved.at,
@@ -421,7 +489,7 @@ impl Guests {
                     guest: guest.clone(),
                     from: from.clone(),
                     to: to.clone(),
-                    because: moved.cause.text.to_string(),
+                    because: moved.cause.to_string(),
                 },
             });
         }
@@ -518,7 +586,7 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
 
     fn turn(guests: &mut Guests) -> bool {
         guests.take(now());
-        let others = guests.settle(now());
+        let others = guests.settle(now(), |_| true);
         guests.commit().unwrap();
         others
     }

@@ -117,7 +117,7 @@ fn of_guest(policy: &Policy, guest: GuestIndex, record: &Record) -> GuestStatus 
         guest: policy.guests[guest.index()].id.clone(),
         container: name(policy, record.container),
         quarantine: policy.containers[record.container.index()].quarantine,
-        because: record.cause.as_ref().map(|cause| cause.text.to_string()),
+        because: record.cause.as_ref().map(ToString::to_string),
         since: record.cause.as_ref().map(|cause| cause.at),
         pinned: record.pin.is_some(),
         held_until: record
@@ -130,7 +130,7 @@ fn of_guest(policy: &Policy, guest: GuestIndex, record: &Record) -> GuestStatus 
             .map(|(template, instance)| {
                 (
                     policy.templates[template.index()].name.clone(),
-                    instance.cause.text.to_string(),
+                    instance.cause.to_string(),
                 )
             })
             .collect(),

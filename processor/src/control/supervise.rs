@@ -171,6 +171,9 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
     let config = guests.placed(&config);
     let fleet = config.etcd.as_ref().map(|etcd| Fleet::open(etcd, &config));
     let fleet = fleet.transpose()?;
+    if fleet.is_some() {
+        guests.share();
+    }
     let workers = config.workers.len();
     let book = RuleBook::new(&config.policy, guests.ruleset().generation(), workers);
     let mut control = Control {
@@ -339,6 +342,7 @@ impl Control {
         let mut descriptors: Vec<BorrowedFd<'_>> = self.guests.wait_on().into_iter().collect();
         descriptors.extend(self.desk.as_ref().map(|desk| desk.bell().as_fd()));
         descriptors.extend(self.sources.as_ref().map(|sources| sources.bell().as_fd()));
+        descriptors.extend(self.fleet.as_ref().map(|fleet| fleet.bell().as_fd()));
         descriptors.extend(self.news.iter().filter(|_| plane.is_some()).map(AsFd::as_fd));
         let mut until = turn;
         let woken = &self.plan.control;
@@ -406,6 +410,9 @@ impl Control {
             // What is refused is counted.
             let _ = self.guests.offer(now(), &by, event, read);
         }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.hear(&mut self.guests, now());
+        }
         let (mut changes, mut questions) = (Vec::new(), Vec::new());
         for Request { by, ask, reply } in self.desk.as_mut().map(Desk::take).unwrap_or_default() {
             match ask {
@@ -462,11 +469,18 @@ impl Control {
         for (ask, reply) in questions {
             let _ = reply.send(self.answer(ask, plane.as_deref()));
         }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.tell(&mut self.guests, self.plan.config.host_name());
+        }
     }
 
     /// Lets the rules that follow from what has happened to guests be in force.
     fn settle(&mut self, plane: Option<&mut DataPlane>) {
-        if self.guests.settle(now()) {
+        let config = &self.plan.config;
+        if self
+            .guests
+            .settle(now(), |guest| config.host_of(guest) == config.host)
+        {
             self.plan.rules = self.guests.ruleset().clone();
             if let Some(plane) = plane {
                 plane.publish_rules(&self.plan.rules);

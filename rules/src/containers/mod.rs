@@ -11,6 +11,7 @@ mod asks;
 mod moves;
 pub mod record;
 pub mod saved;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,8 +28,9 @@ use crate::model::{ContainerIndex, CriteriaIndex, GuestIndex, Policy, TemplateIn
 use asks::Neighbours;
 use moves::Told;
 pub use record::{Cause, Instance, Pin, Record, Tag};
-use record::{MAX_FLOWS, MAX_LABELS, MAX_LOGINS, Tagged, ToldFlow};
+use record::{MAX_FLOWS, MAX_LABELS, MAX_LOGINS, Tagged, ToldFlow, just_after};
 pub use saved::Saved;
+pub use shared::Shared;
 
 /// How often one event may change what holds of one guest before it is left as it is.
 pub const MAX_ROUNDS: usize = 16;
@@ -123,6 +125,9 @@ pub enum Refusal {
     /// A hand holds the guest where it is.
     #[error("the guest is pinned")]
     Pinned,
+    /// It is what hosts tell each other, and nobody else.
+    #[error("only hosts tell each other that")]
+    NotAHost,
 }
 
 impl Refusal {
@@ -138,6 +143,7 @@ impl Refusal {
         Refusal::OutOfRange,
         Refusal::NotItsFlow,
         Refusal::Pinned,
+        Refusal::NotAHost,
     ];
 
     /// Its name in counters and journals.
@@ -154,6 +160,7 @@ impl Refusal {
             Refusal::OutOfRange => "OutOfRange",
             Refusal::NotItsFlow => "NotItsFlow",
             Refusal::Pinned => "Pinned",
+            Refusal::NotAHost => "NotAHost",
         }
     }
 }
@@ -213,15 +220,17 @@ impl Containers {
     /// Why it changes nothing. What was due has been done all the same: see [`Self::advance`].
     pub fn apply(&mut self, now: Moment, event: &Event, changes: &mut Changes) -> Result<(), Refusal> {
         self.advance(now, changes);
-        let own = event.time.map_or(self.now, |time| time.min(self.now));
         check(&event.what)?;
+        let own = event.time.map(|time| time.min(self.now));
         let Some(guest) = self.by_name.get(&event.guest).copied() else {
             return self.apply_parked(event, own);
         };
+        let own = own.unwrap_or_else(|| self.record(guest).time_of(&event.what, self.now));
         let cause = Cause {
             event: Some(self.events + 1),
             at: self.now,
             text: event.what.to_string().into(),
+            host: None,
         };
         self.take(guest, event, own, &cause, changes)?;
         self.events += 1;
@@ -332,8 +341,12 @@ impl Containers {
                     return Err(Refusal::TooMany);
                 }
                 record.logins.insert(login.user.clone(), login.groups.clone());
+                record.logins_at = now.max(just_after(record.logins_at));
             }
-            What::Logout(logout) => something(record.logins.remove(&logout.user).is_some())?,
+            What::Logout(logout) => {
+                something(record.logins.remove(&logout.user).is_some())?;
+                record.logins_at = now.max(just_after(record.logins_at));
+            }
             What::Label(label) => {
                 let known = record.labels.get(&label.name);
                 if known == Some(&label.value) {
@@ -343,6 +356,7 @@ impl Containers {
                     return Err(Refusal::TooMany);
                 }
                 record.labels.insert(label.name.clone(), label.value.clone());
+                record.labels_at = now.max(just_after(record.labels_at));
             }
             What::Flow(told) => self.tell_flow(guest, told, changes)?,
             What::FlowEnd(ended) => {
@@ -394,13 +408,34 @@ impl Containers {
                 something(record.container != ContainerIndex(0))?;
                 self.release(guest, cause.clone(), changes);
             }
+            What::Shared(told) => self.take_shared(guest, told, changes)?,
+        }
+        if matches!(
+            event.what,
+            What::Pin(_) | What::Unpin(_) | What::Transfer(_) | What::Release(_)
+        ) {
+            let record = &mut self.records[guest.index()];
+            record.hands = record.hands.saturating_add(1);
         }
         Ok(())
     }
 
     /// A guest that is away keeps its tags: a tag belongs to the UUID.
-    fn apply_parked(&mut self, event: &Event, own: Moment) -> Result<(), Refusal> {
+    fn apply_parked(&mut self, event: &Event, own: Option<Moment>) -> Result<(), Refusal> {
+        if let What::Shared(told) = &event.what {
+            let (news, _) = self.news(&event.guest, told)?;
+            something(!news.is_empty())?;
+            return match self.parked.get_mut(&event.guest) {
+                Some(record) => {
+                    record.take_shared_tags(&news);
+                    self.events += 1;
+                    Ok(())
+                }
+                None => Err(Refusal::UnknownGuest),
+            };
+        }
         let record = self.parked.get_mut(&event.guest).ok_or(Refusal::UnknownGuest)?;
+        let own = own.unwrap_or_else(|| record.time_of(&event.what, self.now));
         match &event.what {
             What::Tag(set) => tagged(record.set_tag(set, own, self.now))?,
             What::Clear(clear) => something(record.clear_tags(clear, own))?,
@@ -514,7 +549,7 @@ impl Containers {
 impl Causes for Containers {
     fn container(&self, guest: GuestIndex) -> Option<String> {
         let cause = self.records.get(guest.index())?.cause.as_ref()?;
-        Some(format!("{}, {}", cause.text, cause.at))
+        Some(format!("{cause}, {}", cause.at))
     }
 
     fn subject(&self, guest: GuestIndex, template: TemplateIndex) -> Option<String> {
@@ -522,7 +557,7 @@ impl Causes for Containers {
         let until = instance
             .until
             .map_or_else(String::new, |until| format!(", until {until}"));
-        Some(format!("{}, {}{until}", instance.cause.text, instance.cause.at))
+        Some(format!("{}, {}{until}", instance.cause, instance.cause.at))
     }
 }
 
@@ -551,6 +586,7 @@ fn check(what: &What) -> Result<(), Refusal> {
         What::Logout(logout) => name(&logout.user),
         What::Label(label) => name(&label.name) && maybe(&label.value),
         What::Flow(flow) => maybe(&flow.user) && list(&flow.groups) && maybe(&flow.application),
+        What::Shared(shared) => shared.is_fine(),
         What::FlowEnd(_) | What::Pin(_) | What::Unpin(_) | What::Transfer(_) | What::Release(_) => true,
     };
     if fine { Ok(()) } else { Err(Refusal::OutOfRange) }

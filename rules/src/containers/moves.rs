@@ -274,6 +274,7 @@ impl Containers {
             event: told.map(|told| told.event),
             at: self.now,
             text: text.into(),
+            host: None,
         }
     }
 }

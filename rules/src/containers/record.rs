@@ -3,9 +3,11 @@
 //! Everything that events can fill is bounded. Times are the engine's, but for a tag's own, which say what is late.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::event::{Moment, TagClear, TagSet};
+use crate::event::{Moment, TagClear, TagSet, What};
 use crate::flows::{FlowContext, FlowKey};
 use crate::model::{ContainerIndex, Glob, LabelTest, LoginTest, TagTest, TemplateIndex};
 
@@ -44,6 +46,18 @@ pub struct Cause {
     pub at: Moment,
     /// In words: `transfer infected after tag av/malware.eicar of severity 90`.
     pub text: Arc<str>,
+    /// The host where it came about, if that is another one.
+    pub host: Option<Arc<str>>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        match &self.host {
+            Some(host) => write!(f, ", on host {host}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A template's rules for one guest.
@@ -83,8 +97,14 @@ pub struct Record {
     pub tags: BTreeMap<(String, String), Tag>,
     /// Users logged in, with their groups.
     pub logins: BTreeMap<String, Vec<String>>,
+    /// When that changed last.
+    pub(super) logins_at: Moment,
     /// Labels that events have changed; `None` if they took it away.
     pub labels: BTreeMap<String, Option<String>>,
+    /// When that changed last.
+    pub(super) labels_at: Moment,
+    /// How often a hand has moved it, on whatever host.
+    pub(super) hands: u64,
     /// Its container.
     pub container: ContainerIndex,
     /// Why it is there; `None` if it never moved.
@@ -123,7 +143,10 @@ impl Record {
         Self {
             tags: BTreeMap::new(),
             logins: BTreeMap::new(),
+            logins_at: Moment::default(),
             labels: BTreeMap::new(),
+            labels_at: Moment::default(),
+            hands: 0,
             container: ContainerIndex(0),
             cause: None,
             came_from: Vec::new(),
@@ -134,6 +157,29 @@ impl Record {
             releasable: None,
             flows: VecDeque::new(),
             held: BTreeSet::new(),
+        }
+    }
+
+    /// When something happens of which its source does not say when: now, and after all that is known of the same. Other
+    /// hosts' clocks may be ahead.
+    pub(super) fn time_of(&self, what: &What, now: Moment) -> Moment {
+        match what {
+            What::Tag(set) => {
+                let tag = self.tags.get(&(set.service.clone(), set.name.clone()));
+                let known = tag.map_or(now, |tag| match tag.cleared {
+                    Some(cleared) => just_after(cleared),
+                    None => tag.last,
+                });
+                now.max(known)
+            }
+            What::Clear(clear) => {
+                let (service, name) = (Glob::new(&clear.service), Glob::new(&clear.name));
+                let open = self.tags.iter().filter(|(_, tag)| tag.cleared.is_none());
+                open.filter(|((of, named), _)| service.matches(of) && name.matches(named))
+                    .map(|(_, tag)| tag.last)
+                    .fold(now, Moment::max)
+            }
+            _ => now,
         }
     }
 
@@ -174,7 +220,7 @@ impl Record {
     }
 
     /// Forgets a cleared tag, the one cleared first; else the mildest tag that is milder than `severity`.
-    fn make_room(&mut self, severity: u8) -> bool {
+    pub(super) fn make_room(&mut self, severity: u8) -> bool {
         let cleared = self
             .tags
             .iter()
@@ -260,6 +306,11 @@ impl Record {
             None => declared.get(name).map(String::as_str),
         }
     }
+}
+
+/// The next moment.
+pub(super) fn just_after(at: Moment) -> Moment {
+    at.after(Duration::from_millis(1))
 }
 
 /// Whether a test is about such a tag, of whatever age.

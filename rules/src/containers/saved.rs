@@ -32,71 +32,87 @@ pub struct Saved {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedGuest {
-    container: String,
+    pub(super) container: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    cause: Option<SavedCause>,
+    pub(super) cause: Option<SavedCause>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    came_from: Vec<String>,
+    pub(super) came_from: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pin: Option<SavedPin>,
+    pub(super) pin: Option<SavedPin>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    tags: Vec<SavedTag>,
+    pub(super) tags: Vec<SavedTag>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    logins: BTreeMap<String, Vec<String>>,
+    pub(super) logins: BTreeMap<String, Vec<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    labels: BTreeMap<String, Option<String>>,
+    pub(super) labels: BTreeMap<String, Option<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    instances: BTreeMap<String, SavedInstance>,
+    pub(super) instances: BTreeMap<String, SavedInstance>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     held: BTreeSet<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    held_until: Option<Moment>,
+    pub(super) held_until: Option<Moment>,
     #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
-    moved: VecDeque<Moment>,
+    pub(super) moved: VecDeque<Moment>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    releasable: Option<Moment>,
+    pub(super) releasable: Option<Moment>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     flows: Vec<SavedFlow>,
+    #[serde(default, skip_serializing_if = "is_never")]
+    logins_at: Moment,
+    #[serde(default, skip_serializing_if = "is_never")]
+    labels_at: Moment,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    hands: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedCause {
+pub(super) struct SavedCause {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    event: Option<u64>,
-    at: Moment,
-    text: String,
+    pub(super) event: Option<u64>,
+    pub(super) at: Moment,
+    pub(super) text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) host: Option<String>,
+}
+
+fn is_never(at: &Moment) -> bool {
+    *at == Moment::default()
+}
+
+pub(super) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedPin {
-    from: String,
-    came_from: Vec<String>,
-    since: Moment,
+pub(super) struct SavedPin {
+    pub(super) from: String,
+    pub(super) came_from: Vec<String>,
+    pub(super) since: Moment,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedTag {
-    service: String,
-    name: String,
-    severity: u8,
-    first: Moment,
-    last: Moment,
-    count: u32,
+pub(super) struct SavedTag {
+    pub(super) service: String,
+    pub(super) name: String,
+    pub(super) severity: u8,
+    pub(super) first: Moment,
+    pub(super) last: Moment,
+    pub(super) count: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    cleared: Option<Moment>,
+    pub(super) cleared: Option<Moment>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    until: Option<Moment>,
+    pub(super) until: Option<Moment>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedInstance {
-    cause: SavedCause,
+pub(super) struct SavedInstance {
+    pub(super) cause: SavedCause,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    until: Option<Moment>,
+    pub(super) until: Option<Moment>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +214,7 @@ impl Containers {
     }
 }
 
-fn save(record: &Record, policy: &Policy) -> SavedGuest {
+pub(super) fn save(record: &Record, policy: &Policy) -> SavedGuest {
     let container = |index: ContainerIndex| policy.containers[index.index()].name.clone();
     let all = |list: &[ContainerIndex]| list.iter().copied().map(container).collect();
     let template = |index: TemplateIndex| policy.templates[index.index()].name.clone();
@@ -237,6 +253,9 @@ fn save(record: &Record, policy: &Policy) -> SavedGuest {
         moved: record.moved.clone(),
         releasable: record.releasable,
         flows: record.flows.iter().map(|flow| save_flow(flow, policy)).collect(),
+        logins_at: record.logins_at,
+        labels_at: record.labels_at,
+        hands: record.hands,
     }
 }
 
@@ -276,19 +295,12 @@ fn restore(saved: &SavedGuest, policy: &Policy) -> Record {
         }
     });
     let tags = saved.tags.iter().map(|tag| {
-        let known = Tag {
-            severity: tag.severity,
-            first: tag.first,
-            last: tag.last,
-            count: tag.count,
-            cleared: tag.cleared,
-            until: tag.until,
-        };
-        ((tag.service.clone(), tag.name.clone()), known)
+        let key = (tag.service.clone(), tag.name.clone());
+        (key, tag.restored())
     });
     let instances = saved.instances.iter().filter_map(|(name, instance)| {
         let known = Instance {
-            cause: restore_cause(&instance.cause),
+            cause: instance.cause.restored(),
             until: instance.until,
         };
         Some((policy.template(name)?, known))
@@ -297,9 +309,12 @@ fn restore(saved: &SavedGuest, policy: &Policy) -> Record {
     Record {
         tags: tags.collect(),
         logins: saved.logins.clone(),
+        logins_at: saved.logins_at,
         labels: saved.labels.clone(),
+        labels_at: saved.labels_at,
+        hands: saved.hands,
         container,
-        cause: saved.cause.as_ref().map(restore_cause),
+        cause: saved.cause.as_ref().map(SavedCause::restored),
         came_from,
         pin,
         instances: instances.collect(),
@@ -316,14 +331,31 @@ fn save_cause(cause: &Cause) -> SavedCause {
         event: cause.event,
         at: cause.at,
         text: cause.text.to_string(),
+        host: cause.host.as_ref().map(ToString::to_string),
     }
 }
 
-fn restore_cause(saved: &SavedCause) -> Cause {
-    Cause {
-        event: saved.event,
-        at: saved.at,
-        text: saved.text.as_str().into(),
+impl SavedCause {
+    pub(super) fn restored(&self) -> Cause {
+        Cause {
+            event: self.event,
+            at: self.at,
+            text: self.text.as_str().into(),
+            host: self.host.as_deref().map(Into::into),
+        }
+    }
+}
+
+impl SavedTag {
+    pub(super) fn restored(&self) -> Tag {
+        Tag {
+            severity: self.severity,
+            first: self.first,
+            last: self.last,
+            count: self.count,
+            cleared: self.cleared,
+            until: self.until,
+        }
     }
 }
 

@@ -62,7 +62,9 @@ impl From<Refusal> for Problem {
             Refusal::GuestAway | Refusal::Duplicate | Refusal::Late | Refusal::Nothing | Refusal::Pinned => {
                 StatusCode::CONFLICT
             }
-            Refusal::TooMany | Refusal::OutOfRange | Refusal::NotItsFlow => StatusCode::UNPROCESSABLE_ENTITY,
+            Refusal::TooMany | Refusal::OutOfRange | Refusal::NotItsFlow | Refusal::NotAHost => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
         };
         Self::new(status, refusal.name(), refusal.to_string())
     }

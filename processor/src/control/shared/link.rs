@@ -6,12 +6,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::control::guests::now;
+use crate::control::wake::Doorbell;
 use crate::keys::handshake::random::{System, jitter};
 
 use super::config::{Credentials, EtcdConfig, EtcdError};
 use super::hosts::Own;
 use super::session::{self, Ended};
-use super::{Shared, look};
+use super::{News, Order, Shared, look};
 
 /// How long the first try after a loss waits, and the later ones at most; up to half as long again, so that a fleet does not come at once.
 const FIRST: Duration = Duration::from_millis(100);
@@ -27,18 +28,22 @@ pub(super) struct Link {
     pub(super) credentials: Credentials,
     pub(super) own: Own,
     pub(super) view: Shared,
+    pub(super) news: mpsc::Sender<News>,
+    pub(super) bell: Doorbell,
+    pub(super) orders: mpsc::Receiver<Order>,
 }
 
-/// Starts the thread; it ends with the other end of `stopped`.
-pub(super) fn start(mut link: Link, mut stopped: mpsc::Receiver<()>) -> Result<(), EtcdError> {
+/// Starts the thread; it ends with the control loop's end.
+pub(super) fn start(mut link: Link) -> Result<(), EtcdError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(EtcdError::Thread)?;
+    let over = link.news.clone();
     let serve = async move {
         tokio::select! {
             never = link.follow() => match never {},
-            _ = stopped.recv() => {}
+            () = over.closed() => {}
         }
     };
     let thread = std::thread::Builder::new().name("etcd".to_owned());
@@ -62,8 +67,9 @@ impl Link {
         loop {
             let ended = session::run(self).await;
             let was_connected = self.lost(&ended);
-            if matches!(ended, Ended::Compacted) {
-                // It is there: what was compacted is read instead.
+            self.tell(News::Lost).await;
+            if matches!(ended, Ended::Compacted | Ended::Asked) {
+                // It is there: everything is read again.
                 continue;
             }
             wait = if was_connected {
@@ -103,15 +109,15 @@ impl Link {
         was_connected
     }
 
-    /// Counts what was refused, and says it in the log when it is the first of its kind.
+    /// Tells the control loop, and waits for it as long as it has no room.
+    pub(super) async fn tell(&self, news: News) {
+        // Without a control loop the thread ends.
+        let _ = self.news.send(news).await;
+        self.bell.ring();
+    }
+
+    /// Counts what was refused.
     pub(super) fn refused(&self, reason: &'static str, what: &str) {
-        let mut view = look(&self.view);
-        let count = view.refused.entry(reason).or_default();
-        *count += 1;
-        if *count == 1 {
-            tracing::error!("etcd: {}", in_short(what));
-        } else {
-            tracing::debug!("etcd: {}", in_short(what));
-        }
+        super::refuse(&self.view, reason, what);
     }
 }

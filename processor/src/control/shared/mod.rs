@@ -8,6 +8,7 @@
 //! The control loop never waits for it, and nothing that is answered or forwarded depends on it.
 
 pub mod config;
+mod guests;
 mod hosts;
 mod link;
 mod session;
@@ -22,15 +23,64 @@ use tokio::sync::mpsc;
 
 use super::config::HostConfig;
 use super::guests::now;
+use super::wake::Doorbell;
 pub use config::{EtcdConfig, EtcdError};
+use guests::Publishing;
 pub use hosts::HostSeen;
 use hosts::Own;
-use link::Link;
+use link::{Link, in_short};
 
 /// How long etcd may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long it may take to answer.
 const CALL: Duration = Duration::from_secs(3);
+
+/// What waits for the control loop, and what waits to be written.
+const NEWS: usize = 32;
+const ORDERS: usize = 128;
+
+/// What the control loop is told. A path is what a key has behind the prefix.
+#[derive(Debug)]
+enum News {
+    /// etcd answers: everything that is there will be told.
+    Begins,
+    /// What a key says, or that it is gone.
+    Item {
+        path: String,
+        value: Option<Vec<u8>>,
+        revision: i64,
+    },
+    /// What was there has been told; from here on what changes.
+    AllRead,
+    /// A key was written.
+    Written { path: String, revision: i64 },
+    /// A key was not written: somebody else has, this.
+    Overtaken {
+        path: String,
+        value: Option<Vec<u8>>,
+        revision: i64,
+    },
+    /// A key may not be written.
+    Denied { path: String },
+    /// etcd does not answer any more.
+    Lost,
+}
+
+/// A key that is to be written.
+#[derive(Debug)]
+struct Put {
+    path: String,
+    value: Vec<u8>,
+    /// The revision that is known of it; 0 if it is not there.
+    known: i64,
+}
+
+/// What the control loop wants.
+#[derive(Debug)]
+enum Order {
+    Put(Put),
+    ReadAgain,
+}
 
 /// How etcd is at the moment, as the thread that speaks to it knows.
 #[derive(Debug)]
@@ -68,6 +118,8 @@ pub struct EtcdStatus {
     pub error: String,
     /// Up to which of its revisions this host knows.
     pub revision: i64,
+    /// Guests of which etcd does not know all that this host knows.
+    pub unpublished: usize,
     /// What was refused, by reason: what this host may not write, what etcd said that cannot be.
     pub refused: BTreeMap<&'static str, u64>,
     /// The hosts of the policy, and those that etcd knows besides.
@@ -75,6 +127,19 @@ pub struct EtcdStatus {
 }
 
 type Shared = Arc<Mutex<View>>;
+
+/// Counts what was refused, and says it in the log when it is the first of its kind.
+fn refuse(view: &Shared, reason: &'static str, what: &str) {
+    let mut view = look(view);
+    let count = view.refused.entry(reason).or_default();
+    *count += 1;
+    let what = in_short(what);
+    if *count == 1 {
+        tracing::error!("etcd: {what}");
+    } else {
+        tracing::debug!("etcd: {what}");
+    }
+}
 
 fn look(view: &Shared) -> MutexGuard<'_, View> {
     // Whoever panicked has left numbers that are as good as any.
@@ -85,8 +150,11 @@ fn look(view: &Shared) -> MutexGuard<'_, View> {
 #[derive(Debug)]
 pub struct Fleet {
     view: Shared,
+    news: mpsc::Receiver<News>,
+    bell: Doorbell,
     /// Its end ends the thread.
-    _stop: mpsc::Sender<()>,
+    orders: mpsc::Sender<Order>,
+    publishing: Publishing,
 }
 
 impl Fleet {
@@ -96,15 +164,36 @@ impl Fleet {
     /// If this host's own files cannot be used. See [`EtcdError`].
     pub fn open(etcd: &EtcdConfig, config: &HostConfig) -> Result<Self, EtcdError> {
         let view = Arc::new(Mutex::new(View::new()));
-        let (stop, stopped) = mpsc::channel(1);
+        let (told, news) = mpsc::channel(NEWS);
+        let (orders, wanted) = mpsc::channel(ORDERS);
+        let bell = Doorbell::new().map_err(EtcdError::Thread)?;
         let link = Link {
             config: etcd.clone(),
             credentials: etcd.credentials()?,
             own: Own::of(config),
             view: Arc::clone(&view),
+            news: told,
+            bell: bell.clone(),
+            orders: wanted,
         };
-        link::start(link, stopped)?;
-        Ok(Self { view, _stop: stop })
+        link::start(link)?;
+        Ok(Self {
+            view,
+            news,
+            bell,
+            orders,
+            publishing: Publishing::default(),
+        })
+    }
+
+    /// What can be read when etcd has told something.
+    #[must_use]
+    pub fn bell(&self) -> &Doorbell {
+        &self.bell
+    }
+
+    fn refuse(&self, reason: &'static str, what: &str) {
+        refuse(&self.view, reason, what);
     }
 
     /// What status shows.
@@ -116,6 +205,7 @@ impl Fleet {
             since: view.since,
             error: view.error.clone(),
             revision: view.revision,
+            unpublished: self.publishing.unpublished(),
             refused: view.refused.clone(),
             hosts: hosts::seen(&view.hosts, &config.policy, config.host),
         }

@@ -3,13 +3,16 @@
 use std::future::Future;
 use std::time::Duration;
 
-use etcd_client::{Client, Error, GetOptions, KeyValue, PutOptions, WatchOptions, WatchStream};
+use etcd_client::{
+    Client, Compare, CompareOp, Error, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchStream,
+};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::hosts::{LEASE, Told};
 use super::link::Link;
-use super::{CALL, look};
+use super::{CALL, News, Order, Put, guests, look};
 
 /// The largest answer that is taken.
 const LARGEST: usize = 16 << 20;
@@ -17,6 +20,7 @@ const LARGEST: usize = 16 << 20;
 const PAGE: i64 = 256;
 
 /// gRPC's numbers of what can be wrong.
+const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;
 const RESOURCE_EXHAUSTED: i32 = 8;
@@ -30,6 +34,8 @@ pub(super) enum Ended {
     Silent,
     #[error("what was to be read is compacted")]
     Compacted,
+    #[error("everything is read again, under another policy")]
+    Asked,
     #[error("the watch was ended: {0}")]
     Canceled(String),
     #[error("the lease of this host is gone")]
@@ -58,9 +64,14 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
     let mut lease = JoinSet::new();
     let held = hold_lease(link, &client).await?;
     lease.spawn(keep_lease(client.clone(), held));
+    // What was wanted of another connection is wanted again.
+    while link.orders.try_recv().is_ok() {}
+    link.tell(News::Begins).await;
     let revision = read_all(link, &client).await?;
     let mut stream = watch(link, &client, revision + 1).await?;
     link.connected(revision);
+    link.tell(News::AllRead).await;
+    let mut writing: JoinSet<Result<News, Ended>> = JoinSet::new();
     loop {
         tokio::select! {
             message = stream.message() => {
@@ -73,12 +84,28 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
                 }
                 for event in message.events() {
                     if let Some(pair) = event.kv() {
-                        take(link, pair);
+                        take(link, pair).await;
                     }
                 }
                 if let Some(header) = message.header() {
                     link.connected(header.revision());
                 }
+            }
+            order = link.orders.recv() => match order {
+                Some(Order::Put(put)) => {
+                    let key = format!("{}/{}", link.config.prefix, put.path);
+                    writing.spawn(write(client.clone(), key, put));
+                }
+                Some(Order::ReadAgain) => return Err(Ended::Asked),
+                // The control loop is over, and soon this thread is.
+                None => return std::future::pending().await,
+            },
+            Some(written) = writing.join_next() => {
+                let news = written.unwrap_or(Err(Ended::Silent))?;
+                if let News::Denied { path } = &news {
+                    link.refused("NotWritable", &format!("this host may not write {path}: other hosts are not told"));
+                }
+                link.tell(news).await;
             }
             ended = lease.join_next() => {
                 return Err(ended.and_then(Result::ok).unwrap_or(Ended::LeaseGone));
@@ -150,7 +177,7 @@ async fn read_all(link: &Link, client: &Client) -> Result<i64, Ended> {
             revision = answer.header().map_or(0, |header| header.revision());
         }
         for pair in answer.kvs() {
-            take(link, pair);
+            take(link, pair).await;
         }
         match answer.kvs().last().filter(|_| answer.more()) {
             Some(last) => {
@@ -182,15 +209,50 @@ async fn watch(link: &Link, client: &Client, from: i64) -> Result<WatchStream, E
     call(watcher.watch(key, Some(options))).await
 }
 
+/// Writes a key, if it is still what is known of it.
+async fn write(client: Client, key: String, put: Put) -> Result<News, Ended> {
+    let Put { path, value, known } = put;
+    let txn = Txn::new()
+        .when([Compare::mod_revision(key.clone(), CompareOp::Equal, known)])
+        .and_then([TxnOp::put(key.clone(), value, None)])
+        .or_else([TxnOp::get(key, None)]);
+    let mut kv = client.kv_client().max_decoding_message_size(LARGEST);
+    let answer = match call(kv.txn(txn)).await {
+        Err(error) if is(&error, PERMISSION_DENIED) || is(&error, INVALID_ARGUMENT) => {
+            return Ok(News::Denied { path });
+        }
+        answer => answer?,
+    };
+    let revision = answer.header().map_or(0, |header| header.revision());
+    if answer.succeeded() {
+        return Ok(News::Written { path, revision });
+    }
+    let found = answer
+        .op_responses()
+        .into_iter()
+        .find_map(|response| match response {
+            TxnOpResponse::Get(found) => found.kvs().first().cloned(),
+            _ => None,
+        });
+    Ok(News::Overtaken {
+        path,
+        revision: found.as_ref().map_or(0, KeyValue::mod_revision),
+        value: found
+            .map(|pair| pair.value().to_owned())
+            .filter(|value| value.len() <= guests::LARGEST),
+    })
+}
+
 /// Takes what a key says. One that was taken away has version 0 and no value.
-fn take(link: &Link, pair: &KeyValue) {
+async fn take(link: &Link, pair: &KeyValue) {
     let prefix = link.config.prefix.as_bytes();
     let key = pair
         .key()
         .strip_prefix(prefix)
         .and_then(|key| std::str::from_utf8(key).ok());
     let value = (pair.version() > 0).then(|| pair.value());
-    match key.and_then(|key| key.strip_prefix('/')?.split_once('/')) {
+    let path = key.and_then(|key| key.strip_prefix('/')).unwrap_or_default();
+    match path.split_once('/') {
         Some(("hosts", name)) => {
             if !Told::take(&mut look(&link.view).hosts, name, value) {
                 link.refused(
@@ -198,6 +260,20 @@ fn take(link: &Link, pair: &KeyValue) {
                     &format!("what host {name:?} says of itself cannot be read"),
                 );
             }
+        }
+        Some(("guests", _)) if value.is_some_and(|value| value.len() > guests::LARGEST) => {
+            link.refused(
+                "MalformedGuest",
+                &format!("{path:?} says more than {} bytes", guests::LARGEST),
+            );
+        }
+        Some(("guests", _)) => {
+            let item = News::Item {
+                path: path.to_owned(),
+                value: value.map(<[u8]>::to_owned),
+                revision: pair.mod_revision(),
+            };
+            link.tell(item).await;
         }
         _ => link.refused(
             "UnknownKey",

@@ -140,6 +140,9 @@ impl Control {
                 chain(&error)
             ),
         }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.read_again();
+        }
         self.reloads.follow(&self.plan.config);
         tracing::info!(
             "reload by {by}: another policy is in force since generation {} of the rules{}",
