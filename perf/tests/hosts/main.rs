@@ -142,6 +142,7 @@ const TESTS: &[(&str, Body)] = &[
         shared::tags_and_hands,
     ),
     ("shared::what_was_missed_is_caught_up", shared::catching_up),
+    ("shared::a_move_told_to_one_host_is_made_by_all", shared::moves),
     ("shared::who_may_tell_and_what_cannot_be", shared::who_may),
     (
         "sources::suricata_alerts_and_the_guest_is_in_quarantine",

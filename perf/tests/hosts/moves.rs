@@ -7,7 +7,7 @@ use guestseal_perf::process::{Running, wait_for};
 use crate::net::{Net, PATIENCE, Result, ensure};
 
 /// The overlay example with a third host, and a flow that can be read on the wire.
-fn policy() -> String {
+pub(crate) fn policy() -> String {
     include_str!("../../../rules/examples/overlay/policy.yaml")
         .replacen("# The VNI tells", "  - {name: h3, addresses: [192.0.2.3, \"2001:db8::3\"]}\n\n# The VNI tells", 1)
         .replacen(
@@ -70,7 +70,7 @@ impl Wire {
 }
 
 /// The guest's card goes from one host to another, as when a virtual machine migrates.
-fn carry_over(net: &mut Net, guest: &str, to: usize) -> Result<()> {
+pub(crate) fn carry_over(net: &mut Net, guest: &str, to: usize) -> Result<()> {
     net.guest(guest).ip("link del eth0")?;
     let place = net.topology.guests.iter().position(|one| one.spec.id == guest);
     let place = place.ok_or("no such guest")?;

@@ -29,7 +29,7 @@ impl Fleet {
 
     fn running_with(name: &str, policy: &str) -> Result<Self> {
         let mut fleet = Self::new_with(name, policy)?;
-        for host in 0..2 {
+        for host in 0..fleet.net.hosts.len() {
             fleet.write_host(host, false)?;
             fleet.net.start(host, &[])?;
             fleet.connected(host, true)?;
@@ -58,7 +58,7 @@ impl Fleet {
     }
 
     fn stop(mut self) -> Result<()> {
-        for host in 0..2 {
+        for host in 0..self.net.hosts.len() {
             self.net.stop(host)?;
         }
         Ok(())
@@ -310,11 +310,89 @@ pub(crate) fn who_may() -> Result<()> {
     );
     run(std::process::Command::new("sh").arg("-c").arg(line))?;
     fleet.wait_for(0, "all of it to be counted", |etcd| {
-        etcd["refused"]["MalformedGuest"] == 3
+        etcd["refused"]["MalformedGuest"] == 2
+            && etcd["refused"]["TooLong"] == 1
             && etcd["refused"]["UnknownGuest"] == 1
             && etcd["refused"]["UnknownContainer"] == 1
     })?;
     fleet.is_in(0, "blue-1", "quarantine")?;
     reaches(&fleet, "red-1", "10.2.0.2", false)?;
+    fleet.stop()
+}
+
+impl Fleet {
+    /// Waits until a host has a guest on another; gives when its journal says that it came there, and by whom.
+    fn is_on(&self, host: usize, guest: &str, on: &str) -> Result<(String, String)> {
+        let what = format!("host {host} to have {guest} on {on}");
+        wait_for(&what, PATIENCE, || {
+            Ok(Some(self.guest(host, guest)?).filter(|found| found["host"] == on))
+        })?;
+        let journal = self.net.ctl(host, &["--json", "journal"])?;
+        let lines: Value = serde_json::from_str(&journal)?;
+        let lines = lines.as_array().cloned().unwrap_or_default();
+        let is_it = |line: &&Value| line["located"]["guest"] == guest && line["located"]["to"] == on;
+        let line = lines.iter().rev().find(is_it).ok_or_else(|| journal.clone())?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok((text(&line["at"]), text(&line["by"])))
+    }
+
+    /// Every host has the guest there; the new one had it first.
+    fn followed(&self, guest: &str, on: usize) -> Result<()> {
+        let name = format!("h{}", on + 1);
+        let (first, _) = self.is_on(on, guest, &name)?;
+        for host in 0..self.net.hosts.len() {
+            let (at, by) = self.is_on(host, guest, &name)?;
+            ensure(first <= at, || {
+                format!("host {host} had {guest} on {name} at {at} (by {by}), {name} itself at {first}")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A move that one host is told is made by all, by the new one first; without etcd at once by who is told, and by the others when it is back.
+pub(crate) fn moves() -> Result<()> {
+    let mut fleet = Fleet::running_with("places", &crate::moves::policy())?;
+    for host in 0..3 {
+        for other in ["h1", "h2", "h3"]
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| *number != host)
+        {
+            fleet.alive(host, other.1, true)?;
+        }
+    }
+    fleet.net.pings("blue-1", "10.1.0.2")?;
+    // By the host that it leaves, the one that it comes to, and one that has nothing to do with it.
+    for (told, to) in [(1, 2), (0, 0), (1, 1), (0, 2)] {
+        crate::moves::carry_over(&mut fleet.net, "blue-2", to)?;
+        fleet
+            .net
+            .ctl(told, &["move", "blue-2", "--to", &format!("h{}", to + 1)])?;
+        fleet.followed("blue-2", to)?;
+        fleet.net.pings("blue-1", "10.1.0.2")?;
+    }
+    let (_, by) = fleet.is_on(1, "blue-2", "h3")?;
+    ensure(by == "host h1 through etcd", || by.clone())?;
+    let again = fleet.net.ctl(1, &["move", "blue-2", "--to", "h3"]);
+    ensure(again.is_err(), || "it moved to where it is".into())?;
+    // Without etcd, and while one of them does not run.
+    fleet.etcd.kill();
+    fleet.connected(0, false)?;
+    fleet.net.host(1).process.kill();
+    fleet.net.hosts[1] = None;
+    crate::moves::carry_over(&mut fleet.net, "blue-2", 0)?;
+    fleet.net.ctl(0, &["move", "blue-2", "--to", "h1"])?;
+    fleet.is_on(0, "blue-2", "h1")?;
+    fleet.net.pings("blue-1", "10.1.0.2")?;
+    fleet.etcd.restart(&fleet.net.topology)?;
+    fleet.is_on(2, "blue-2", "h1")?;
+    fleet.net.start(1, &[])?;
+    fleet.is_on(1, "blue-2", "h1")?;
+    fleet.operator(&["put", "/guestseal/endpoints/blue-2", "nonsense"])?;
+    fleet.wait_for(0, "it to be counted", |etcd| {
+        etcd["refused"]["MalformedMove"] == 1
+    })?;
+    fleet.net.pings("blue-1", "10.1.0.2")?;
     fleet.stop()
 }

@@ -4,6 +4,7 @@
 //! again from the file that it came from, or its sender was told nothing.
 
 mod adopt;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -288,14 +289,6 @@ impl Guests {
         self.take_event(now, by, event, read)
     }
 
-    /// Takes what another host knows of a guest.
-    ///
-    /// # Errors
-    /// Why it changes nothing.
-    pub fn hear(&mut self, now: Moment, by: &str, event: Event) -> Result<(), Refusal> {
-        self.take_event(now, by, event, None)
-    }
-
     fn take_event(
         &mut self,
         now: Moment,
@@ -326,38 +319,6 @@ impl Guests {
         }
     }
 
-    /// From here on it is noted of which guests other hosts are to know more.
-    pub fn share(&mut self) {
-        self.touched = Some(BTreeSet::new());
-    }
-
-    /// The guests of which other hosts are to know more than at the last look.
-    pub fn take_touched(&mut self) -> BTreeSet<String> {
-        self.touched.as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    fn touch(&mut self, guest: &str) {
-        if let Some(touched) = &mut self.touched {
-            let known = self.containers.guest(guest);
-            let uuid = known.map(|index| self.policy.guests[index.index()].uuid.clone());
-            touched.insert(uuid.unwrap_or_else(|| guest.to_owned()));
-        }
-    }
-
-    /// Whether a guest of this UUID is, or was, in the policy.
-    #[must_use]
-    pub fn knows(&self, uuid: &str) -> bool {
-        let index = self.containers.guest(uuid);
-        let is_uuid = |index: GuestIndex| self.policy.guests[index.index()].uuid == uuid;
-        index.is_some_and(is_uuid) || self.containers.parked().contains_key(uuid)
-    }
-
-    /// The guests that are, or were, in the policy, by UUID.
-    pub fn known(&self) -> impl Iterator<Item = &str> {
-        let here = self.policy.guests.iter().map(|guest| guest.uuid.as_str());
-        here.chain(self.containers.parked().keys().map(String::as_str))
-    }
-
     /// Notes what was done: it is in the journal when [`Self::commit`] says so.
     pub fn note(&mut self, by: &str, deed: Deed) {
         self.pending.push(Done {
@@ -372,13 +333,7 @@ impl Guests {
     pub fn settle(&mut self, now: Moment, is_here: impl Fn(GuestIndex) -> bool) -> bool {
         self.containers.advance(now, &mut self.changes);
         let changes = std::mem::take(&mut self.changes);
-        let by_time = changes.moved.iter().filter(|moved| moved.cause.event.is_none());
-        for moved in by_time.filter(|moved| is_here(moved.guest)) {
-            let uuid = &self.policy.guests[moved.guest.index()].uuid;
-            if let Some(touched) = &mut self.touched {
-                touched.insert(uuid.clone());
-            }
-        }
+        self.touch_moved(&changes, is_here);
         self.say(&changes);
         self.recompile(&changes)
     }

@@ -22,6 +22,13 @@ pub struct Moved {
     pub to: String,
     /// Its host by the files, when that was told.
     pub declared: String,
+    /// Its number among the guest's moves that hosts tell each other; 0 if they do not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub steps: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Moves {
@@ -45,9 +52,20 @@ impl Moves {
         self.0.is_empty()
     }
 
-    /// A guest is somewhere; where the files say ends its move.
+    /// The last move of a guest.
+    #[must_use]
+    pub fn get(&self, guest: &str) -> Option<&Moved> {
+        self.0.get(guest)
+    }
+
+    /// Every guest's last move, as far as it matters.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Moved)> {
+        self.0.iter().map(|(guest, at)| (guest.as_str(), at))
+    }
+
+    /// A guest is somewhere; where the files say ends its move, but for its number that others know.
     pub fn set(&mut self, guest: &str, at: Moved) {
-        if at.to == at.declared {
+        if at.to == at.declared && at.steps == 0 {
             self.0.remove(guest);
         } else {
             self.0.insert(guest.to_owned(), at);
@@ -64,7 +82,7 @@ impl Moves {
             };
             if policy.hosts[guest.host.index()].name != moved.declared {
                 self.0.remove(&guest.uuid);
-            } else if let Some(host) = policy.host(&moved.to) {
+            } else if let Some(host) = policy.host(&moved.to).filter(|host| *host != guest.host) {
                 elsewhere.insert(number, host);
             }
         }
@@ -93,6 +111,7 @@ mod tests {
         Moved {
             to: to.into(),
             declared: declared.into(),
+            steps: 0,
         }
     }
 

@@ -4,6 +4,7 @@
 mod ports;
 mod reloads;
 mod relocate;
+mod reports;
 mod state;
 mod ways;
 
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use guestseal_rules::event::Moment;
 use guestseal_rules::model::HostIndex;
 use hdrhistogram::serialization::V2DeflateSerializer;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::aead::choice::{EngineError, choose};
 use crate::path::tables::NextHops;
@@ -45,7 +46,7 @@ use super::reload::Reloads;
 use super::rulebook::RuleBook;
 use super::sessions::{Sessions, SessionsError};
 use super::shared::{EtcdError, Fleet};
-use super::sources::{Sources, SourcesError, Teller, Told};
+use super::sources::{Sources, SourcesError, Told};
 use super::transition::Transitions;
 use super::wake::wait;
 
@@ -325,15 +326,6 @@ impl Control {
         Ok(frames)
     }
 
-    fn open_sources(&self) -> Result<Option<Sources>, SourcesError> {
-        let config = &self.plan.config;
-        if config.sources.is_empty() {
-            return Ok(None);
-        }
-        let read = |by: &str| self.guests.position(by);
-        Sources::open(&config.sources, &config.policy, config.host, read).map(Some)
-    }
-
     /// Waits until something comes, or until the next turn.
     fn wait(&self, turn: Instant, plane: Option<&DataPlane>) {
         if self.guests.is_behind() {
@@ -410,10 +402,13 @@ impl Control {
             // What is refused is counted.
             let _ = self.guests.offer(now(), &by, event, read);
         }
-        if let Some(fleet) = &mut self.fleet {
-            fleet.hear(&mut self.guests, now());
-        }
         let (mut changes, mut questions) = (Vec::new(), Vec::new());
+        if let Some(fleet) = &mut self.fleet {
+            let due = fleet.hear(&mut self.guests, now(), self.plan.config.host_name());
+            for due in due {
+                changes.extend(self.make_move(due, false, plane.as_deref_mut()));
+            }
+        }
         for Request { by, ask, reply } in self.desk.as_mut().map(Desk::take).unwrap_or_default() {
             match ask {
                 Ask::Event(event) => {
@@ -441,8 +436,7 @@ impl Control {
                     }
                 },
                 Ask::Move { guest, host } => {
-                    let taken = self.relocate(&by, &guest, &host, plane.as_deref_mut());
-                    changes.push((taken, reply));
+                    changes.extend(self.take_move(by, &guest, &host, reply, plane.as_deref_mut()));
                 }
                 Ask::Report {
                     source,
@@ -495,18 +489,6 @@ impl Control {
             done.iter().for_each(|done| desk.tell(done));
         }
         Ok(())
-    }
-
-    /// Takes a report of a source that is told.
-    fn take_report(&mut self, source: &str, report: &Value, teller: &Teller) -> Result<(), Problem> {
-        let sources = self
-            .sources
-            .as_mut()
-            .ok_or_else(|| Problem::unknown_source(source))?;
-        match sources.report(source, report, teller)? {
-            Some((by, event)) => Ok(self.guests.offer(now(), &by, event, None)?),
-            None => Ok(()),
-        }
     }
 
     /// Writes packets of rules that are logged into the log, a bounded number of them.

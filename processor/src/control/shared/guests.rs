@@ -1,4 +1,4 @@
-//! What is known of guests, to etcd and from it: the control loop's part.
+//! What is known of guests and of where they are, to etcd and from it: the control loop's part.
 //!
 //! What a guest's key says is taken as an event of the host that wrote it. What this host was told of a guest is published once it is
 //! done here; until then the guest is noted, and its key is written with whatever is known by then. A key that changed
@@ -13,7 +13,8 @@ use guestseal_rules::event::{Event, Moment, What};
 
 use crate::control::guests::Guests;
 
-use super::{Fleet, News, Order, Put};
+use super::endpoints::ENDPOINTS;
+use super::{Due, Fleet, News, Order, Put};
 
 /// Keys of guests are under this.
 pub(super) const GUESTS: &str = "guests/";
@@ -44,7 +45,7 @@ struct Unpublished {
 pub(super) struct Publishing {
     /// Whether all that was there has been read.
     listening: bool,
-    /// Of the keys that are there, by UUID.
+    /// Of the keys that are there, by path.
     revisions: BTreeMap<String, i64>,
     unpublished: BTreeMap<String, Unpublished>,
     /// Until when each has used up its pauses, for as long as that matters.
@@ -59,20 +60,24 @@ impl Publishing {
     }
 
     /// When a key may be written next.
-    fn next_write(&self, guest: &str) -> Instant {
+    fn next_write(&self, path: &str) -> Instant {
         let now = Instant::now();
-        let used_up = self.used_up.get(guest).copied().unwrap_or(now);
+        let used_up = self.used_up.get(path).copied().unwrap_or(now);
         now.max(used_up.checked_sub(PAUSE * BURST).unwrap_or(now))
     }
 
-    fn note(&mut self, guest: String) {
-        let after = self.next_write(&guest);
+    pub(super) fn is_listening(&self) -> bool {
+        self.listening
+    }
+
+    pub(super) fn note(&mut self, path: String) {
+        let after = self.next_write(&path);
         let new = Unpublished {
             after,
             sending: false,
             more: false,
         };
-        self.unpublished.entry(guest).or_insert(new).more = true;
+        self.unpublished.entry(path).or_insert(new).more = true;
     }
 
     fn reset(&mut self) {
@@ -80,106 +85,119 @@ impl Publishing {
         self.unpublished.values_mut().for_each(|one| one.sending = false);
     }
 
-    fn done(&mut self, guest: &str, revision: i64) {
-        self.revisions.insert(guest.to_owned(), revision);
+    fn done(&mut self, path: &str, revision: i64) {
+        self.revisions.insert(path.to_owned(), revision);
         let now = Instant::now();
         self.used_up.retain(|_, until| now < *until);
-        *self.used_up.entry(guest.to_owned()).or_insert(now) += PAUSE;
-        let after = self.next_write(guest);
-        if let Some(one) = self.unpublished.get_mut(guest) {
+        *self.used_up.entry(path.to_owned()).or_insert(now) += PAUSE;
+        let after = self.next_write(path);
+        if let Some(one) = self.unpublished.get_mut(path) {
             (one.sending, one.after) = (false, after);
             if !one.more {
-                self.unpublished.remove(guest);
+                self.unpublished.remove(path);
             }
         }
     }
 
-    fn wait(&mut self, guest: &str, how_long: Duration) {
-        if let Some(one) = self.unpublished.get_mut(guest) {
+    fn wait(&mut self, path: &str, how_long: Duration) {
+        if let Some(one) = self.unpublished.get_mut(path) {
             (one.sending, one.after) = (false, Instant::now() + how_long);
         }
     }
 }
 
 impl Fleet {
-    /// Takes what etcd has told, as events of the hosts that say so.
-    pub fn hear(&mut self, guests: &mut Guests, now: Moment) {
+    /// Takes what etcd has told, as events of the hosts that say so. Gives the moves that are to be made now.
+    pub fn hear(&mut self, guests: &mut Guests, now: Moment, own: &str) -> Vec<Due> {
         self.bell.silence();
         for _ in 0..TURN {
             match self.news.try_recv() {
-                Ok(news) => self.take(news, guests, now),
-                Err(_) => return,
+                Ok(news) => self.take(news, guests, now, own),
+                Err(_) => return self.due(),
             }
         }
         self.bell.ring();
+        self.due()
     }
 
-    fn take(&mut self, news: News, guests: &mut Guests, now: Moment) {
+    fn take(&mut self, news: News, guests: &mut Guests, now: Moment, own: &str) {
         match news {
             News::Begins => {
                 self.publishing.reset();
                 self.publishing.revisions.clear();
+                self.forget_steps();
             }
-            News::Lost => self.publishing.reset(),
+            News::Lost => {
+                self.publishing.reset();
+                self.wait_no_longer();
+            }
             News::Item {
                 path,
                 value,
                 revision,
-            } => {
-                if let Some(guest) = path.strip_prefix(GUESTS) {
-                    self.take_guest(guest, value.as_deref(), revision, guests, now);
-                }
-            }
+            } => self.take_item(&path, value.as_deref(), revision, guests, now, own),
             News::AllRead => {
+                let states = guests
+                    .known()
+                    .filter(|guest| guests.containers().is_ahead(guest, None));
+                let states = states.map(|guest| format!("{GUESTS}{guest}"));
+                let places = guests.moves().map(|(guest, _)| format!("{ENDPOINTS}{guest}"));
                 let known = &self.publishing.revisions;
-                let ahead = guests.known().filter(|guest| !known.contains_key(*guest));
-                let ahead = ahead.filter(|guest| guests.containers().is_ahead(guest, None));
-                let ahead: Vec<String> = ahead.map(str::to_owned).collect();
-                ahead.into_iter().for_each(|guest| self.publishing.note(guest));
+                let ahead = states.chain(places).filter(|path| !known.contains_key(path));
+                let ahead: Vec<String> = ahead.collect();
+                ahead.into_iter().for_each(|path| self.publishing.note(path));
                 self.publishing.listening = true;
             }
-            News::Written { path, revision } => {
-                if let Some(guest) = path.strip_prefix(GUESTS) {
-                    self.publishing.done(guest, revision);
-                }
-            }
+            News::Written { path, revision } => self.publishing.done(&path, revision),
             News::Overtaken {
                 path,
                 value,
                 revision,
             } => {
-                if let Some(guest) = path.strip_prefix(GUESTS) {
-                    self.take_guest(guest, value.as_deref(), revision, guests, now);
-                    self.publishing.wait(guest, Duration::ZERO);
-                }
+                self.publishing.wait(&path, Duration::ZERO);
+                self.take_item(&path, value.as_deref(), revision, guests, now, own);
             }
-            News::Denied { path } => {
-                if let Some(guest) = path.strip_prefix(GUESTS) {
-                    self.publishing.wait(guest, AGAIN);
-                }
-            }
+            News::Denied { path } => self.publishing.wait(&path, AGAIN),
         }
     }
 
-    fn take_guest(
+    fn take_item(
         &mut self,
-        guest: &str,
+        path: &str,
         value: Option<&[u8]>,
         revision: i64,
         guests: &mut Guests,
         now: Moment,
+        own: &str,
     ) {
-        if !guests.knows(guest) {
-            return self.refuse(
-                "UnknownGuest",
-                &format!("guest {guest:?}: {}", Refusal::UnknownGuest),
-            );
-        }
-        let Some(value) = value else {
-            self.publishing.revisions.remove(guest);
+        let Some((kind, guest)) = path.split_once('/') else {
             return;
         };
-        self.publishing.revisions.insert(guest.to_owned(), revision);
+        if !guests.knows(guest) {
+            return self.refuse("UnknownGuest", &format!("{path:?}: {}", Refusal::UnknownGuest));
+        }
+        let Some(value) = value else {
+            self.publishing.revisions.remove(path);
+            return;
+        };
+        self.publishing.revisions.insert(path.to_owned(), revision);
+        let (is_ahead, is_over) = if format!("{kind}/") == ENDPOINTS {
+            let is_ahead = self.take_endpoint(guest, value, guests, own);
+            (is_ahead, !is_ahead && !self.is_asked(guest))
+        } else {
+            let is_ahead = self.take_guest(guest, value, guests, now);
+            (is_ahead && !self.publishing.listening, !is_ahead)
+        };
+        if is_ahead {
+            self.publishing.note(path.to_owned());
+        } else if is_over {
+            // Another host has said all that was to be said.
+            self.publishing.unpublished.remove(path);
+        }
+    }
+
+    /// Takes what a key says of a guest. Whether this host knows more.
+    fn take_guest(&mut self, guest: &str, value: &[u8], guests: &mut Guests, now: Moment) -> bool {
         let told: Option<Shared> = serde_json::from_slice(value).ok();
         let news = told
             .as_ref()
@@ -212,18 +230,13 @@ impl Fleet {
                 );
             }
         }
-        if !guests.containers().is_ahead(guest, told.as_ref()) {
-            // Another host has said all that was to be said.
-            self.publishing.unpublished.remove(guest);
-        } else if !self.publishing.listening {
-            self.publishing.note(guest.to_owned());
-        }
+        guests.containers().is_ahead(guest, told.as_ref())
     }
 
     /// Publishes what was done to guests, after it was done.
     pub fn tell(&mut self, guests: &mut Guests, own: &str) {
         for guest in guests.take_touched() {
-            self.publishing.note(guest);
+            self.publishing.note(format!("{GUESTS}{guest}"));
         }
         if self.publishing.again && self.orders.try_send(Order::ReadAgain).is_ok() {
             self.publishing.again = false;
@@ -232,50 +245,48 @@ impl Fleet {
             return;
         }
         let now = Instant::now();
-        let sending = self
-            .publishing
-            .unpublished
-            .values()
-            .filter(|one| one.sending)
-            .count();
-        let Publishing {
-            unpublished,
-            revisions,
-            ..
-        } = &mut self.publishing;
+        let unpublished = &self.publishing.unpublished;
+        let sending = unpublished.values().filter(|one| one.sending).count();
         let waiting = unpublished
-            .iter_mut()
+            .iter()
             .filter(|(_, one)| !one.sending && one.after <= now);
-        let mut too_large = Vec::new();
-        let mut gone = Vec::new();
-        for (guest, one) in waiting.take(AT_ONCE.saturating_sub(sending)) {
-            let Some(shared) = guests.containers().share(guest, own) else {
-                gone.push(guest.clone());
-                continue;
-            };
-            let value = serde_json::to_vec(&shared).unwrap_or_default();
-            if value.is_empty() || value.len() > LARGEST {
-                one.after = now + AGAIN;
-                too_large.push(guest.clone());
-                continue;
+        let waiting = waiting.take(AT_ONCE.saturating_sub(sending));
+        let paths: Vec<String> = waiting.map(|(path, _)| path.clone()).collect();
+        for path in paths {
+            self.send(path, guests, own);
+        }
+    }
+
+    fn send(&mut self, path: String, guests: &Guests, own: &str) {
+        let value = match path.strip_prefix(ENDPOINTS) {
+            Some(guest) => self.endpoint(guest, guests, own),
+            None => {
+                let shared = path
+                    .strip_prefix(GUESTS)
+                    .and_then(|guest| guests.containers().share(guest, own));
+                shared.and_then(|shared| serde_json::to_vec(&shared).ok())
             }
-            let put = Put {
-                path: format!("{GUESTS}{guest}"),
-                value,
-                known: revisions.get(guest).copied().unwrap_or(0),
-            };
-            if self.orders.try_send(Order::Put(put)).is_err() {
-                break;
-            }
+        };
+        let Some(value) = value else {
+            // The guest is nowhere any more.
+            self.publishing.unpublished.remove(&path);
+            return;
+        };
+        if value.len() > LARGEST {
+            self.publishing.wait(&path, AGAIN);
+            let what = format!("{path}: more is known than {LARGEST} bytes: other hosts are not told");
+            return self.refuse("TooLarge", &what);
+        }
+        let known = self.publishing.revisions.get(&path).copied().unwrap_or(0);
+        let put = Put {
+            path: path.clone(),
+            value,
+            known,
+        };
+        if self.orders.try_send(Order::Put(put)).is_ok()
+            && let Some(one) = self.publishing.unpublished.get_mut(&path)
+        {
             (one.sending, one.more) = (true, false);
-        }
-        for guest in gone {
-            self.publishing.unpublished.remove(&guest);
-        }
-        for guest in too_large {
-            let what =
-                format!("guest {guest}: more is known of it than {LARGEST} bytes: other hosts are not told");
-            self.refuse("TooLarge", &what);
         }
     }
 

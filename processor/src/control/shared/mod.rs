@@ -8,6 +8,7 @@
 //! The control loop never waits for it, and nothing that is answered or forwarded depends on it.
 
 pub mod config;
+mod endpoints;
 mod guests;
 mod hosts;
 mod link;
@@ -25,6 +26,8 @@ use super::config::HostConfig;
 use super::guests::now;
 use super::wake::Doorbell;
 pub use config::{EtcdConfig, EtcdError};
+pub use endpoints::Due;
+use endpoints::Endpoints;
 use guests::Publishing;
 pub use hosts::HostSeen;
 use hosts::Own;
@@ -155,6 +158,7 @@ pub struct Fleet {
     /// Its end ends the thread.
     orders: mpsc::Sender<Order>,
     publishing: Publishing,
+    endpoints: Endpoints,
 }
 
 impl Fleet {
@@ -183,6 +187,7 @@ impl Fleet {
             bell,
             orders,
             publishing: Publishing::default(),
+            endpoints: Endpoints::default(),
         })
     }
 

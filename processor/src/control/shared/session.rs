@@ -261,13 +261,13 @@ async fn take(link: &Link, pair: &KeyValue) {
                 );
             }
         }
-        Some(("guests", _)) if value.is_some_and(|value| value.len() > guests::LARGEST) => {
+        Some(("guests" | "endpoints", _)) if value.is_some_and(|value| value.len() > guests::LARGEST) => {
             link.refused(
-                "MalformedGuest",
+                "TooLong",
                 &format!("{path:?} says more than {} bytes", guests::LARGEST),
             );
         }
-        Some(("guests", _)) => {
+        Some(("guests" | "endpoints", _)) => {
             let item = News::Item {
                 path: path.to_owned(),
                 value: value.map(<[u8]>::to_owned),
