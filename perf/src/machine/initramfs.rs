@@ -49,7 +49,7 @@ impl Archive {
             }
         }
         for program in programs {
-            archive.program(program)?;
+            archive.program(program, scratch)?;
         }
         let mut order = String::new();
         for file in kernel.modules(modules) {
@@ -67,15 +67,23 @@ impl Archive {
         Ok(archive)
     }
 
-    /// A program, by name or path, as `/sbin/NAME`, and the libraries that it is linked with, where they are here.
-    fn program(&mut self, program: &Path) -> Result<(), PerfError> {
+    /// A program, by name or path, as `/sbin/NAME`, and the libraries that it is linked with, where they are here. Those of our own
+    /// come without what debuggers read: it would fill the machine's memory.
+    fn program(&mut self, program: &Path, scratch: &Path) -> Result<(), PerfError> {
         let file = if program.is_absolute() {
             program.to_owned()
         } else {
             found(&program.to_string_lossy())?
         };
         let name = file.file_name().unwrap_or_default().to_owned();
-        self.copy(&file, &Path::new("sbin").join(name))?;
+        let place = Path::new("sbin").join(&name);
+        if program.is_absolute() {
+            let stripped = scratch.join(name);
+            run(Command::new("strip").arg("-o").arg(&stripped).arg(&file))?;
+            self.copy(&stripped, &place)?;
+        } else {
+            self.copy(&file, &place)?;
+        }
         // A static program has none: ldd fails.
         for word in run(Command::new("ldd").arg(&file))
             .unwrap_or_default()

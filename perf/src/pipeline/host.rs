@@ -10,6 +10,7 @@ use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
 use guestseal::path::flood::Floods;
+use guestseal::path::mirror::mirror;
 use guestseal::path::notices::notices;
 use guestseal::path::tables::{NextHops, Parts, PlaceOf, Tables};
 use guestseal::path::waiting::WaitingRoom;
@@ -166,6 +167,7 @@ impl Host {
                 pool: FramePool::new(umem, frames),
                 sas: owned,
                 decisions: Decisions::new(rule_counters, samples().0),
+                mirror: mirror(Arc::clone(&counters)).0,
                 floods: Floods::default(),
                 engine: Arc::clone(engine),
                 ports: Ports {

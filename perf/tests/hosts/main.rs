@@ -11,6 +11,7 @@ mod frames;
 mod key_manager;
 mod killed;
 mod measured;
+mod mirrors;
 mod moves;
 mod offloads;
 mod overlay;
@@ -50,6 +51,18 @@ const TESTS: &[(&str, Body)] = &[
     ),
     ("traffic::generic_xdp", traffic::generic),
     ("traffic::a_policy_of_many_files", traffic::many_files),
+    (
+        "mirrors::suricata_sees_what_the_wire_does_not_show",
+        mirrors::suricata_listens,
+    ),
+    (
+        "mirrors::without_a_listener_only_copies_are_lost",
+        mirrors::away_and_back,
+    ),
+    (
+        "mirrors::an_interface_that_leaks_is_refused",
+        mirrors::leaks_are_refused,
+    ),
     (
         "offloads::checksums_and_segments_are_left_to_the_card",
         offloads::left_to_the_card,

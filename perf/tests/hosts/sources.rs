@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::net::{Net, PATIENCE, Result, ensure};
 
 /// The string of EICAR, which is no virus and is found as one; in two halves, so that no scanner finds this file.
-const EICAR: [&str; 2] = [
+pub(crate) const EICAR: [&str; 2] = [
     r"X5O!P%@AP[4\PZX54(P^)7CC)7}$",
     "EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*",
 ];
@@ -58,7 +58,7 @@ fn running(name: &str, sources: &str) -> Result<Net> {
     Ok(net)
 }
 
-fn serve(net: &mut Net, sources: &str) -> Result<()> {
+pub(crate) fn serve(net: &mut Net, sources: &str) -> Result<()> {
     let file = net.write_host(0, 1)?;
     let directory = net.deployment.directory().to_owned();
     // Services before those that declare none: the demo's policy declares none.
@@ -75,7 +75,7 @@ fn guest(net: &Net, id: &str) -> Result<Value> {
     Ok(serde_json::from_str(&net.ctl(0, &["--json", "guests", id])?)?)
 }
 
-fn wait_for_quarantine(net: &Net, id: &str, tag: &str) -> Result<()> {
+pub(crate) fn wait_for_quarantine(net: &Net, id: &str, tag: &str) -> Result<()> {
     let what = format!("{id} in quarantine with {tag}");
     wait_for(&what, PATIENCE, || {
         let Ok(guest) = guest(net, id) else {
@@ -109,16 +109,14 @@ fn wait_for_count(net: &Net, source: &str, count: &str, wanted: u64) -> Result<(
     Ok(())
 }
 
-/// Has Suricata read the download, and write its alerts to a file or socket.
-fn suricata(directory: &Path, filetype: &str, filename: &Path) -> Result<()> {
-    let capture = directory.join("download.pcap");
-    std::fs::write(directory.join("download.py"), DOWNLOAD)?;
-    let mut script = Command::new("/usr/bin/python3");
-    run(script
-        .arg(directory.join("download.py"))
-        .arg(&capture)
-        .arg(EICAR.concat()))?;
-    std::fs::write(directory.join("test.rules"), rule())?;
+/// Suricata's configuration, with a file or socket for its alerts, and its rules.
+pub(crate) fn suricata_files(
+    directory: &Path,
+    filetype: &str,
+    filename: &Path,
+) -> Result<(PathBuf, PathBuf)> {
+    let rules = directory.join("test.rules");
+    std::fs::write(&rules, rule())?;
     // As the page says.
     let page = include_str!("../../../docs/sources.md");
     let outputs = page
@@ -132,6 +130,19 @@ fn suricata(directory: &Path, filetype: &str, filename: &Path) -> Result<()> {
         .replace("filename: eve.json", &format!("filename: {}", filename.display()));
     let yaml = directory.join("suricata.yaml");
     std::fs::write(&yaml, format!("%YAML 1.1\n---\n{outputs}"))?;
+    Ok((yaml, rules))
+}
+
+/// Has Suricata read the download, and write its alerts to a file or socket.
+fn suricata(directory: &Path, filetype: &str, filename: &Path) -> Result<()> {
+    let capture = directory.join("download.pcap");
+    std::fs::write(directory.join("download.py"), DOWNLOAD)?;
+    let mut script = Command::new("/usr/bin/python3");
+    run(script
+        .arg(directory.join("download.py"))
+        .arg(&capture)
+        .arg(EICAR.concat()))?;
+    let (yaml, rules) = suricata_files(directory, filetype, filename)?;
     let mut command = Command::new("suricata");
     command
         .arg("-c")
@@ -140,26 +151,25 @@ fn suricata(directory: &Path, filetype: &str, filename: &Path) -> Result<()> {
         .arg(&capture)
         .arg("-l")
         .arg(directory);
-    run(command
-        .arg("-S")
-        .arg(directory.join("test.rules"))
-        .args(["-k", "none"]))?;
+    run(command.arg("-S").arg(rules).args(["-k", "none"]))?;
     Ok(())
+}
+
+/// Alerts of Suricata as a source.
+pub(crate) fn ids(way: &str, name: &str) -> String {
+    format!(
+        "  - name: {name}\n    service: av\n    suricata: {{{way}}}\n    guest: [{{address: '{{destination}}', network: blue}}]\n    \
+         reports: [{{when: {{severity: 1, category: '*Trojan*'}}, tag: {{name: '{{signature-id}}', severity: 90}}}}]\n"
+    )
 }
 
 /// A download that Suricata alerts on leads to quarantine, by eve.json and by its socket.
 pub(crate) fn suricata_alerts() -> Result<()> {
-    let source = |way: &str, name: &str| {
-        format!(
-            "  - name: {name}\n    service: av\n    suricata: {{{way}}}\n    guest: [{{address: '{{destination}}', network: blue}}]\n    \
-             reports: [{{when: {{severity: 1, category: '*Trojan*'}}, tag: {{name: '{{signature-id}}', severity: 90}}}}]\n"
-        )
-    };
     for (name, way) in [
         ("suricata-file", "file: eve.json"),
         ("suricata-socket", "socket: eve.sock"),
     ] {
-        let mut net = running(name, &source(way, "ids"))?;
+        let mut net = running(name, &ids(way, "ids"))?;
         let directory = net.deployment.directory().to_owned();
         match name {
             "suricata-file" => suricata(&directory, "regular", &directory.join("eve.json"))?,

@@ -26,6 +26,7 @@ use crate::path::batch::WorkerId;
 use crate::path::classify::Decisions;
 use crate::path::endpoints::Endpoints;
 use crate::path::flood::Floods;
+use crate::path::mirror::mirror;
 use crate::path::notices::{Notice, notices};
 use crate::path::tables::{AlsoAccepted, NextHops, Parts, PathMtu, Tables};
 use crate::path::waiting::WaitingRoom;
@@ -47,6 +48,7 @@ use crate::worker::run::{Command, Commands, Ports, Stop, Worker};
 use super::announce;
 use super::config::HostConfig;
 use super::link::{self, Link, LinkError};
+use super::mirrors::Mirrors;
 use super::offloads::OffloadError;
 use places::{OpenPort, Places};
 
@@ -148,6 +150,8 @@ pub struct DataPlane {
     wakers: Vec<Waker>,
     collectors: Vec<Collector>,
     logged: Vec<Consumer<Sample>>,
+    /// After the workers: it takes their last copies.
+    mirrors: Mirrors,
     stop: Arc<Stop>,
     /// The uplink's queues that have sockets.
     queues: Vec<u32>,
@@ -336,6 +340,10 @@ impl DataPlane {
         let (mut threads, mut commands, mut collectors) = (Vec::new(), Vec::new(), Vec::new());
         let mut logged = Vec::new();
         let (mut told, mut obeyed) = (Vec::new(), Vec::new());
+        let pairs = plan.counters.iter().map(|counters| mirror(Arc::clone(counters)));
+        let (mirrors_of_workers, mirrored): (Vec<_>, Vec<_>) = pairs.unzip();
+        let mirrors = Mirrors::start(mirrored)?;
+        let mut mirrors_of_workers = mirrors_of_workers.into_iter();
         let mut handoffs = Handoff::mesh(&wakers).into_iter();
         let mut all_owned = owned.take().unwrap_or_default().into_iter();
         for (number, (pool, ports)) in pools.into_iter().zip(worker_ports).enumerate() {
@@ -347,6 +355,12 @@ impl DataPlane {
             told.push(listener);
             let obeys: Arc<Counter> = Arc::default();
             obeyed.push(Arc::clone(&obeys));
+            let mut mirror = mirrors_of_workers
+                .next()
+                .unwrap_or_else(|| unreachable!("one for each worker"));
+            if let Some(thread) = mirrors.thread() {
+                mirror.wakes(thread.clone());
+            }
             let worker = Worker {
                 id: WorkerId(number as u16),
                 tables: Arc::clone(&tables),
@@ -354,6 +368,7 @@ impl DataPlane {
                 pool,
                 sas: all_owned.next().unwrap_or_default(),
                 decisions: Decisions::new(Arc::clone(&plan.rule_counters[number]), sampler),
+                mirror,
                 floods: Floods::new(config.group_rate),
                 engine: Arc::clone(&plan.engine),
                 ports,
@@ -400,6 +415,7 @@ impl DataPlane {
             wakers,
             collectors,
             logged,
+            mirrors,
             stop,
             queues: config.workers.iter().map(|worker| worker.queue).collect(),
             filtered,
@@ -746,6 +762,7 @@ impl DataPlane {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
+        drop(self.mirrors);
         let mut remains = Remains {
             notices: self.heard.into(),
             owned: Vec::new(),

@@ -663,6 +663,8 @@ impl HostConfig {
         let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));
         let etcd = raw.etcd;
         let etcd = etcd.map(|etcd| RawEtcd::resolve(etcd, &source, base, &mut errors));
+        let leaks = leaking_mirrors(&policy, host, &uplink);
+        errors.extend(leaks.map(|message| source.error(&raw.host.referenced, message)));
         if !errors.is_empty() {
             return Err(FileErrors(errors).into());
         }
@@ -707,6 +709,30 @@ impl HostConfig {
         };
         Ok(Self { origin, ..config })
     }
+}
+
+/// Rules whose copies would leave by the wire or reach a guest.
+fn leaking_mirrors<'a>(
+    policy: &'a Policy,
+    host: HostIndex,
+    uplink: &'a str,
+) -> impl Iterator<Item = String> + 'a {
+    let is_guests = move |name: &str| {
+        let mut ports = policy.ports.iter().filter(|port| port.interface == name);
+        ports.any(|port| policy.guests[port.guest.index()].host == host)
+    };
+    policy.rules.iter().filter_map(move |rule| {
+        let mirror = rule.mirror.as_deref()?;
+        let what = match () {
+            () if mirror == uplink => "uplink",
+            () if is_guests(mirror) => "guest port",
+            () => return None,
+        };
+        Some(format!(
+            "rule \"{}\" ({}) copies plaintext to {mirror}, which is a {what} of this host: expected a monitoring interface",
+            rule.name, rule.place
+        ))
+    })
 }
 
 /// Gives what is wrong and what was expected.

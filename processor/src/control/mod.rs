@@ -13,6 +13,7 @@ pub mod guests;
 pub mod journal;
 pub mod link;
 pub mod manual_sa;
+pub mod mirrors;
 pub mod moves;
 pub mod namespace;
 mod netlink;

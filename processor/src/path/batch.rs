@@ -1,5 +1,7 @@
 //! The vector of packet descriptors that goes through the stages beside the frames.
 
+use std::num::NonZeroU16;
+
 use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
 use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, RuleIndex};
@@ -80,6 +82,8 @@ pub struct Descriptor {
     pub peer: Option<HostIndex>,
     /// Whether an overlay carries it between the hosts.
     pub overlay: bool,
+    /// Which monitoring interface gets a copy, by its number in the tables.
+    pub mirror: Option<NonZeroU16>,
     /// If it was too long: bytes of the guest's IP packet that would have fitted.
     pub fits: u16,
     /// The SA that seals or opens it, and its owner, once known.
@@ -116,6 +120,7 @@ impl Descriptor {
             seal: None,
             peer: None,
             overlay: false,
+            mirror: None,
             fits: 0,
             sa: None,
             egress: None,

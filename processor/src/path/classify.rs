@@ -101,10 +101,9 @@ impl Decisions {
                 descriptor.direction,
                 facts,
             );
-            descriptor.rule = action
-                .ok()
-                .map(|(rule, _)| rule)
-                .filter(|_| decision.watched.is_none());
+            let rule = action.ok().map(|(rule, _)| rule);
+            descriptor.mirror = rule.and_then(|rule| tables.mirror_of(rule));
+            descriptor.rule = rule.filter(|_| decision.watched.is_none() && descriptor.mirror.is_none());
             with(descriptor, action, &self.counters);
         }
     }

@@ -3,10 +3,12 @@
 use crate::aead::engine::Engine;
 use crate::port::pool::FramePool;
 use crate::sa::slots::Owned;
+use crate::telemetry::counters::Counters;
 
 use super::batch::WorkerId;
 use super::classify::Decisions;
 use super::flood::Floods;
+use super::mirror::Mirror;
 use super::notices::Notices;
 use super::tables::Tables;
 use super::waiting::WaitingRoom;
@@ -29,6 +31,10 @@ pub struct Context<'a> {
     pub waiting: &'a mut WaitingRoom,
     /// What its guest ports may still send for copying.
     pub floods: &'a mut Floods,
+    /// Its copies for monitoring interfaces.
+    pub mirror: &'a mut Mirror,
+    /// Its counters.
+    pub counters: &'a Counters,
     /// The AEAD engine.
     pub engine: &'a dyn Engine,
 }

@@ -17,6 +17,7 @@ pub mod flood;
 pub mod guard;
 pub mod inbound;
 pub mod local;
+pub mod mirror;
 pub mod notices;
 pub mod open;
 pub mod outbound;

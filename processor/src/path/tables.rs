@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -19,6 +20,7 @@ use crate::wire::ethernet::MacAddress;
 use super::batch::WorkerId;
 use super::encapsulate::Carrier;
 use super::endpoints::{Endpoint, Endpoints};
+use super::mirror::Interface;
 
 /// A guest port of this host.
 #[derive(Clone, Debug)]
@@ -129,6 +131,7 @@ pub struct Tables {
     by_vni: Arc<HashMap<(u16, Vni), NetworkIndex, FixedState>>,
     by_address: Arc<HashMap<IpAddr, HostIndex, FixedState>>,
     also_accepted: Arc<AlsoAccepted>,
+    mirrors: Arc<Mirrors>,
     /// Where each worker counts what the rules decide.
     rule_counters: Arc<[Arc<RuleCounters>]>,
 }
@@ -141,6 +144,36 @@ pub fn between(own: &[IpAddr], theirs: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
         let remote = theirs.iter().find(|one| one.is_ipv6() == local.is_ipv6())?;
         Some((*local, *remote))
     })
+}
+
+/// The monitoring interfaces, and the rules that they are for.
+#[derive(Debug, Default)]
+struct Mirrors {
+    interfaces: Vec<Interface>,
+    of_rules: HashMap<RuleIndex, NonZeroU16, FixedState>,
+}
+
+impl Mirrors {
+    fn of(policy: &Policy) -> Self {
+        let mut mirrors = Self::default();
+        for (number, rule) in (0u32..).zip(&policy.rules) {
+            let Some(name) = &rule.mirror else { continue };
+            let mut interface = Interface::default();
+            for (to, from) in interface.iter_mut().zip(name.bytes()) {
+                *to = from;
+            }
+            let known = mirrors.interfaces.iter().position(|one| *one == interface);
+            let place = known.unwrap_or_else(|| {
+                mirrors.interfaces.push(interface);
+                mirrors.interfaces.len() - 1
+            });
+            let place = u16::try_from(place + 1).ok().and_then(NonZeroU16::new);
+            if let Some(place) = place {
+                mirrors.of_rules.insert(RuleIndex(number), place);
+            }
+        }
+        mirrors
+    }
 }
 
 /// The second forms that rules accept now.
@@ -247,6 +280,7 @@ impl Tables {
             by_vni: Arc::new(by_vni),
             by_address: Arc::new(by_address),
             also_accepted: Arc::default(),
+            mirrors: Arc::new(Mirrors::of(policy)),
             rule_counters: parts.rule_counters,
         }
     }
@@ -300,6 +334,23 @@ impl Tables {
             also_accepted,
             ..self.clone()
         }
+    }
+
+    /// The number of the monitoring interface that gets copies of what a rule lets pass.
+    #[inline]
+    #[must_use]
+    pub fn mirror_of(&self, rule: RuleIndex) -> Option<NonZeroU16> {
+        if self.mirrors.interfaces.is_empty() {
+            return None;
+        }
+        self.mirrors.of_rules.get(&rule).copied()
+    }
+
+    /// The monitoring interface of a number.
+    #[inline]
+    #[must_use]
+    pub fn mirror(&self, number: NonZeroU16) -> Option<&Interface> {
+        self.mirrors.interfaces.get(usize::from(number.get()) - 1)
     }
 
     /// Whether a rule accepts a form that is not its own.

@@ -50,6 +50,12 @@ pub struct Counters {
     pub flow_misses: Counter,
     /// Samples of logged rules that found no room on their way to the log.
     pub lost_samples: Counter,
+    /// Copies that went to monitoring interfaces; counted by the mirror thread.
+    pub mirrored: Counter,
+    /// Copies that a monitoring interface did not take, or that was not there; counted by the mirror thread.
+    pub mirrors_refused: Counter,
+    /// Copies that found no room on their way to the mirror thread.
+    pub mirrors_lost: Counter,
     /// Messages made for guests whose packets were too long.
     pub told_too_long: Counter,
     kernel: [Counter; 4],
@@ -66,6 +72,9 @@ impl Default for Counters {
             flow_hits: Counter::default(),
             flow_misses: Counter::default(),
             lost_samples: Counter::default(),
+            mirrored: Counter::default(),
+            mirrors_refused: Counter::default(),
+            mirrors_lost: Counter::default(),
             told_too_long: Counter::default(),
             kernel: Default::default(),
             outcomes: std::array::from_fn(|_| Counter::default()),

@@ -85,6 +85,10 @@ pub struct Totals {
     pub rules: Vec<RulePackets>,
     /// Samples of logged rules that found no room on their way to the log.
     pub lost_samples: u64,
+    /// Copies that went to monitoring interfaces. They are among no other packets here.
+    pub mirrored: u64,
+    /// Copies that were lost because the listener was too slow, or its interface not there.
+    pub mirrors_lost: u64,
     /// Messages made for guests whose packets were too long (`TooLong`): ICMP fragmentation needed, ICMPv6 packet too big. They are among
     /// the copies.
     pub told_too_long: u64,
@@ -155,6 +159,8 @@ impl Totals {
         self.flows.hits += counters.flow_hits.get();
         self.flows.misses += counters.flow_misses.get();
         self.lost_samples += counters.lost_samples.get();
+        self.mirrored += counters.mirrored.get();
+        self.mirrors_lost += counters.mirrors_refused.get() + counters.mirrors_lost.get();
         for outcome in (0..Outcome::COUNT).filter_map(Outcome::from_index) {
             let count = counters.outcome(outcome).get();
             self.ended += count;
@@ -250,6 +256,10 @@ impl fmt::Display for Totals {
             line(f, &format!("dropped: {reason}"), *count)?;
         }
         line(f, "told that it was too long", self.told_too_long)?;
+        if self.mirrored + self.mirrors_lost > 0 {
+            line(f, "copied for monitoring", self.mirrored)?;
+            line(f, "copies for monitoring lost", self.mirrors_lost)?;
+        }
         writeln!(f, "  {:<28} {:>14}", "in flight", self.in_flight)?;
         line(f, "handed to another worker", self.handed_over)?;
         let missed = self.kernel.ring_full + self.kernel.fill_empty + self.kernel.other;

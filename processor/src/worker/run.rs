@@ -20,6 +20,7 @@ use crate::path::classify::Decisions;
 use crate::path::context::Context;
 use crate::path::deliver::{Exits, Ledger, transmit};
 use crate::path::flood::Floods;
+use crate::path::mirror::Mirror;
 use crate::path::notices::{Notice, Notices, Survey};
 use crate::path::outcome::{Direction, DropReason, Outcome};
 use crate::path::tables::Tables;
@@ -130,6 +131,8 @@ pub struct Worker {
     pub sas: Owned,
     /// What it has found out about flows, and what it says of rules.
     pub decisions: Decisions,
+    /// Its copies for monitoring interfaces.
+    pub mirror: Mirror,
     /// What its guest ports may still send for copying to other hosts.
     pub floods: Floods,
     /// The AEAD engine.
@@ -552,6 +555,8 @@ impl Worker {
             notices: &mut self.notices,
             waiting: &mut self.waiting,
             floods: &mut self.floods,
+            mirror: &mut self.mirror,
+            counters: &self.counters,
             engine: &*self.engine,
         };
         let mut exits = WorkerExits {

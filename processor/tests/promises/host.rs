@@ -13,6 +13,7 @@ use guestseal::path::batch::WorkerId;
 use guestseal::path::classify::Decisions;
 use guestseal::path::endpoints::Endpoints;
 use guestseal::path::flood::Floods;
+use guestseal::path::mirror::mirror;
 use guestseal::path::notices::{Notice, notices};
 use guestseal::path::outcome::{DropReason, Outcome, SentAs};
 use guestseal::path::tables::{NextHops, Parts, PathMtu, PlaceOf, Tables};
@@ -285,6 +286,7 @@ impl Host {
                     pool: FramePool::new(Arc::clone(&umem), frames.drain(..take).collect()),
                     sas: owned.remove(0),
                     decisions: Decisions::new(Arc::clone(&rules), sampler),
+                    mirror: mirror(Arc::clone(&counters[index])).0,
                     floods: Floods::default(),
                     engine: Arc::new(AesGcm),
                     ports,

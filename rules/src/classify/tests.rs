@@ -216,6 +216,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             action,
             also_accept: None,
             log: false,
+            mirror: None,
             section: SectionIndex(section),
             owner: Owner::Section,
             place: Place::default(),
@@ -684,6 +685,7 @@ fn rule(from: Selector, to: Selector, traffic: Traffic) -> Rule {
         action: Action::Plaintext,
         also_accept: None,
         log: false,
+        mirror: None,
         section: SectionIndex(0),
         owner: Owner::Section,
         place: Place {

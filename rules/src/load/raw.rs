@@ -488,6 +488,9 @@ pub(super) struct RawRule {
     /// Whether its packets are sampled into the log.
     #[serde(default)]
     pub(super) log: bool,
+    /// The monitoring interface of each host that gets a plain copy of every packet that the rule lets pass there.
+    #[serde(default)]
+    pub(super) mirror: Maybe<At<String>>,
 }
 
 /// What receivers take besides what the rule's action says.

@@ -352,6 +352,16 @@ impl Resolver {
         });
     }
 
+    pub(super) fn interface_name(&mut self, source: &File, interface: &At<String>) {
+        let name = &interface.value;
+        if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', ':']) {
+            let message = format!(
+                "\"{name}\" is no interface name: expected 1 to 15 characters, no space, slash or colon"
+            );
+            self.fail(source, &interface.at, message);
+        }
+    }
+
     fn port(
         &mut self,
         source: &File,
@@ -362,16 +372,7 @@ impl Resolver {
         let network = self.known(source, Kind::Network, &raw.network)?;
         let network = NetworkIndex(network as u16);
         let interface = &raw.interface;
-        if interface.value.is_empty()
-            || interface.value.len() > 15
-            || interface.value.contains(['/', ' ', ':'])
-        {
-            let message = format!(
-                "\"{}\" is no interface name: expected 1 to 15 characters, no space, slash or colon",
-                interface.value
-            );
-            self.fail(source, &interface.at, message);
-        }
+        self.interface_name(source, interface);
         if self.policy.ports.len() > u32::MAX as usize - 1 {
             self.fail(source, &interface.at, "too many ports");
             return None;

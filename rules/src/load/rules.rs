@@ -220,6 +220,7 @@ impl Resolver {
         let traffic = self.traffic(source, raw);
         let action = self.action(source, raw, name_at, [&from, &to]);
         let also_accept = self.also_accept(source, raw, action);
+        let mirror = self.mirror(source, raw);
         let place = source.place(name_at);
         self.policy.rules.push(Rule {
             name: raw.name.value.clone(),
@@ -229,6 +230,7 @@ impl Resolver {
             action,
             also_accept,
             log: raw.log,
+            mirror,
             section,
             owner,
             place,
@@ -378,6 +380,17 @@ impl Resolver {
         };
         self.check_suite(source, raw, key);
         Action::Seal { protection, key }
+    }
+
+    fn mirror(&mut self, source: &File, raw: &RawRule) -> Option<String> {
+        let interface = raw.mirror.as_ref()?;
+        self.interface_name(source, interface);
+        if matches!(raw.action, RawAction::Drop) {
+            let message =
+                "a rule that drops lets nothing pass of which there could be a copy: expected no mirror";
+            self.fail(source, &interface.at, message);
+        }
+        Some(interface.value.clone())
     }
 
     fn also_accept(&mut self, source: &File, raw: &RawRule, action: Action) -> Option<AlsoAccept> {

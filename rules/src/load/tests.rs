@@ -166,6 +166,16 @@ fn every_mistake_is_named_with_its_place_and_what_was_expected() {
             "action: encrypt, key: k1}",
             "action: encrypt, key: k1, also-accept: {action: plaintext, until: soon}}",
         ),
+        (
+            "a copy of what is dropped",
+            "rules:\n",
+            "rules:\n  - {name: seen, from: any, to: any, action: drop, mirror: mon0}\n",
+        ),
+        (
+            "a copy for what is no interface",
+            "action: encrypt, key: k1}",
+            "action: encrypt, key: k1, mirror: a-name-that-is-too-long}",
+        ),
         ("no public key", "{name: h1, ", "{name: h1, public-key: 2f, "),
         (
             "three public keys",

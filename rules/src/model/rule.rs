@@ -170,6 +170,8 @@ pub struct Rule {
     pub also_accept: Option<AlsoAccept>,
     /// Whether its packets are sampled into the log.
     pub log: bool,
+    /// The monitoring interface that gets a plain copy of each packet that the rule lets pass.
+    pub mirror: Option<String>,
     /// The section it stands in.
     pub section: SectionIndex,
     /// Whose it is.
