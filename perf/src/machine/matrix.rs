@@ -143,8 +143,12 @@ impl Cell {
                 outer,
                 in_udp,
             } => format!(
-                "transport{}, {encapsulation:?} over {}",
+                "transport{}, {} over {}",
                 if in_udp { " in UDP 4500" } else { "" },
+                match encapsulation {
+                    Encapsulation::Vxlan => "VXLAN",
+                    Encapsulation::Geneve => "Geneve",
+                },
                 family(outer)
             ),
         };

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use guestseal_perf::capture::{Capture, kinds_with};
+use guestseal_perf::capture::{Capture, count_kinds, kinds_with};
 use guestseal_perf::deployment::{Deployment, number};
 use guestseal_perf::process::{Running, wait_for};
 use serde_json::Value;
@@ -123,13 +123,9 @@ pub(crate) fn away_and_back() -> Result<()> {
         page.contains_key("TCP 8080") && request.contains_key("TCP 8080"),
         || format!("the listener saw {page:?}, {request:?}"),
     )?;
-    let others = frames.iter().filter(|frame| {
-        kinds_with(&[(*frame).clone()], "")
-            .keys()
-            .any(|kind| kind != "TCP 8080")
-    });
-    ensure(others.count() == 0, || {
-        "the listener saw what no rule copies".to_owned()
+    let kinds = count_kinds(&frames);
+    ensure(kinds.keys().all(|kind| kind == "TCP 8080"), || {
+        format!("the listener saw what no rule copies: {kinds:?}")
     })?;
     ensure(counter(&net, 1, "mirrors_lost")? > 0, || {
         "the host without the interface lost no copies".to_owned()
@@ -169,7 +165,7 @@ pub(crate) fn leaks_are_refused() -> Result<()> {
             text.replacen("mirror: mon0", &format!("mirror: {name}"), 1),
         )?;
         let mut command = Command::new(guestseal_perf::deployment::program());
-        command.args(["check", "--config"]);
+        command.arg("check");
         let output = command.arg(net.deployment.directory().join("h1.yaml")).output()?;
         let said =
             String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);

@@ -601,15 +601,12 @@ impl HostConfig {
         if let Err(error) = umem.check() {
             errors.push(source.error(&raw.host.referenced, format!("umem: {error}")));
         }
-        let uplink = overrides
-            .uplink
-            .clone()
-            .or(raw.uplink.map(|uplink| uplink.interface))
-            .unwrap_or_else(|| {
-                let message = "no uplink is named: expected uplink: {interface: NAME} or --uplink NAME";
-                errors.push(source.error(&raw.host.referenced, message));
-                String::new()
-            });
+        let named = raw.uplink.map(|uplink| uplink.interface);
+        let uplink = overrides.uplink.clone().or(named.clone()).unwrap_or_else(|| {
+            let message = "no uplink is named: expected uplink: {interface: NAME} or --uplink NAME";
+            errors.push(source.error(&raw.host.referenced, message));
+            String::new()
+        });
         let workers = match (overrides.workers.is_empty(), raw.workers.is_empty()) {
             (false, _) => overrides.workers.clone(),
             (true, false) => raw.workers,
@@ -663,7 +660,7 @@ impl HostConfig {
         let sessions = sessions.map(|sessions| sessions.resolve(&source, base, &mut errors));
         let etcd = raw.etcd;
         let etcd = etcd.map(|etcd| RawEtcd::resolve(etcd, &source, base, &mut errors));
-        let leaks = leaking_mirrors(&policy, host, &uplink);
+        let leaks = leaking_mirrors(&policy, host, [Some(&uplink), named.as_ref()]);
         errors.extend(leaks.map(|message| source.error(&raw.host.referenced, message)));
         if !errors.is_empty() {
             return Err(FileErrors(errors).into());
@@ -715,7 +712,7 @@ impl HostConfig {
 fn leaking_mirrors<'a>(
     policy: &'a Policy,
     host: HostIndex,
-    uplink: &'a str,
+    uplinks: [Option<&'a String>; 2],
 ) -> impl Iterator<Item = String> + 'a {
     let is_guests = move |name: &str| {
         let mut ports = policy.ports.iter().filter(|port| port.interface == name);
@@ -724,7 +721,7 @@ fn leaking_mirrors<'a>(
     policy.rules.iter().filter_map(move |rule| {
         let mirror = rule.mirror.as_deref()?;
         let what = match () {
-            () if mirror == uplink => "uplink",
+            () if uplinks.into_iter().flatten().any(|uplink| mirror == uplink) => "uplink",
             () if is_guests(mirror) => "guest port",
             () => return None,
         };

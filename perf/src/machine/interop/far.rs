@@ -196,9 +196,9 @@ pub(super) fn turn_to(machine: &mut Machine, cell: &Cell) -> Result<(), PerfErro
     let (_, port) = device(encapsulation, outer);
     let number = cell.number;
     machine.run(&format!(
-        "ip xfrm policy update src {ours} dst {theirs} proto udp dport {port} dir out priority 2 \
+        "ip xfrm policy update src {ours} dst {theirs} proto 17 dport {port} dir out priority 2 \
            tmpl src {ours} dst {theirs} proto esp reqid {number} mode transport && \
-         ip xfrm policy update src {theirs} dst {ours} proto udp dport {port} dir in priority 2 \
+         ip xfrm policy update src {theirs} dst {ours} proto 17 dport {port} dir in priority 2 \
            tmpl src {theirs} dst {ours} proto esp mode transport"
     ))?;
     Ok(())
