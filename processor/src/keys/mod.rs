@@ -6,5 +6,6 @@ pub mod high_water;
 pub mod identity;
 pub mod keymat;
 pub mod kmip;
+pub mod locked;
 pub mod secret;
 pub mod store;

@@ -1,8 +1,7 @@
-//! Secrets in memory: wiped when dropped, printed as nothing; and the files they come from.
+//! Secrets in memory: locked, in no core file, wiped when dropped, printed as nothing; and the files they come from.
 //!
 //! A file with a secret must be readable by its owner alone, and the owner must be who runs Guestseal or root. The
-//! questions are asked of the open file, so that it cannot be another one a moment later. That memory is in no core file
-//! is the process's doing; it is not locked.
+//! questions are asked of the open file, so that it cannot be another one a moment later.
 
 use std::fmt;
 use std::fs::File;
@@ -10,7 +9,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
+
+use super::locked::Locked;
 
 /// Bytes of a rule's key and of a host's static key.
 pub const LENGTH: usize = 32;
@@ -79,13 +80,13 @@ pub enum SecretFileError {
 }
 
 /// 32 secret bytes in one place: never moved, so that no copy stays behind, and wiped when dropped.
-pub struct Secret(Box<[u8; LENGTH]>);
+pub struct Secret(Locked<LENGTH>);
 
 impl Secret {
     /// A place for a secret, filled by `fill`.
     pub fn made_by(fill: impl FnOnce(&mut [u8; LENGTH])) -> Self {
-        let mut secret = Self(Box::new([0; LENGTH]));
-        fill(&mut secret.0);
+        let mut secret = Self(Locked::new());
+        fill(secret.0.bytes_mut());
         secret
     }
 
@@ -98,13 +99,13 @@ impl Secret {
     /// The bytes, for the cipher that needs them.
     #[must_use]
     pub fn expose(&self) -> &[u8; LENGTH] {
-        &self.0
+        self.0.bytes()
     }
 
     /// Whether nobody made it.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        self.0.iter().fold(0, |any, byte| any | byte) == 0
+        self.expose().iter().fold(0, |any, byte| any | byte) == 0
     }
 
     /// Reads a file of 64 hexadecimal digits.
@@ -140,7 +141,7 @@ impl Secret {
                 .mode(0o600)
                 .open(path)?;
             let mut text = Zeroizing::new(Vec::with_capacity(2 * LENGTH + 1));
-            for byte in self.0.iter() {
+            for byte in self.expose() {
                 text.extend([byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
             }
             text.push(b'\n');
@@ -161,12 +162,6 @@ pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
         .parent()
         .filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
 }
 
 impl fmt::Debug for Secret {

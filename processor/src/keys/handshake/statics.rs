@@ -14,13 +14,13 @@ use x25519_dalek::{StaticSecret, x25519};
 use zeroize::Zeroizing;
 
 use crate::keys::identity::{Identity, PublicKey};
-use crate::keys::secret::LENGTH;
+use crate::keys::secret::{LENGTH, Secret};
 
 /// What is worked out once.
 pub(super) struct Statics {
-    private: Zeroizing<[u8; LENGTH]>,
+    private: Secret,
     public: [u8; LENGTH],
-    shared: HashMap<[u8; LENGTH], Zeroizing<[u8; LENGTH]>>,
+    shared: HashMap<[u8; LENGTH], Arc<Secret>>,
 }
 
 impl Statics {
@@ -33,18 +33,19 @@ impl Statics {
         let known = before.filter(|before| before.public == own.public().0);
         let shared = |peer: PublicKey| {
             let known = known.and_then(|known| known.shared.get(&peer.0)).cloned();
-            let shared = known.unwrap_or_else(|| Zeroizing::new(x25519(*own.secret(), peer.0)));
+            let shared = known
+                .unwrap_or_else(|| Arc::new(Secret::made_by(|place| *place = x25519(*own.secret(), peer.0))));
             (peer.0, shared)
         };
         Arc::new(Self {
-            private: Zeroizing::new(*own.secret()),
+            private: Secret::made_by(|place| *place = *own.secret()),
             public: own.public().0,
             shared: peers.into_iter().map(shared).collect(),
         })
     }
 
     pub(super) fn private(&self) -> &[u8; LENGTH] {
-        &self.private
+        self.private.expose()
     }
 }
 
@@ -111,7 +112,7 @@ impl Dh for Curve25519 {
             return;
         };
         let private = Zeroizing::new(private);
-        if *private == *self.statics.private {
+        if *private == *self.statics.private() {
             self.public = self.statics.public;
             self.private = private;
             self.is_static = true;
@@ -140,7 +141,7 @@ impl Dh for Curve25519 {
         let public = public.first_chunk::<LENGTH>().ok_or(Error::Dh)?;
         let out = out.first_chunk_mut::<LENGTH>().ok_or(Error::Dh)?;
         match self.statics.shared.get(public).filter(|_| self.is_static) {
-            Some(shared) => *out = **shared,
+            Some(shared) => *out = *shared.expose(),
             None => *out = x25519(*self.private, *public),
         }
         // A point of small order: the secret would be everybody's (RFC 7748 6.1).
@@ -153,8 +154,6 @@ impl Dh for Curve25519 {
 
 #[cfg(test)]
 mod tests {
-    use crate::keys::secret::Secret;
-
     use super::*;
 
     fn identity(byte: u8) -> Identity {
