@@ -114,6 +114,24 @@ fn both_at(net: &Net, generation: u32) -> Result<()> {
     Ok(())
 }
 
+/// Status says how it is with the key manager, and how many generations have come from it.
+fn status_says(net: &Net, answers: bool, taken: u64) -> Result<()> {
+    for host in 0..2 {
+        wait_for("status to say how the key manager is", PATIENCE, || {
+            let Ok(status) = net.deployment.status(host) else {
+                return Ok(None);
+            };
+            let manager = &status["sessions"]["key_manager"];
+            let is_said = manager["answers"] == answers
+                && manager["generations_taken"] == taken
+                && manager["looked"].is_string()
+                && manager["why"].is_null() == answers;
+            Ok(is_said.then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
 /// Keys come from it, new generations under traffic; it goes and nothing stops; what is revoked there seals no more.
 pub(crate) fn followed() -> Result<()> {
     let deployment = Deployment::with_sessions("kmip", POLICY)?;
@@ -167,6 +185,7 @@ pub(crate) fn followed() -> Result<()> {
     ping(&net, "blue-1", "10.1.0.2")?;
     ping(&net, "red-1", "10.2.0.2")?;
     both_at(&net, 2)?;
+    status_says(&net, false, keys.len() as u64 + 1)?;
     manager.start(&net)?;
     for host in 0..2 {
         wait_for("the host to have it back", PATIENCE, || {
@@ -174,6 +193,7 @@ pub(crate) fn followed() -> Result<()> {
             Ok(said.contains("answers again").then_some(()))
         })?;
     }
+    status_says(&net, true, keys.len() as u64 + 1)?;
     for generation in [1, 2] {
         manager.operator(&net, &["revoke", &format!("blue-any.{generation}")])?;
     }

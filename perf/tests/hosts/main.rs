@@ -9,6 +9,7 @@ mod foreign;
 mod forge;
 mod frames;
 mod key_manager;
+mod key_usage;
 mod killed;
 mod measured;
 mod mirrors;
@@ -19,6 +20,7 @@ mod overload;
 mod path_mtu;
 mod ports;
 mod reload;
+mod session_ways;
 mod sessions;
 mod shared;
 mod sources;
@@ -114,7 +116,17 @@ const TESTS: &[(&str, Body)] = &[
         "path_mtu::a_way_that_eats_long_packets_is_followed_down_and_up",
         path_mtu::followed,
     ),
+    ("session_ways::overlays_also_in_udp", session_ways::overlays),
+    ("session_ways::ip6_between_the_hosts", session_ways::over_ip6),
+    (
+        "session_ways::two_workers_on_each_host",
+        session_ways::two_workers,
+    ),
     ("key_manager::its_keys_are_followed", key_manager::followed),
+    (
+        "key_usage::through_restarts_until_it_is_used_up",
+        key_usage::used_up,
+    ),
     (
         "sessions::forged_handshakes_cost_traffic_little",
         sessions::forged_handshakes,

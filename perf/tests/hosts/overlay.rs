@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::foreign::{PEER, PYTHON, associations, opened, peer};
 use crate::net::{Net, PATIENCE, Result, ensure};
 
-const POLICY: &str = include_str!("../../../rules/examples/overlay/policy.yaml");
+pub(crate) const POLICY: &str = include_str!("../../../rules/examples/overlay/policy.yaml");
 
 /// What ESP between VTEPs leaves of 1,500 bytes for the guest's IP packet: IPv4 outside, VXLAN or Geneve inside.
 const FITS: usize = 1416;
@@ -61,7 +61,7 @@ fn traced(namespace: &Namespace, (to, _): (&str, usize), fits: usize) -> Result<
 }
 
 /// TCP in both directions and UDP, in both families, between guests and whatever is at the other end.
-fn iperf(net: &Net, client: &Namespace, server: &Namespace, addresses: [&str; 2]) -> Result<()> {
+pub(crate) fn iperf(net: &Net, client: &Namespace, server: &Namespace, addresses: [&str; 2]) -> Result<()> {
     let _server = Running::start(
         "iperf3",
         net.deployment.directory(),

@@ -81,6 +81,11 @@ pub(crate) fn first_packet() -> Result<()> {
         status["sessions"]["keys"]["blue-any.1"]["packets"].as_u64() > Some(3),
         || format!("usage by key: {:#}", status["sessions"]["keys"]),
     )?;
+    let secrets = &status["sessions"]["secrets"];
+    ensure(
+        secrets["locked"].as_u64() > Some(4) && secrets["unlocked"] == 0,
+        || format!("secrets in memory: {secrets}"),
+    )?;
     for host in 0..2 {
         let totals = net.stop(host)?;
         ensure(number(&totals, "/outcomes/dropped/NoSessionInTime") == 0, || {
@@ -320,7 +325,7 @@ pub(crate) fn finish(mut load: Datagrams) -> Result<u64> {
 }
 
 /// Stops both; no packet may have ended because of its SA.
-fn no_drops(net: &mut Net) -> Result<()> {
+pub(crate) fn no_drops(net: &mut Net) -> Result<()> {
     const REASONS: [&str; 7] = [
         "NoSecurityAssociation",
         "WaitingRoomFull",

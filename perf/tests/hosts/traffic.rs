@@ -277,14 +277,14 @@ pub(crate) fn demo() -> Result<()> {
                 .is_some_and(|checks| checks.len() > 30),
         || report.to_string(),
     )?;
-    // Of the tenants with equal addresses: pings, mails, SAs, what is on the wire, what the hosts counted.
+    // Of the tenants with equal addresses: pings, mails, sessions, what is on the wire, what the hosts counted.
     let overlay = report["checks"].as_array().into_iter().flatten();
     let overlay = overlay.filter(|check| {
         check["what"]
             .as_str()
             .is_some_and(|what| what.starts_with("overlay"))
     });
-    ensure(overlay.count() == 16, || report.to_string())?;
+    ensure(overlay.count() == 13, || report.to_string())?;
     nothing_left(&prefix, demo.pid())
 }
 

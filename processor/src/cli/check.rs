@@ -8,6 +8,7 @@ use guestseal_rules::load::load_policy;
 use guestseal_rules::model::Policy;
 
 use crate::control::config::{ConfigError, HostConfig, is_host_file, read};
+use crate::control::sessions::usage::used_up;
 
 use super::Failure;
 
@@ -41,6 +42,10 @@ impl Check {
                     summary(&config.policy)
                 );
                 warned += warn(&config.policy);
+                for key in used_up(&config.state_directory) {
+                    println!("warning: key {key} is used up: give all hosts its next generation");
+                    warned += 1;
+                }
             } else {
                 policies.push(source);
             }

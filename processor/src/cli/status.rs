@@ -96,8 +96,40 @@ pub(super) fn render_sessions(status: &Value) -> String {
     }
     for (key, usage) in status["keys"].as_object().into_iter().flatten() {
         out += &format!(
-            "  under {key}: {} sessions, {} packets, {} bytes\n",
-            usage["sessions"], usage["packets"], usage["bytes"]
+            "  under {key}: {} packets, {} bytes, {} sessions, {} SAs, {} hosts{}\n",
+            usage["packets"],
+            usage["bytes"],
+            usage["sessions"],
+            usage["sas"],
+            usage["hosts"].as_array().map_or(0, Vec::len),
+            if usage["used_up"] == true {
+                ": USED UP, give all hosts the next generation"
+            } else {
+                ""
+            }
+        );
+    }
+    if let Some(manager) = status["key_manager"].as_object() {
+        let answers = if manager["answers"] == true {
+            "answers"
+        } else {
+            "DOES NOT ANSWER"
+        };
+        out += &format!(
+            "  key manager {}: {answers} since {}, last asked {}, {} generations taken{}\n",
+            text(&manager["server"]),
+            text(&manager["since"]),
+            text(&manager["looked"]),
+            manager["generations_taken"],
+            manager["why"]
+                .as_str()
+                .map_or_else(String::new, |why| format!(": {why}"))
+        );
+    }
+    if status["secrets"]["unlocked"].as_u64() > Some(0) {
+        out += &format!(
+            "  {} secrets are in memory that may be swapped out\n",
+            status["secrets"]["unlocked"]
         );
     }
     for (reason, count) in status["ended"].as_object().into_iter().flatten() {

@@ -149,6 +149,11 @@ pub enum Deed {
         /// Why.
         why: String,
     },
+    /// So much was done under the newest generation of a key as may be: another one is due.
+    KeyUsedUp {
+        /// The key and its generation.
+        key: String,
+    },
     /// A guest port was added while guestseal runs.
     PortAdded(Binding),
     /// A guest port was removed while guestseal runs.

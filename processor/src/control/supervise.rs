@@ -368,6 +368,9 @@ impl Control {
                 if sessions.follow_path_mtus(&mut self.plan.path_mtus) {
                     plane.publish_path_mtus(&self.plan.path_mtus);
                 }
+                for key in sessions.used_up() {
+                    self.guests.note("guestseal", Deed::KeyUsedUp { key });
+                }
                 let next_hops = &self.plan.next_hops;
                 let fresh = sessions.fresh_peers();
                 // The peer was just spoken with: the kernel knows the way, and the first packet waits for it.

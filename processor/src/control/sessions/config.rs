@@ -11,6 +11,7 @@ use crate::keys::handshake::settings::Settings;
 use crate::keys::store::KeySource;
 
 use super::manager::ManagerConfig;
+use super::usage::KeyLimit;
 
 /// The UDP port of handshakes, on every host that does not say another one.
 pub const PORT: u16 = 51829;
@@ -31,6 +32,8 @@ pub struct SessionConfig {
     pub port: u16,
     /// Whether overlays' ESP goes in UDP (RFC 3948).
     pub udp_encapsulation: bool,
+    /// How much may be done under a generation of a key.
+    pub key_limit: KeyLimit,
     /// Times and limits.
     pub settings: Settings,
 }
@@ -61,6 +64,17 @@ pub(in crate::control) struct RawSessions {
     grace: Option<Spanned<String>>,
     #[serde(default)]
     raise_mtu_after: Option<Spanned<String>>,
+    #[serde(default)]
+    key_limit: Option<Spanned<RawLimit>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawLimit {
+    #[serde(default)]
+    packets: Option<u64>,
+    #[serde(default)]
+    bytes: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -121,7 +135,16 @@ impl RawSessions {
             RawKeys::Kmip(manager) => time(&manager.every, seconds(1), seconds(86_400)),
             _ => None,
         };
+        let key_limit = self.key_limit.as_ref().map_or_else(KeyLimit::default, |limit| {
+            let RawLimit { packets, bytes } = limit.value;
+            if packets.or(bytes).is_none() || [packets, bytes].contains(&Some(0)) {
+                let message = "expected packets or bytes, or both, of at least 1";
+                errors.push(source.error(&limit.referenced, message));
+            }
+            KeyLimit { packets, bytes }
+        });
         SessionConfig {
+            key_limit,
             identity: base.join(&self.identity),
             keys: match &self.keys {
                 RawKeys::File(path) => KeysFrom::Files(KeySource::File(base.join(path))),

@@ -8,7 +8,7 @@ use crate::keys::store::{KeySource, KeyStore};
 
 use super::SessionsError;
 use super::config::KeysFrom;
-use super::manager::Manager;
+use super::manager::{Manager, ManagerStatus};
 
 /// A file's name, size and time of change, or that it cannot be looked at.
 pub(super) type Stamp = Vec<(std::ffi::OsString, Option<(u64, SystemTime, u64)>)>;
@@ -59,6 +59,14 @@ impl FollowedKeys {
                 held.clone_from(&now);
                 Some(now)
             }
+        }
+    }
+
+    /// How it is with the manager; `None` of files.
+    pub(super) fn manager(&self) -> Option<ManagerStatus> {
+        match self {
+            Self::Files { .. } => None,
+            Self::Manager { manager, .. } => Some(manager.status()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! What it gave last holds until it gives something else; that it cannot be reached, or gives something that is no key,
 //! changes nothing and is said once.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
@@ -10,14 +11,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use guestseal_rules::event::Moment;
+use serde::Serialize;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 use crate::control::api::tls::{TlsError, connector};
+use crate::control::guests::now;
 use crate::control::supervise::chain;
 use crate::keys::handshake::random::{System, jitter};
 use crate::keys::kmip::{Fetched, KmipError};
-use crate::keys::store::KeyStore;
+use crate::keys::store::{Generation, KeyStore};
 
 /// How long each step of a connection may take.
 const STEP: Duration = Duration::from_secs(5);
@@ -41,6 +46,9 @@ pub struct ManagerConfig {
     pub every: Duration,
 }
 
+/// A key's id, its generation, and a fingerprint of its bytes.
+type Known = (String, Generation, [u8; 32]);
+
 #[derive(Debug, thiserror::Error)]
 enum ManagerError {
     #[error(transparent)]
@@ -59,10 +67,28 @@ enum ManagerError {
     Kmip(#[from] KmipError),
 }
 
+/// How it is with a key manager.
+#[derive(Clone, Debug, Serialize)]
+pub struct ManagerStatus {
+    /// Its name or address, and port.
+    pub server: String,
+    /// Whether it gave its keys at the last look.
+    pub answers: bool,
+    /// Since when that is so.
+    pub since: Moment,
+    /// The last look, once there was one.
+    pub looked: Option<Moment>,
+    /// Why it gave none.
+    pub why: Option<String>,
+    /// Generations of keys that have come from it since the start.
+    pub generations_taken: u64,
+}
+
 /// The keys of a manager, as they come.
 #[derive(Debug)]
 pub(super) struct Manager {
     news: Receiver<KeyStore>,
+    status: Arc<ArcSwap<ManagerStatus>>,
     /// Its end ends the thread.
     _stop: Sender<()>,
 }
@@ -72,14 +98,33 @@ impl Manager {
     pub(super) fn follow(config: ManagerConfig) -> io::Result<(Self, KeyStore)> {
         let (sender, news) = channel();
         let (stop, stopped) = channel();
+        let status = Arc::new(ArcSwap::from_pointee(ManagerStatus {
+            server: format!("{}:{}", config.host, config.port),
+            answers: false,
+            since: now(),
+            looked: None,
+            why: None,
+            generations_taken: 0,
+        }));
+        let told = Arc::clone(&status);
         std::thread::Builder::new()
             .name("key-manager".to_owned())
-            .spawn(move || ask_and_ask(&config, &sender, &stopped))?;
+            .spawn(move || ask_and_ask(&config, &told, &sender, &stopped))?;
         let first = news.recv_timeout(FIRST).unwrap_or_else(|_| {
             tracing::warn!("the key manager gives no keys: what they seal is dropped until it does");
             KeyStore::default()
         });
-        Ok((Self { news, _stop: stop }, first))
+        let manager = Self {
+            news,
+            status,
+            _stop: stop,
+        };
+        Ok((manager, first))
+    }
+
+    /// How it is with it.
+    pub(super) fn status(&self) -> ManagerStatus {
+        ManagerStatus::clone(&self.status.load())
     }
 
     /// The keys, if they are others than at the last look.
@@ -88,22 +133,36 @@ impl Manager {
     }
 }
 
-fn ask_and_ask(config: &ManagerConfig, sender: &Sender<KeyStore>, stopped: &Receiver<()>) {
+fn ask_and_ask(
+    config: &ManagerConfig,
+    told: &ArcSwap<ManagerStatus>,
+    sender: &Sender<KeyStore>,
+    stopped: &Receiver<()>,
+) {
     let mut fetched = Fetched::default();
-    let mut held = None;
+    let mut held: Option<BTreeSet<Known>> = None;
     let mut said: Option<String> = None;
+    let mut status = ManagerStatus::clone(&told.load());
     loop {
-        match fetch(config, &mut fetched) {
+        let answer = fetch(config, &mut fetched);
+        let looked = now();
+        status.looked = Some(looked);
+        if answer.is_ok() != status.answers {
+            (status.answers, status.since) = (answer.is_ok(), looked);
+        }
+        status.why = answer.as_ref().err().map(|error| chain(error));
+        match answer {
             Ok(store) => {
                 if said.take().is_some() {
                     tracing::info!("the key manager {}:{} answers again", config.host, config.port);
                 }
                 let keys = store.fingerprints();
-                let now: Vec<_> = keys
+                let now: BTreeSet<Known> = keys
                     .map(|(key, bytes)| (key.id.clone(), key.generation, bytes))
                     .collect();
                 if held.as_ref() != Some(&now) {
-                    held = Some(now);
+                    let before = held.replace(now.clone()).unwrap_or_default();
+                    status.generations_taken += now.difference(&before).count() as u64;
                     if sender.send(store).is_err() {
                         return;
                     }
@@ -117,6 +176,7 @@ fn ask_and_ask(config: &ManagerConfig, sender: &Sender<KeyStore>, stopped: &Rece
                 }
             }
         }
+        told.store(Arc::new(status.clone()));
         // Up to a tenth less: hosts that started together do not ask together.
         let wait = config.every - jitter(config.every / 10, &mut System);
         if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {

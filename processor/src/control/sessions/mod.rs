@@ -10,6 +10,7 @@ pub mod manager;
 mod path_mtu;
 pub mod reload;
 pub mod scope;
+pub mod usage;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +32,7 @@ use crate::keys::handshake::output::{
 use crate::keys::handshake::random::System;
 use crate::keys::handshake::shared::Now;
 use crate::keys::identity::{Identity, IdentityError, PublicKey};
+use crate::keys::locked::{Census, census};
 use crate::keys::store::{Generation, KeyStore, StoreError};
 use crate::path::batch::WorkerId;
 use crate::path::notices::Notice;
@@ -51,7 +53,9 @@ use super::config::HostConfig;
 use super::supervise::chain;
 use installer::Installer;
 use keys::FollowedKeys;
+use manager::ManagerStatus;
 use scope::{Carried, KnownPeer, Scope, ScopeError};
+use usage::{KeyBook, KeyUsage};
 
 /// Datagrams that are taken in a second, and at once: what a flood brings beyond that the kernel drops, and it costs the
 /// workers' CPUs no more.
@@ -117,9 +121,13 @@ pub struct Sessions {
     surveyed: Duration,
     /// Packets that replay windows refused, by session.
     replayed: HashMap<SessionId, u64>,
-    generations: HashMap<SessionId, Generation>,
+    /// Of each session that was established the generation of its key, and how many SAs it has.
+    known: HashMap<SessionId, (Generation, u64)>,
     ended: BTreeMap<EndReason, u64>,
-    spent: BTreeMap<(String, Generation), KeyUsage>,
+    book: KeyBook,
+    used_up: Vec<String>,
+    /// Secrets whose memory could not be locked, when that was said.
+    unlocked: usize,
     /// Hosts with which a session was established since they were asked for.
     fresh: Vec<(HostIndex, IpAddr)>,
     /// What the engine knows of the uplink.
@@ -128,17 +136,6 @@ pub struct Sessions {
     path_mtus: Vec<(HostIndex, PathMtu)>,
     /// Whether a datagram could not be sent: said once until one can.
     unsent: bool,
-}
-
-/// What was done under one generation of a key.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct KeyUsage {
-    /// Sessions that there were.
-    pub sessions: u64,
-    /// Packets sealed and opened.
-    pub packets: u64,
-    /// Bytes sealed and opened.
-    pub bytes: u64,
 }
 
 /// The two clocks.
@@ -185,6 +182,8 @@ impl Sessions {
         })?;
         engine.set_keys(&store, clocks());
         say_missing(&policy, &scope, &store);
+        let mut book = KeyBook::open(&config.state_directory, wanted.key_limit);
+        book.hold(&store, policy.keys.iter().map(|key| &*key.id));
         let mut locals: Vec<IpAddr> = scope.peers().map(|peer| peer.local).collect();
         locals.sort_unstable();
         locals.dedup();
@@ -206,9 +205,11 @@ impl Sessions {
             installer: Installer::new(table.clone(), owned),
             surveyed: Duration::ZERO,
             replayed: HashMap::new(),
-            generations: HashMap::new(),
+            known: HashMap::new(),
             ended: BTreeMap::new(),
-            spent: BTreeMap::new(),
+            book,
+            used_up: Vec::new(),
+            unlocked: 0,
             fresh: Vec::new(),
             uplink_mtu: 0,
             path_mtus: Vec::new(),
@@ -280,6 +281,7 @@ impl Sessions {
         if let Some(store) = self.keys.look() {
             tracing::info!("sessions: the keys have changed");
             say_missing(&self.policy, &self.scope, &store);
+            self.hold(&store);
             self.engine.set_keys(&store, clocks());
         }
     }
@@ -339,14 +341,23 @@ impl Sessions {
             self.engine.sessions(now).map(|status| status.session).collect();
         for (session, usage) in self.installer.forget(|session| !live.contains(&session)) {
             self.replayed.remove(&session);
-            if let (Some(generation), Some((_, carried))) = (
-                self.generations.remove(&session),
-                self.scope.meaning(session.pair),
-            ) {
-                let id = self.policy.keys[carried.key.index()].id.clone();
-                add_usage(self.spent.entry((id, generation)).or_default(), usage);
+            if let Some((generation, sas)) = self.known.remove(&session) {
+                let mut over = std::mem::take(&mut self.book.over);
+                self.add_usage(&mut over, session.pair, generation, sas, usage);
+                self.book.over = over;
             }
         }
+        let mut all = self.usage(now);
+        for (one, usage) in self.book.mark(&mut all) {
+            tracing::error!(
+                "key {one} is used up: {} packets, {} bytes under it on this host, with {} hosts. Give all hosts the next generation",
+                usage.packets,
+                usage.bytes,
+                usage.hosts.len()
+            );
+            self.used_up.push(one);
+        }
+        self.say_unlocked();
     }
 
     /// Does what the engine asks for.
@@ -469,8 +480,12 @@ impl Sessions {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Established { session, generation } => {
-                self.generations.insert(session, generation);
+            Event::Established {
+                session,
+                generation,
+                sas,
+            } => {
+                self.known.insert(session, (generation, sas));
                 let peer = self.scope.meaning(session.pair).map(|(peer, _)| peer);
                 self.fresh.extend(peer.map(|peer| (peer.host, peer.remote)));
                 tracing::debug!(
@@ -530,21 +545,61 @@ impl Sessions {
         )
     }
 
+    /// What was done under each generation of each key up to now.
+    fn usage(&self, now: Now) -> usage::ByName {
+        let mut all = self.book.over.clone();
+        for live in self.engine.sessions(now) {
+            if let Some((generation, sas)) = self.known.get(&live.session) {
+                self.add_usage(&mut all, live.session.pair, *generation, *sas, live.usage);
+            }
+        }
+        all
+    }
+
+    fn add_usage(&self, all: &mut usage::ByName, pair: Pair, generation: Generation, sas: u64, usage: Usage) {
+        if let Some((peer, carried)) = self.scope.meaning(pair) {
+            let id = &self.policy.keys[carried.key.index()].id;
+            let host = &self.policy.hosts[peer.host.index()].name;
+            let entry = all.entry(usage::name(id, generation)).or_default();
+            entry.add(host, sas, usage);
+        }
+    }
+
+    /// Generations of keys that were used up since the last call.
+    pub fn used_up(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.used_up)
+    }
+
+    fn hold(&mut self, store: &KeyStore) {
+        let keys = self.policy.keys.iter().map(|key| &*key.id);
+        self.book.hold(store, keys);
+    }
+
+    /// Says that secrets may be swapped out, if there are more of them than before.
+    fn say_unlocked(&mut self) {
+        let Census { locked, unlocked } = census();
+        if unlocked > self.unlocked {
+            tracing::warn!(
+                "{unlocked} of {} secrets are in memory that may be swapped out, since the system locks no more: raise the limit \
+                 (LimitMEMLOCK=infinity in the unit), or encrypt swap or turn it off",
+                locked + unlocked
+            );
+        }
+        self.unlocked = unlocked;
+    }
+
     /// What status shows.
     #[must_use]
     pub fn status(&self) -> SessionsStatus {
         let now = clocks();
-        let mut spent = self.spent.clone();
+        let mut keys = self.usage(now);
+        self.book.clone().mark(&mut keys);
         let mut sessions: Vec<SessionLine> = self
             .engine
             .sessions(now)
             .filter_map(|status| {
                 let (peer, carried) = self.scope.meaning(status.session.pair)?;
                 let key = self.policy.keys[carried.key.index()].id.clone();
-                add_usage(
-                    spent.entry((key.clone(), status.generation)).or_default(),
-                    status.usage,
-                );
                 Some(SessionLine {
                     number: status.session.number,
                     peer: self.policy.hosts[peer.host.index()].name.clone(),
@@ -581,10 +636,9 @@ impl Sessions {
         });
         SessionsStatus {
             sessions,
-            keys: spent
-                .into_iter()
-                .map(|((key, generation), usage)| (format!("{key}.{generation}"), usage))
-                .collect(),
+            keys,
+            key_manager: self.keys.manager(),
+            secrets: census(),
             ended: self
                 .ended
                 .iter()
@@ -593,12 +647,6 @@ impl Sessions {
             handshakes: self.engine.counters(),
         }
     }
-}
-
-fn add_usage(sum: &mut KeyUsage, usage: Usage) {
-    sum.sessions += 1;
-    sum.packets += usage.sent_packets + usage.received_packets;
-    sum.bytes += usage.sent_bytes + usage.received_bytes;
 }
 
 /// A socket that handshakes come to and go from.
@@ -636,6 +684,10 @@ pub struct SessionsStatus {
     pub sessions: Vec<SessionLine>,
     /// What was done under each key and generation, `ID.GENERATION`.
     pub keys: BTreeMap<String, KeyUsage>,
+    /// How it is with the key manager, if keys come from one.
+    pub key_manager: Option<ManagerStatus>,
+    /// Secrets in memory.
+    pub secrets: Census,
     /// Sessions that are over, by reason.
     pub ended: BTreeMap<&'static str, u64>,
     /// What came of datagrams.

@@ -92,6 +92,7 @@ impl Sessions {
         let store = plan.store.or_else(|| self.keys.held()).unwrap_or_default();
         self.engine.set_scope(plan.directory, plan.channels, &store, now);
         say_missing(&self.policy, &self.scope, &store);
+        self.hold(&store);
         let peers = self.scope.peers().map(|peer| peer.host);
         *sas = self.installer.set_session_peers(peers);
         // Whether their files have changed, too.

@@ -127,6 +127,8 @@ pub enum Event {
         session: SessionId,
         /// The generation of its key.
         generation: Generation,
+        /// Its SAs, of both directions.
+        sas: u64,
     },
     /// A session is over.
     Ended {

@@ -864,6 +864,7 @@ impl PairState {
         shared.event(Event::Established {
             session: id,
             generation: session.generation,
+            sas: (session.inbound.spis().count() + session.outbound.spis().count()) as u64,
         });
         if session.role == Role::Initiator {
             // Confirms: the responder seals with it only after this.
