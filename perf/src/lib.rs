@@ -13,6 +13,7 @@ pub mod demo;
 pub mod deployment;
 pub mod enforcement;
 pub mod etcd;
+pub mod fleet;
 pub mod handshake;
 pub mod machine;
 pub mod namespaces;

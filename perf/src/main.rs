@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
 use guestseal_perf::process::{PerfError, watch_signals};
-use guestseal_perf::{classify, compare, demo, enforcement, handshake, machine, pipeline, veth, workers};
+use guestseal_perf::{
+    classify, compare, demo, enforcement, fleet, handshake, machine, pipeline, veth, workers,
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -42,6 +44,8 @@ enum Command {
     Handshake(handshake::Options),
     /// Measures how long the old rules still hold when a guest is tagged, under traffic. Needs root
     Enforcement(enforcement::Options),
+    /// Measures what a fleet that shares by etcd costs one of its hosts: a tag, a move, a policy
+    Fleet(fleet::Options),
     /// Measures the classifier: cycles a packet out of the flow cache, past it, and rule by rule
     Classify(classify::Options),
     /// A part that a guest of the demo plays
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Command::Enforcement(options) => watch_signals()
             .and_then(|()| enforcement::run(&options))
             .map(|()| true),
+        Command::Fleet(options) => fleet::run(&options).map(|()| true),
         Command::Classify(options) => classify::run(&options).map(|()| true),
         Command::Actor(actor) => actor.play().map(|()| true).map_err(PerfError::io("actor")),
     };

@@ -166,6 +166,8 @@ impl Fleet {
 
     /// Nothing goes between a host and etcd; what guests send does.
     fn part(&self, host: usize, apart: bool) -> Result<()> {
+        // What it says of itself is a second old.
+        self.connected(host, apart)?;
         let verb = if apart { "add" } else { "del" };
         self.net.topology.hosts[host].ip(&format!("route {verb} blackhole {ADDRESS}/32"))?;
         self.connected(host, !apart).map(drop)
@@ -248,7 +250,10 @@ pub(crate) fn catching_up() -> Result<()> {
     fleet.net.hosts[1] = None;
     fleet.clear(0, "red-1")?;
     fleet.tag(0, "blue-2", "again")?;
+    fleet.tag(0, "red-2", "fresh")?;
+    fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
     fleet.net.start(1, &[])?;
+    fleet.is_in(1, "red-2", "quarantine")?;
     fleet.is_in(1, "red-1", "default")?;
     fleet.is_in(1, "blue-2", "quarantine")?;
     // A host that was killed before it could say what it had answered says it then.
