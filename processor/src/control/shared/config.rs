@@ -249,4 +249,66 @@ mod tests {
             assert!(check_endpoint(wrong).is_err(), "{wrong}");
         }
     }
+
+    fn resolve(text: &str) -> (EtcdConfig, Vec<String>) {
+        let raw: Spanned<RawEtcd> = serde_saphyr::from_str(text).unwrap();
+        let source = Source {
+            name: "h1.yaml".into(),
+            text: text.to_owned(),
+        };
+        let mut errors = Vec::new();
+        let config = RawEtcd::resolve(raw, &source, Path::new("/etc/guestseal"), &mut errors);
+        (config, errors.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_told() {
+        let (config, errors) = resolve("endpoints: ['http://127.0.0.1:2379']");
+        assert_eq!((errors, config.prefix.as_str()), (Vec::new(), "/guestseal"));
+        let sealed = "endpoints: ['https://e:2379']\nauthority: ca.pem\n";
+        let (config, errors) = resolve(&format!("{sealed}user: h1\npassword: h1.password"));
+        assert!(errors.is_empty(), "{errors:?}");
+        let password = PathBuf::from("/etc/guestseal/h1.password");
+        assert_eq!(config.user, Some(("h1".to_owned(), password)));
+        for (text, word) in [
+            ("endpoints: []", "1 to 16 endpoints"),
+            ("endpoints: ['https://e:2379']", "needs an authority"),
+            (
+                "endpoints: ['https://e:1', 'http://127.0.0.1:1']\nauthority: ca.pem",
+                "of all endpoints or of none",
+            ),
+            (&format!("{sealed}certificate: h1.pem"), "both or neither"),
+            (&format!("{sealed}user: h1"), "both or neither"),
+            (&format!("{sealed}prefix: guestseal"), "expected a prefix"),
+            (&format!("{sealed}prefix: /guestseal/"), "expected a prefix"),
+        ] {
+            let (_, errors) = resolve(text);
+            assert!(
+                errors.iter().any(|error| error.contains(word)),
+                "{text}: {errors:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_password_that_others_may_read_is_refused_and_none_is_shown() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        std::fs::write(&path, "secret\n").unwrap();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let (mut config, _) = resolve("endpoints: ['http://127.0.0.1:2379']");
+        config.user = Some(("h1".into(), path.clone()));
+        mode(0o640);
+        let refused = config.credentials();
+        assert!(matches!(
+            refused,
+            Err(EtcdError::Secret(SecretFileError::Exposed { .. }))
+        ));
+        mode(0o600);
+        let shown = format!("{:?}", config.credentials().unwrap());
+        assert!(!shown.contains("secret"), "{shown}");
+        std::fs::write(&path, "two\nlines\n").unwrap();
+        assert!(matches!(config.credentials(), Err(EtcdError::Password { .. })));
+    }
 }
