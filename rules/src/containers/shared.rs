@@ -243,8 +243,8 @@ impl Containers {
             let known = record.tags.get(&(tag.service.clone(), tag.name.clone()));
             match known {
                 Some(known) => word_of(&tag.restored()) > word_of(known),
-                // What was cleared before this host knew of it is of no use any more.
-                None => tag.cleared.is_none(),
+                // What was cleared is remembered where there is room: who writes next would else forget it for those that have it set.
+                None => tag.cleared.is_none() || record.tags.len() < MAX_TAGS,
             }
         });
         let mut news = Shared {
@@ -407,7 +407,8 @@ impl Record {
         for told in &news.tags {
             let key = (told.service.clone(), told.name.clone());
             let known = self.tags.contains_key(&key);
-            if known || self.tags.len() < MAX_TAGS || self.make_room(told.severity) {
+            let has_room = known || self.tags.len() < MAX_TAGS;
+            if has_room || told.cleared.is_none() && self.make_room(told.severity) {
                 self.tags.insert(key, told.restored());
             }
         }

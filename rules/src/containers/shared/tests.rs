@@ -87,6 +87,20 @@ fn what_one_host_is_told_is_so_at_the_other_and_comes_back_as_no_news() {
     assert_eq!(is_in(&h1), "default");
 }
 
+/// A host that never knew of a tag writes between two that do: it must not make them forget that it was cleared.
+#[test]
+fn who_knows_of_no_tag_passes_on_that_it_was_cleared() {
+    let (mut h1, mut h2, mut h3) = (new(), new(), new());
+    for host in [&mut h1, &mut h3] {
+        tell(host, at(1), TAG).unwrap();
+    }
+    tell(&mut h1, at(1), CLEAR).unwrap();
+    take(&mut h2, at(31), &h1.share("u0", "h1").unwrap()).unwrap();
+    take(&mut h3, at(1), &h2.share("u0", "h2").unwrap()).unwrap();
+    let told = h3.share("u0", "h3").unwrap();
+    assert!(!h1.is_ahead("u0", Some(&told)), "{told:?}");
+}
+
 #[test]
 fn a_hand_goes_before_rules_and_the_later_hand_before_the_earlier() {
     let (mut h1, mut h2) = (new(), new());
