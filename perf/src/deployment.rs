@@ -88,6 +88,16 @@ pub fn random_hex(bytes: usize) -> Result<String, PerfError> {
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Writes a file that only its owner may read.
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), PerfError> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
+        .map_err(PerfError::io(path.display().to_string()))
+}
+
 impl Deployment {
     /// Writes the policy, and for every key that a rule seals with SAs of fresh KEYMAT in both directions between every
     /// two hosts; `tunnel` names the networks that go in tunnel mode.
@@ -383,12 +393,7 @@ impl Deployment {
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf, PerfError> {
         let path = self.directory.join(name);
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options
-            .open(&path)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
-            .map_err(PerfError::io(path.display().to_string()))?;
+        write_private(&path, text)?;
         Ok(path)
     }
 

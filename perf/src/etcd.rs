@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::deployment::write_private;
 use crate::namespaces::{Namespace, Topology};
 use crate::process::{PerfError, Running, run, run_line, wait_for};
 
@@ -163,8 +164,7 @@ impl Etcd {
                 "role grant-permission {host} --prefix=true {may} /guestseal/"
             ))?;
             say(&format!("user grant-role {host} {host}"))?;
-            let path = self.file(&format!("{host}.password"));
-            write_private(&path, host)?;
+            write_private(&self.directory.join(format!("{host}.password")), host)?;
         }
         say("auth enable")?;
         self.user = Some("root:operator");
@@ -188,18 +188,4 @@ impl Etcd {
         }
         text
     }
-}
-
-fn write_private(path: &str, text: &str) -> Result<(), PerfError> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = std::fs::OpenOptions::new();
-    let file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(PerfError::io(path.to_owned()))
 }

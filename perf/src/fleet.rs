@@ -16,7 +16,7 @@ use guestseal::control::moves::Moved;
 use guestseal::path::endpoints::Endpoints;
 use guestseal_rules::compile::Ruleset;
 use guestseal_rules::containers::{Changes, Containers, Shared};
-use guestseal_rules::event::{Event, What};
+use guestseal_rules::event::Event;
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::{GuestIndex, HostIndex, Policy};
 use rustix::time::{ClockId, clock_gettime};
@@ -177,12 +177,7 @@ fn hear(guests: &mut Guests, guest: &str, value: &[u8]) -> Result<bool, PerfErro
     if news.is_empty() {
         return Ok(false);
     }
-    let event = Event {
-        time: None,
-        guest: guest.to_owned(),
-        what: What::Shared(Box::new(news)),
-    };
-    let taken = guests.hear(now(), "host h1 through etcd", event);
+    let taken = guests.hear(now(), guest, news);
     taken.map_err(|error| wrong(&error))?;
     Ok(true)
 }
@@ -258,7 +253,7 @@ fn measure(options: &Options, directory: &Path) -> Result<Report, PerfError> {
                 false => policy.guests[guest.index()].host,
             };
             let endpoints = Endpoints::with_hosts(&policy, host_of);
-            guests.locate("host h1 through etcd", guest, at);
+            guests.locate(now(), "host h1 through etcd", guest, at);
             guests.commit().map_err(|error| wrong(&error))?;
             Ok(endpoints)
         })?;

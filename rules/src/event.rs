@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::containers::Shared;
 use crate::flows::FlowContext;
 
-/// A moment: milliseconds since 1970 in UTC. In files as RFC 3339 writes it.
+/// A moment: milliseconds since 1970 in UTC. In files as RFC 3339 writes it, and always of the same length, so that texts have the order of moments.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "jiff::Timestamp", into = "jiff::Timestamp")]
+#[serde(try_from = "jiff::Timestamp", into = "String")]
 pub struct Moment(u64);
 
 impl Moment {
@@ -64,6 +64,12 @@ impl From<Moment> for jiff::Timestamp {
     fn from(moment: Moment) -> Self {
         // `LAST` is the largest that there is.
         jiff::Timestamp::from_millisecond(moment.0 as i64).unwrap_or(jiff::Timestamp::MAX)
+    }
+}
+
+impl From<Moment> for String {
+    fn from(moment: Moment) -> Self {
+        moment.to_string()
     }
 }
 

@@ -3,9 +3,8 @@
 use std::process::Command;
 
 use guestseal_perf::capture::{Capture, count_kinds, kinds_with};
-use guestseal_perf::deployment::{Deployment, number};
+use guestseal_perf::deployment::number;
 use guestseal_perf::process::{Running, wait_for};
-use serde_json::Value;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 use crate::sources;
@@ -18,9 +17,7 @@ fn policy() -> Result<String> {
 }
 
 fn net(name: &str) -> Result<Net> {
-    let deployment = Deployment::new(name, &policy()?, &["red"])?;
-    let guests = deployment.guests(1);
-    let net = Net::of(deployment, 1, &guests)?;
+    let net = Net::of_policy(name, &policy()?)?;
     for host in 0..2 {
         net.write_host(host, 1)?;
     }
@@ -56,11 +53,6 @@ fn fetch(net: &Net) -> Result<String> {
     Ok(net
         .guest("blue-1")
         .run("curl -sSf --max-time 5 http://10.1.0.2:8080/page")?)
-}
-
-fn counter(net: &Net, host: usize, name: &str) -> Result<u64> {
-    let counters: Value = serde_json::from_str(&net.ctl(host, &["--json", "counters"])?)?;
-    Ok(number(&counters, &format!("/{name}")))
 }
 
 /// Suricata listens at the other end of the monitoring interface: a download that the wire shows to nobody brings the guest into
@@ -114,7 +106,7 @@ pub(crate) fn away_and_back() -> Result<()> {
     let seen = Capture::start(&net.topology.hosts[0], "listen0", &directory)?;
     let _server = serve(&net, MARKER)?;
     wait_for("a copy of the page", PATIENCE, || {
-        Ok((counter(&net, 0, "mirrored").unwrap_or(0) >= 8).then_some(()))
+        Ok((net.counter(0, "/mirrored").unwrap_or(0) >= 8).then_some(()))
     })?;
     let frames = seen.stop()?;
     // The page by itself is in one packet; the request and what belongs to it went the other way.
@@ -127,23 +119,23 @@ pub(crate) fn away_and_back() -> Result<()> {
     ensure(kinds.keys().all(|kind| kind == "TCP 8080"), || {
         format!("the listener saw what no rule copies: {kinds:?}")
     })?;
-    ensure(counter(&net, 1, "mirrors_lost")? > 0, || {
+    ensure(net.counter(1, "/mirrors_lost")? > 0, || {
         "the host without the interface lost no copies".to_owned()
     })?;
 
     net.topology.hosts[0].ip("link del mon0")?;
-    let lost = counter(&net, 0, "mirrors_lost")?;
+    let lost = net.counter(0, "/mirrors_lost")?;
     net.wait_for_word(0, "the monitoring interface mon0 is gone")?;
     ensure(fetch(&net)? == MARKER, || "the page changed".to_owned())?;
     wait_for("copies to be lost", PATIENCE, || {
-        Ok((counter(&net, 0, "mirrors_lost").unwrap_or(0) > lost).then_some(()))
+        Ok((net.counter(0, "/mirrors_lost").unwrap_or(0) > lost).then_some(()))
     })?;
 
     monitor(&net)?;
-    let before = counter(&net, 0, "mirrored")?;
+    let before = net.counter(0, "/mirrored")?;
     wait_for("copies again", PATIENCE, || {
         let _ = fetch(&net);
-        Ok((counter(&net, 0, "mirrored").unwrap_or(0) > before).then_some(()))
+        Ok((net.counter(0, "/mirrored").unwrap_or(0) > before).then_some(()))
     })?;
     for host in 0..2 {
         let totals = net.stop(host)?;

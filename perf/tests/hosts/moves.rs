@@ -1,7 +1,6 @@
 //! A guest that moves between hosts while another one sends to it.
 
 use guestseal_perf::capture::{Capture, Follower};
-use guestseal_perf::deployment::Deployment;
 use guestseal_perf::process::{Running, wait_for};
 
 use crate::net::{Net, PATIENCE, Result, ensure};
@@ -18,9 +17,7 @@ pub(crate) fn policy() -> String {
 }
 
 fn running(name: &str) -> Result<Net> {
-    let deployment = Deployment::new(name, &policy(), &[])?;
-    let guests = deployment.guests(1);
-    Net::of(deployment, 1, &guests)?.start_all(1)
+    Net::of_policy(name, &policy())?.start_all(1)
 }
 
 /// The numbers of the flow's datagrams in frames.

@@ -32,6 +32,17 @@ pub(crate) fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(why().into()) }
 }
 
+/// The part of a host's file that has a worker for each queue.
+fn workers(host: usize, queues: u32) -> Result<String> {
+    let cpus = cpus()?;
+    let worker = |queue: u32| {
+        let cpu = cpus[(host + queue as usize) % cpus.len()];
+        format!("{{queue: {queue}, cpu: {cpu}}}")
+    };
+    let workers: Vec<String> = (0..queues).map(worker).collect();
+    Ok(format!("workers: [{}]", workers.join(", ")))
+}
+
 impl Net {
     /// The demo's hosts and guests, red in tunnel mode; nothing runs yet.
     pub(crate) fn new(name: &str, queues: u32) -> Result<Self> {
@@ -72,33 +83,25 @@ impl Net {
     }
 
     pub(crate) fn write_host(&self, host: usize, queues: u32) -> Result<PathBuf> {
-        self.write_host_of(host, queues, "")
+        Ok(self.deployment.write_host(host, &workers(host, queues)?)?)
     }
 
     /// The file of a host with one queue, and more of it.
     pub(crate) fn write_host_with(&self, host: usize, extra: &str) -> Result<PathBuf> {
-        self.write_host_of(host, 1, extra)
-    }
-
-    fn write_host_of(&self, host: usize, queues: u32, extra: &str) -> Result<PathBuf> {
-        let cpus = cpus()?;
-        let worker = |queue: u32| {
-            format!(
-                "{{queue: {queue}, cpu: {}}}",
-                cpus[(host + queue as usize) % cpus.len()]
-            )
-        };
-        let workers: Vec<String> = (0..queues).map(worker).collect();
-        Ok(self
-            .deployment
-            .write_host(host, &format!("workers: [{}]\n{extra}", workers.join(", ")))?)
+        let workers = workers(host, 1)?;
+        Ok(self.deployment.write_host(host, &format!("{workers}\n{extra}"))?)
     }
 
     /// The host's file, to make sessions; `sessions` is further YAML of that part.
     pub(crate) fn write_session_host(&self, host: usize, sessions: &str) -> Result<PathBuf> {
-        let cpus = cpus()?;
-        let workers = format!("workers: [{{queue: 0, cpu: {}}}]", cpus[host % cpus.len()]);
-        Ok(self.deployment.write_session_host(host, sessions, &workers)?)
+        self.write_session_host_of(host, 1, sessions)
+    }
+
+    /// The same with a worker for each queue.
+    pub(crate) fn write_session_host_of(&self, host: usize, queues: u32, sessions: &str) -> Result<PathBuf> {
+        Ok(self
+            .deployment
+            .write_session_host(host, sessions, &workers(host, queues)?)?)
     }
 
     pub(crate) fn start(&mut self, host: usize, arguments: &[&str]) -> Result<()> {
@@ -146,12 +149,17 @@ impl Net {
 
     /// Packets that a host has dropped for a reason so far.
     pub(crate) fn dropped(&self, host: usize, reason: &str) -> std::result::Result<u64, PerfError> {
+        self.counter(host, &format!("/outcomes/dropped/{reason}"))
+    }
+
+    /// What a host has counted so far, by its path.
+    pub(crate) fn counter(&self, host: usize, path: &str) -> std::result::Result<u64, PerfError> {
         let said = self.ctl(host, &["--json", "counters"])?;
         let counters = serde_json::from_str(&said).map_err(|error| PerfError::Malformed {
             what: "counters".into(),
             why: error.to_string(),
         })?;
-        Ok(number(&counters, &format!("/outcomes/dropped/{reason}")))
+        Ok(number(&counters, path))
     }
 
     /// Waits until the guest has sent so many more.

@@ -1,7 +1,7 @@
 //! Overlay networks over real packets: tenants of equal addresses, Linux's own VXLAN device as the far end, routes.
 
 use guestseal_perf::capture::{Capture, esp_of, kinds_with};
-use guestseal_perf::deployment::{Deployment, number};
+use guestseal_perf::deployment::number;
 use guestseal_perf::namespaces::Namespace;
 use guestseal_perf::process::{Running, wait_for};
 use serde_json::json;
@@ -14,14 +14,8 @@ pub(crate) const POLICY: &str = include_str!("../../../rules/examples/overlay/po
 /// What ESP between VTEPs leaves of 1,500 bytes for the guest's IP packet: IPv4 outside, VXLAN or Geneve inside.
 const FITS: usize = 1416;
 
-fn net(name: &str, policy: &str) -> Result<Net> {
-    let deployment = Deployment::new(name, policy, &[])?;
-    let guests = deployment.guests(1);
-    Net::of(deployment, 1, &guests)
-}
-
 fn running(name: &str, policy: &str) -> Result<Net> {
-    net(name, policy)?.start_all(1)
+    Net::of_policy(name, policy)?.start_all(1)
 }
 
 /// Where the guests' neighbours are, in both families: the number of header bytes that a ping has besides its data.
@@ -192,7 +186,7 @@ pub(crate) fn linux_vxlan() -> Result<()> {
         } else {
             plain.clone()
         };
-        let mut net = net(if ip6 { "vxlan6" } else { "vxlan4" }, &policy)?;
+        let mut net = Net::of_policy(if ip6 { "vxlan6" } else { "vxlan4" }, &policy)?;
         // No SA can go over IPv4 then.
         if ip6 {
             net.deployment.sas.clear();
@@ -310,7 +304,7 @@ pub(crate) fn scapy() -> Result<()> {
             ["2001:db8::2", "2001:db8::1"],
         ),
     ] {
-        let mut net = net(name, POLICY)?;
+        let mut net = Net::of_policy(name, POLICY)?;
         for sa in &mut net.deployment.sas {
             sa.extra = if sa.network == "red" { red } else { all }.to_owned();
         }

@@ -116,16 +116,14 @@ pub(crate) fn followed() -> Result<()> {
     })?;
     // A new connection, by guests that know nothing of the way.
     forget(&net)?;
-    let told = |net: &Net| -> Result<u64> {
-        let counters: Value = serde_json::from_str(&net.ctl(0, &["--json", "counters"])?)?;
-        Ok(counters["told_too_long"].as_u64().unwrap_or(0))
-    };
-    let before = told(&net)?;
+    let before = net.counter(0, "/told_too_long")?;
     let said = net.guest("blue-1").run("iperf3 -c 10.1.0.2 -J -t 2")?;
     let report: Value = serde_json::from_str(&said)?;
     let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
     ensure(rate > Some(1e6), || format!("TCP over the narrow way: {rate:?}"))?;
-    ensure(told(&net)? == before, || "its segments did not fit".to_owned())?;
+    ensure(net.counter(0, "/told_too_long")? == before, || {
+        "its segments did not fit".to_owned()
+    })?;
 
     set_wire(&net, WIDE)?;
     wait_for_path_mtu(&net, WIDE)?;

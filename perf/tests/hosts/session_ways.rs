@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use guestseal_perf::capture::{esp_of, kinds_with};
 use guestseal_perf::deployment::Deployment;
-use guestseal_perf::process::{cpus, wait_for};
+use guestseal_perf::process::wait_for;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 use crate::overlay::{self, iperf};
@@ -30,15 +30,8 @@ fn running(name: &str, policy: &str, sessions: &str, workers: u32, only_ip6: boo
     let deployment = Deployment::with_sessions(name, &policy)?;
     let guests = deployment.guests(workers);
     let mut net = Net::of(deployment, workers, &guests)?;
-    let cpus = cpus()?;
     for host in 0..2 {
-        let worker = |queue: u32| {
-            let cpu = cpus[(host + queue as usize) % cpus.len()];
-            format!("{{queue: {queue}, cpu: {cpu}}}")
-        };
-        let workers: Vec<String> = (0..workers).map(worker).collect();
-        let workers = format!("workers: [{}]", workers.join(", "));
-        net.deployment.write_session_host(host, sessions, &workers)?;
+        net.write_session_host_of(host, workers, sessions)?;
         net.start(host, &[])?;
     }
     Ok(net)
@@ -125,20 +118,14 @@ pub(crate) fn over_ip6() -> Result<()> {
         ensure(of_protocol(&sealed, ESP) >= pings.len() * 2, || {
             format!("{name}: too few sealed packets over IPv6")
         })?;
-        iperf(
-            &net,
-            net.guest("blue-1"),
-            net.guest("blue-2"),
-            ["10.1.0.2", "fd00:1::2"],
-        )?;
+        let carries = || {
+            let (client, server) = (net.guest("blue-1"), net.guest("blue-2"));
+            iperf(&net, client, server, ["10.1.0.2", "fd00:1::2"])
+        };
+        carries()?;
         set_wire(&net, 1400)?;
         wait_for_path_mtu(&net, 1404)?;
-        iperf(
-            &net,
-            net.guest("blue-1"),
-            net.guest("blue-2"),
-            ["10.1.0.2", "fd00:1::2"],
-        )?;
+        carries()?;
         set_wire(&net, 1500)?;
         wait_for_path_mtu(&net, 1500)?;
         no_drops(&mut net)?;

@@ -138,8 +138,11 @@ pub(super) fn render_sessions(status: &Value) -> String {
     out
 }
 
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
 fn render_etcd(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let Some(hosts) = status["hosts"].as_object() else {
         return String::new();
     };
@@ -167,7 +170,6 @@ fn render_etcd(status: &Value) -> String {
 }
 
 pub(super) fn render(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut out = format!(
         "host {}, process {}, since {}\n",
         text(&status["host"]),
@@ -191,7 +193,7 @@ pub(super) fn render(status: &Value) -> String {
     for rule in totals["rules"].as_array().into_iter().flatten() {
         let monitor = rule["monitor"].as_bool().unwrap_or(false);
         let packets = rule["packets"].as_u64().unwrap_or(0);
-        let line = rule_line(&text(&rule["action"]), &text(&rule["rule"]), monitor, packets);
+        let line = rule_line(text(&rule["action"]), text(&rule["rule"]), monitor, packets);
         out.extend(line.map(|line| line + "\n"));
     }
     out += "containers, guests\n";

@@ -720,10 +720,12 @@ fn leaking_mirrors<'a>(
     };
     policy.rules.iter().filter_map(move |rule| {
         let mirror = rule.mirror.as_deref()?;
-        let what = match () {
-            () if uplinks.into_iter().flatten().any(|uplink| mirror == uplink) => "uplink",
-            () if is_guests(mirror) => "guest port",
-            () => return None,
+        let what = if uplinks.into_iter().flatten().any(|uplink| mirror == uplink) {
+            "uplink"
+        } else if is_guests(mirror) {
+            "guest port"
+        } else {
+            return None;
         };
         Some(format!(
             "rule \"{}\" ({}) copies plaintext to {mirror}, which is a {what} of this host: expected a monitoring interface",

@@ -4,7 +4,7 @@
 //! again from the file that it came from, or its sender was told nothing.
 
 mod adopt;
-mod share;
+pub(in crate::control) mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -305,7 +305,7 @@ impl Guests {
                 if let Some(meanwhile) = &mut self.meanwhile {
                     meanwhile.note(now, &event);
                 }
-                self.note(by, Deed::Event { event, read });
+                self.note(now, by, Deed::Event { event, read });
                 if let Some(position) = read {
                     self.read.insert(by.to_owned(), position);
                 }
@@ -319,8 +319,9 @@ impl Guests {
         }
     }
 
-    /// Notes what was done: it is in the journal when [`Self::commit`] says so.
-    pub fn note(&mut self, by: &str, deed: Deed) {
+    /// Notes what was done `now`: it is in the journal when [`Self::commit`] says so.
+    pub fn note(&mut self, now: Moment, by: &str, deed: Deed) {
+        self.containers.advance(now, &mut self.changes);
         self.pending.push(Done {
             at: self.containers.now(),
             by: by.to_owned(),
@@ -381,10 +382,10 @@ impl Guests {
     }
 
     /// Notes that a guest is on a host.
-    pub fn locate(&mut self, by: &str, guest: &str, at: Moved) {
+    pub fn locate(&mut self, now: Moment, by: &str, guest: &str, at: Moved) {
         self.moves.set(guest, at.clone());
         let guest = guest.to_owned();
-        self.note(by, Deed::Located { guest, at });
+        self.note(now, by, Deed::Located { guest, at });
     }
 
     /// Ports that go by other interfaces than the policy says.
@@ -394,16 +395,16 @@ impl Guests {
     }
 
     /// A port goes by an interface from now on.
-    pub fn bind(&mut self, by: &str, binding: Binding) {
+    pub fn bind(&mut self, now: Moment, by: &str, binding: Binding) {
         self.bindings.add(binding.clone());
-        self.note(by, Deed::PortAdded(binding));
+        self.note(now, by, Deed::PortAdded(binding));
     }
 
     /// No port goes by an interface any more that one was bound to.
-    pub fn unbind(&mut self, by: &str, binding: Binding) {
+    pub fn unbind(&mut self, now: Moment, by: &str, binding: Binding) {
         self.bindings.remove(&binding.interface);
         let (interface, guest) = (binding.interface, binding.guest);
-        self.note(by, Deed::PortRemoved { interface, guest });
+        self.note(now, by, Deed::PortRemoved { interface, guest });
     }
 
     fn parse(&mut self, line: Option<&str>) -> Option<Event> {
@@ -584,6 +585,28 @@ rules: [{name: r, from: {container: quarantine}, to: any, action: drop}]
         assert_eq!(guests.totals().accepted, 2);
         let tags = &guests.containers().record(GuestIndex(0)).tags;
         assert!(tags[&("av".into(), "eicar".into())].cleared.is_some());
+    }
+
+    /// Whatever came last, and however long ago.
+    #[test]
+    fn what_is_noted_is_as_old_as_it_is_and_what_was_due_before_it_is_done() {
+        let world = World::new();
+        world.write(&[TAG, CLEAR]);
+        let mut guests = world.start();
+        turn(&mut guests);
+        assert_eq!(container(&guests), "quarantine");
+        let later = Moment::from_millis(guests.containers().now().millis() + 7_200_000);
+        let at = Moved {
+            to: "h1".to_owned(),
+            declared: "h1".to_owned(),
+            steps: 1,
+        };
+        guests.locate(later, "test", "u0", at);
+        assert!(guests.settle(later, |_| true), "it is released");
+        let done = guests.commit().unwrap();
+        let located = done.iter().find(|one| matches!(one.deed, Deed::Located { .. }));
+        assert_eq!(located.map(|one| one.at), Some(later));
+        assert_eq!(container(&guests), "default");
     }
 
     /// Applied, but not journalled: it is read from its source again.

@@ -237,16 +237,13 @@ impl Sender {
         let Some(mut frame) = self.pool.take() else {
             return false;
         };
-        let room = self.umem.room_mut(&mut frame).get_mut(..bytes.len());
-        let fits = room.map(|room| room.copy_from_slice(bytes)).is_some();
-        if fits {
-            self.umem.set_length(&mut frame, bytes.len());
-        }
-        let sent = if fits {
-            self.port.transmit(frame)
-        } else {
-            Err(frame)
+        let Some(room) = self.umem.room_mut(&mut frame).get_mut(..bytes.len()) else {
+            self.pool.put(frame);
+            return false;
         };
+        room.copy_from_slice(bytes);
+        self.umem.set_length(&mut frame, bytes.len());
+        let sent = self.port.transmit(frame);
         sent.map_err(|frame| self.pool.put(frame)).is_ok()
     }
 }

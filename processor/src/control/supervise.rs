@@ -163,6 +163,7 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
     let sessions = Sessions::open(&config, Arc::clone(&engine), &mut manual.table, &manual.owned)?;
     let mut guests = Guests::open(&config.policy, &config.state_directory, config.events.as_deref())?;
     guests.note(
+        now(),
         "guestseal",
         Deed::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -369,7 +370,7 @@ impl Control {
                     plane.publish_path_mtus(&self.plan.path_mtus);
                 }
                 for key in sessions.used_up() {
-                    self.guests.note("guestseal", Deed::KeyUsedUp { key });
+                    self.guests.note(now(), "guestseal", Deed::KeyUsedUp { key });
                 }
                 let next_hops = &self.plan.next_hops;
                 let fresh = sessions.fresh_peers();

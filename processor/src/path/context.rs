@@ -3,7 +3,6 @@
 use crate::aead::engine::Engine;
 use crate::port::pool::FramePool;
 use crate::sa::slots::Owned;
-use crate::telemetry::counters::Counters;
 
 use super::batch::WorkerId;
 use super::classify::Decisions;
@@ -33,8 +32,6 @@ pub struct Context<'a> {
     pub floods: &'a mut Floods,
     /// Its copies for monitoring interfaces.
     pub mirror: &'a mut Mirror,
-    /// Its counters.
-    pub counters: &'a Counters,
     /// The AEAD engine.
     pub engine: &'a dyn Engine,
 }

@@ -56,8 +56,7 @@ pub fn open_and_deliver(
     ledger.passed("classify");
     if some_unknown {
         open::readdress_all(batch, context.pool.umem());
-        let umem = context.pool.umem();
-        context.mirror.copy(batch, context.tables, umem, context.counters);
+        context.mirror.copy(batch, context.tables, context.pool.umem());
         replicate(batch, context.worker, context.tables, context.pool, exits, ledger);
     }
     transmit(batch, context.worker, context.tables, context.pool, exits, ledger);

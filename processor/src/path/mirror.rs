@@ -40,6 +40,7 @@ pub struct Image {
 pub struct Mirror {
     empty: Consumer<Box<Image>>,
     full: Producer<Box<Image>>,
+    counters: Arc<Counters>,
     thread: Option<Thread>,
 }
 
@@ -63,6 +64,7 @@ pub fn mirror(counters: Arc<Counters>) -> (Mirror, Mirrored) {
     let worker = Mirror {
         empty: empty_end,
         full,
+        counters: Arc::clone(&counters),
         thread: None,
     };
     let thread = Mirrored {
@@ -80,14 +82,14 @@ impl Mirror {
     }
 
     /// Copies the live packets whose rule wants it.
-    pub fn copy(&mut self, batch: &mut Batch, tables: &Tables, umem: &Umem, counters: &Counters) {
+    pub fn copy(&mut self, batch: &mut Batch, tables: &Tables, umem: &Umem) {
         let mut some = false;
         for descriptor in live(batch) {
             let Some(interface) = descriptor.mirror.take().and_then(|number| tables.mirror(number)) else {
                 continue;
             };
             let Ok(mut image) = self.empty.pop() else {
-                counters.mirrors_lost.add(1);
+                self.counters.mirrors_lost.add(1);
                 continue;
             };
             image.interface = *interface;

@@ -29,7 +29,7 @@ use super::decapsulate;
 use super::encapsulate;
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
-use super::seal::{additional, authenticated, copy_headers, lay_out_gmac};
+use super::seal::{Overwritten, additional, authenticated, copy_headers, lay_out_gmac};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {
@@ -106,13 +106,6 @@ struct Candidate {
     front: u16,
 }
 
-/// What was overwritten around the start of ESP in the frame that came, to lay AES-GMAC out.
-struct LaidOut {
-    position: u16,
-    start: u16,
-    bytes: [u8; 8],
-}
-
 /// Opens every live packet that has an SA; all of them are among `sas`.
 ///
 /// One pass makes the engine's jobs, so that nothing of a packet is put down and read again before the engine does.
@@ -124,13 +117,12 @@ pub fn open(
     engine: &dyn Engine,
 ) {
     let umem = Arc::clone(pool.umem());
-    let mut fresh = ArrayVec::<Frame, BATCH>::new();
-    if batch.iter().any(|descriptor| descriptor.sa.is_some()) {
-        fresh.extend(std::iter::from_fn(|| pool.take()).take(batch.len()));
-    }
+    let is_concerned = batch.iter().any(|descriptor| descriptor.sa.is_some());
+    let mut fresh = pool.take_many(if is_concerned { batch.len() } else { 0 });
     let mut additional = [[0; 12]; BATCH];
     let mut candidates = ArrayVec::<Candidate, BATCH>::new();
-    let mut laid_out = ArrayVec::<LaidOut, BATCH>::new();
+    // In the frames that came, by their places in the batch.
+    let mut overwritten = ArrayVec::<(u16, Overwritten), BATCH>::new();
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
     let mut rooms = fresh.iter_mut().zip(&mut additional);
     for (position, descriptor) in (0u16..).zip(batch.iter_mut()) {
@@ -153,14 +145,8 @@ pub fn open(
                 continue;
             }
         };
-        let laid = |bytes| {
-            laid_out.push(LaidOut {
-                position,
-                start: candidate.start,
-                bytes,
-            });
-        };
-        jobs.push(job(descriptor, &candidate, &header, sa, room, &umem, laid));
+        let note = |one| overwritten.push((position, one));
+        jobs.push(job(descriptor, &candidate, &header, sa, room, &umem, note));
         candidates.push(candidate);
     }
     if !jobs.is_empty() {
@@ -168,14 +154,8 @@ pub fn open(
     }
     let authentic: ArrayVec<bool, BATCH> = jobs.iter().map(|job| job.authentic).collect();
     drop(jobs);
-    for LaidOut {
-        position,
-        start,
-        bytes,
-    } in laid_out
-    {
-        let frame = umem.room_mut(&mut batch[usize::from(position)].frame);
-        frame[usize::from(start) - 4..usize::from(start) + 4].copy_from_slice(&bytes);
+    for (position, one) in overwritten {
+        one.restore(umem.room_mut(&mut batch[usize::from(position)].frame));
     }
     for ((candidate, authentic), fresh) in candidates.into_iter().zip(authentic).zip(&mut fresh) {
         let descriptor = &mut batch[usize::from(candidate.position)];
@@ -187,10 +167,8 @@ pub fn open(
             Err(reason) => descriptor.drop_for(reason),
         }
     }
-    // Those that were opened from, and those that hold nothing that is wanted; the last one taken goes back first.
-    for frame in fresh.into_iter().rev() {
-        pool.put(frame);
-    }
+    // Those that were opened from, and those that hold nothing that is wanted.
+    pool.put_many(fresh);
 }
 
 #[inline]
@@ -256,7 +234,7 @@ fn job<'a>(
     sa: &'a InboundSa,
     (fresh, additional): (&'a mut Frame, &'a mut [u8; 12]),
     umem: &'a Umem,
-    laid_out: impl FnOnce([u8; 8]),
+    overwritten: impl FnOnce(Overwritten),
 ) -> OpenJob<'a> {
     *additional = self::additional(header, candidate.sequence, sa.esn);
     let additional = authenticated(additional, sa.esn);
@@ -275,10 +253,8 @@ fn job<'a>(
         }
         Protection::Authenticate => {
             let frame = umem.room_mut(&mut descriptor.frame);
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&frame[start - 4..start + 4]);
-            laid_out(bytes);
-            let from = lay_out_gmac(frame, start, additional);
+            let (from, before) = lay_out_gmac(frame, start, additional);
+            overwritten(before);
             let frame = &*frame;
             destination.copy_from_slice(&frame[text.clone()]);
             (frame, &frame[from..text.end], Buffers::InPlace(&mut []))

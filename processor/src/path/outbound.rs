@@ -33,10 +33,9 @@ pub fn outbound(
     ledger.passed("recall");
     decide(context, &mut batch, some_unknown, ledger);
     if some_unknown {
-        let umem = context.pool.umem();
         context
             .mirror
-            .copy(&mut batch, context.tables, umem, context.counters);
+            .copy(&mut batch, context.tables, context.pool.umem());
         flood::flood(context, &mut batch, exits, ledger);
         replicate(
             &mut batch,

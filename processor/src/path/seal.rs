@@ -91,11 +91,17 @@ enum Before {
 }
 
 /// What was overwritten around the start of ESP to lay AES-GMAC out.
-struct LaidOut {
-    /// The number of the fresh frame, and where ESP begins in it.
-    number: usize,
+#[derive(Copy, Clone)]
+pub(super) struct Overwritten {
     start: usize,
     bytes: [u8; 8],
+}
+
+impl Overwritten {
+    /// Puts it back into the frame.
+    pub(super) fn restore(self, frame: &mut [u8]) {
+        frame[self.start - 4..self.start + 4].copy_from_slice(&self.bytes);
+    }
 }
 
 /// Seals every live packet of the batch; all of them have SAs among `sas`. Says whether some were too long.
@@ -111,13 +117,12 @@ pub fn seal(
 ) -> bool {
     let mut too_long = false;
     let umem = std::sync::Arc::clone(pool.umem());
-    let mut fresh = ArrayVec::<Frame, BATCH>::new();
-    if batch.iter().any(|descriptor| descriptor.sa.is_some()) {
-        fresh.extend(std::iter::from_fn(|| pool.take()).take(batch.len()));
-    }
+    let is_concerned = batch.iter().any(|descriptor| descriptor.sa.is_some());
+    let mut fresh = pool.take_many(if is_concerned { batch.len() } else { 0 });
     let mut additional = [[0; 12]; BATCH];
     let mut sealed = ArrayVec::<u16, BATCH>::new();
-    let mut laid_out = ArrayVec::<LaidOut, BATCH>::new();
+    // By the number of the fresh frame.
+    let mut overwritten = ArrayVec::<(usize, Overwritten), BATCH>::new();
     let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
     let mut rooms = fresh.iter_mut().zip(&mut additional);
     // Packets of a burst mostly go the same way: their headers are made once for as many as follow one another.
@@ -153,9 +158,7 @@ pub fn seal(
         count(sa, plan.outer_length);
         let outer = last.as_ref().map(|(_, outer)| outer);
         let number = sealed.len();
-        let laid = |start, bytes| {
-            laid_out.push(LaidOut { number, start, bytes });
-        };
+        let note = |one| overwritten.push((number, one));
         jobs.push(job(
             descriptor,
             &plan,
@@ -164,7 +167,7 @@ pub fn seal(
             outer,
             (frame, additional),
             &umem,
-            laid,
+            note,
         ));
         sealed.push(position);
     }
@@ -172,16 +175,14 @@ pub fn seal(
         engine.seal(&mut jobs);
     }
     drop(jobs);
-    for LaidOut { number, start, bytes } in laid_out {
-        umem.room_mut(&mut fresh[number])[start - 4..start + 4].copy_from_slice(&bytes);
+    for (number, one) in overwritten {
+        one.restore(umem.room_mut(&mut fresh[number]));
     }
     for (position, frame) in sealed.into_iter().zip(&mut fresh) {
         std::mem::swap(&mut batch[usize::from(position)].frame, frame);
     }
-    // Those that were sealed from, and those that nothing was sealed into; the last one taken goes back first.
-    for frame in fresh.into_iter().rev() {
-        pool.put(frame);
-    }
+    // Those that were sealed from, and those that nothing was sealed into.
+    pool.put_many(fresh);
     too_long
 }
 
@@ -302,7 +303,7 @@ fn job<'a>(
     outer: Option<&Outer>,
     (frame, additional): (&'a mut Frame, &'a mut [u8; 12]),
     umem: &'a Umem,
-    laid_out: impl FnOnce(usize, [u8; 8]),
+    overwritten: impl FnOnce(Overwritten),
 ) -> SealJob<'a> {
     let Plan {
         from,
@@ -348,10 +349,8 @@ fn job<'a>(
         }
         Protection::Authenticate => {
             room[start + esp::HEADER..].copy_from_slice(source);
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&room[start - 4..start + 4]);
-            laid_out(start, bytes);
-            let from = lay_out_gmac(room, start, additional);
+            let (from, before) = lay_out_gmac(room, start, additional);
+            overwritten(before);
             (&room[from..], Buffers::InPlace(&mut []))
         }
     };
@@ -436,13 +435,15 @@ pub(super) fn authenticated(additional: &[u8; 12], esn: bool) -> &[u8] {
     if esn { additional } else { &additional[..8] }
 }
 
-/// Makes what AES-GMAC authenticates stand in one piece (RFC 4543 3.3: SPI, sequence, IV, payload) and gives where it
+/// Makes what AES-GMAC authenticates stand in one piece (RFC 4543 3.3: SPI, sequence, IV, payload); gives where it
 /// begins.
 ///
 /// With ESN the high half belongs between SPI and sequence: it takes the place of the SPI, which moves 4 bytes forward over
-/// the end of the headers; the caller puts them back afterwards.
-pub(super) fn lay_out_gmac(frame: &mut [u8], esp_start: usize, additional: &[u8]) -> usize {
-    let from = esp_start + 8 - additional.len();
-    frame[from..esp_start + 8].copy_from_slice(additional);
-    from
+/// the end of the headers; the caller puts what was overwritten back afterwards.
+pub(super) fn lay_out_gmac(frame: &mut [u8], start: usize, additional: &[u8]) -> (usize, Overwritten) {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&frame[start - 4..start + 4]);
+    let from = start + 8 - additional.len();
+    frame[from..start + 8].copy_from_slice(additional);
+    (from, Overwritten { start, bytes })
 }

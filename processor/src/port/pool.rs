@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
+use super::BATCH;
 use super::frame::Frame;
 use super::umem::Umem;
 
@@ -34,6 +37,20 @@ impl FramePool {
         let mut frame = self.free.pop()?;
         self.umem.reset(&mut frame);
         Some(frame)
+    }
+
+    /// So many free frames, or as many as there are, for packets of a batch.
+    #[inline]
+    pub fn take_many(&mut self, wanted: usize) -> ArrayVec<Frame, BATCH> {
+        std::iter::from_fn(|| self.take())
+            .take(wanted.min(BATCH))
+            .collect()
+    }
+
+    /// Takes frames of [`Self::take_many`], or what they were exchanged for, back: the first of them is the next to be taken.
+    #[inline]
+    pub fn put_many(&mut self, frames: ArrayVec<Frame, BATCH>) {
+        frames.into_iter().rev().for_each(|frame| self.put(frame));
     }
 
     /// Takes a frame back.

@@ -67,13 +67,6 @@ impl Counts {
         let class = direction as usize * CLASSES.len() + class_of(outcome);
         self.0[class][bucket_of(nanoseconds.min(LONGEST))] += 1;
     }
-
-    fn add(&mut self, other: &Self) {
-        let (own, other) = (self.0.as_flattened_mut(), other.0.as_flattened());
-        for (own, other) in own.iter_mut().zip(other) {
-            *own += other;
-        }
-    }
 }
 
 #[inline]
@@ -168,7 +161,7 @@ impl Recorder {
         if let Ok(empty) = self.empty.pop() {
             let full = std::mem::replace(&mut self.current, empty);
             if let Err(rtrb::PushError::Full(full)) = self.full.push(full) {
-                self.current.add(&full);
+                self.current = full;
             }
         }
     }

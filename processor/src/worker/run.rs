@@ -556,7 +556,6 @@ impl Worker {
             waiting: &mut self.waiting,
             floods: &mut self.floods,
             mirror: &mut self.mirror,
-            counters: &self.counters,
             engine: &*self.engine,
         };
         let mut exits = WorkerExits {

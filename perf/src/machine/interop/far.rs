@@ -9,9 +9,6 @@ use crate::process::PerfError;
 
 use super::{FAR_MAC, NEAR_MAC, PATIENCE, VNIS, addresses, key};
 
-/// The far and the near host.
-const HOSTS: [[&str; 2]; 2] = [["192.0.2.2", "192.0.2.1"], ["2001:db8::2", "2001:db8::1"]];
-
 /// Keeps a socket for ESP in UDP in each family: the kernel's way to say that what comes there is ESP (`UDP_ENCAP`), without a checksum over IPv6, too
 /// (`UDP_NO_CHECK6_RX`).
 const IN_UDP: [(&str, &str); 2] = [
@@ -25,10 +22,11 @@ const IN_UDP: [(&str, &str); 2] = [
     ),
 ];
 
+/// The far and the near host.
 fn hosts(outer: Family) -> [&'static str; 2] {
     match outer {
-        Family::V4 => HOSTS[0],
-        Family::V6 => HOSTS[1],
+        Family::V4 => ["192.0.2.2", "192.0.2.1"],
+        Family::V6 => ["2001:db8::2", "2001:db8::1"],
     }
 }
 

@@ -89,7 +89,7 @@ impl Guests {
             changes: changes.to_vec(),
             state: self.containers.save(),
         };
-        self.note(by, deed);
+        self.note(now, by, deed);
         self.say(&prepared.moved);
         self.say(&since);
         self.recompile(&since);

@@ -2,20 +2,31 @@
 
 use std::collections::BTreeSet;
 
-use guestseal_rules::containers::{Changes, Refusal};
-use guestseal_rules::event::{Event, Moment};
+use guestseal_rules::containers::{Changes, Refusal, Shared};
+use guestseal_rules::event::{Event, Moment, What};
 use guestseal_rules::model::GuestIndex;
 
 use super::Guests;
 use crate::control::moves::Moved;
 
+/// Another host, as the journal calls it.
+pub(in crate::control) fn through_etcd(host: &str) -> String {
+    format!("host {host} through etcd")
+}
+
 impl Guests {
-    /// Takes what another host knows of a guest.
+    /// Takes what is news of what another host knows of a guest, as an event of that host.
     ///
     /// # Errors
     /// Why it changes nothing.
-    pub fn hear(&mut self, now: Moment, by: &str, event: Event) -> Result<(), Refusal> {
-        self.take_event(now, by, event, None)
+    pub fn hear(&mut self, now: Moment, guest: &str, news: Shared) -> Result<(), Refusal> {
+        let by = through_etcd(&news.host);
+        let event = Event {
+            time: None,
+            guest: guest.to_owned(),
+            what: What::Shared(Box::new(news)),
+        };
+        self.take_event(now, &by, event, None)
     }
 
     /// From here on it is noted of which guests other hosts are to know more.

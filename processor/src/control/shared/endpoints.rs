@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::control::api::problem::Problem;
 use crate::control::guests::Guests;
+use crate::control::guests::share::through_etcd;
 use crate::control::moves::Moved;
 
 use super::{Fleet, look};
@@ -193,7 +194,7 @@ impl Fleet {
         let due = Due {
             guest: guest.to_owned(),
             at,
-            by: format!("host {host} through etcd"),
+            by: through_etcd(&host),
             reply: None,
         };
         match self.endpoints.waiting.get_mut(guest) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use guestseal_rules::containers::{Refusal, Shared};
-use guestseal_rules::event::{Event, Moment, What};
+use guestseal_rules::event::Moment;
 
 use crate::control::guests::Guests;
 
@@ -213,14 +213,8 @@ impl Fleet {
                     self.refuse("UnknownContainer", &what);
                 }
                 if !news.is_empty() {
-                    let by = format!("host {} through etcd", news.host);
-                    let event = Event {
-                        time: None,
-                        guest: guest.to_owned(),
-                        what: What::Shared(Box::new(news)),
-                    };
-                    // What it changed was looked at just now.
-                    let _ = guests.hear(now, &by, event);
+                    // What it changes was looked at just now.
+                    let _ = guests.hear(now, guest, news);
                 }
             }
             None => {

@@ -8,6 +8,7 @@ use crate::control::added::{Added, AddedGuest, Change};
 use crate::control::api::problem::Problem;
 use crate::control::assemble::DataPlane;
 use crate::control::bindings::{Binding, boot, ports_of};
+use crate::control::guests::now;
 use crate::control::link;
 use crate::wire::ethernet::MacAddress;
 
@@ -64,7 +65,7 @@ impl Control {
             return Ok(());
         }
         tracing::info!("guest {guest}: its card {mac} is behind interface {interface}, says {by}");
-        self.guests.bind(by, binding);
+        self.guests.bind(now(), by, binding);
         self.serve_bound(plane);
         Ok(())
     }
@@ -129,7 +130,7 @@ impl Control {
             "interface {} is no guest port any more, says {by}",
             binding.interface
         );
-        self.guests.unbind(by, binding.clone());
+        self.guests.unbind(now(), by, binding.clone());
     }
 
     fn serve_bound(&mut self, plane: Option<&mut DataPlane>) {

@@ -47,7 +47,7 @@ impl Control {
         if let Err(error) = &changes {
             tracing::error!("reload by {by}: the policy stays as it was: {}", chain(error));
             let why = chain(error);
-            self.guests.note(&by, Deed::PolicyRefused { why });
+            self.guests.note(now(), &by, Deed::PolicyRefused { why });
         }
         let kept = match (&changes, &wanted.added) {
             (Ok(_), Some(added)) => self.keep_added(added),

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::control::api::problem::Problem;
 use crate::control::assemble::DataPlane;
 use crate::control::config::HostConfig;
+use crate::control::guests::now;
 use crate::control::moves::Moved;
 use crate::control::shared::Due;
 
@@ -119,7 +120,7 @@ impl Control {
             let (id, host) = (&policy.guests[index.index()].id, &at.to);
             tracing::info!("guest {id} is on host {host} from now on, says {by}");
         }
-        self.guests.locate(by, guest, at.clone());
+        self.guests.locate(now(), by, guest, at.clone());
         Ok(())
     }
 
