@@ -135,7 +135,7 @@ impl Etcd {
     }
 
     /// From here on etcd wants to know who speaks: its operator, and the hosts by their names, whose passwords are theirs too. A
-    /// host may read everything, and write everything if it is one of the `writers`.
+    /// host may read everything, and write what hosts write if it is one of the `writers`.
     ///
     /// # Errors
     /// If etcd refuses.
@@ -145,30 +145,45 @@ impl Etcd {
         hosts: &[&str],
         writers: &[&str],
     ) -> Result<(), PerfError> {
-        let say = |line: &str| {
-            self.operator(wire, &line.split(' ').collect::<Vec<_>>())
-                .map(drop)
-        };
+        let say = |line: &str| self.say(wire, line);
         say("user add root:operator")?;
         say("role add root")?;
         say("user grant-role root root")?;
         for host in hosts {
-            let may = if writers.contains(host) {
-                "readwrite"
-            } else {
-                "read"
-            };
-            say(&format!("user add {host}:{host}"))?;
-            say(&format!("role add {host}"))?;
-            say(&format!(
-                "role grant-permission {host} --prefix=true {may} /guestseal/"
-            ))?;
-            say(&format!("user grant-role {host} {host}"))?;
-            write_private(&self.directory.join(format!("{host}.password")), host)?;
+            let own = format!("readwrite /guestseal/hosts/{host}");
+            let writes = [
+                "--prefix=true readwrite /guestseal/guests/",
+                "--prefix=true readwrite /guestseal/endpoints/",
+                &own,
+            ];
+            let writes = writes.into_iter().filter(|_| writers.contains(host));
+            let may: Vec<&str> = std::iter::once("--prefix=true read /guestseal/")
+                .chain(writes)
+                .collect();
+            self.know(wire, host, &may)?;
         }
         say("auth enable")?;
         self.user = Some("root:operator");
         Ok(())
+    }
+
+    fn say(&self, wire: &Namespace, line: &str) -> Result<(), PerfError> {
+        let words: Vec<&str> = line.split(' ').collect();
+        self.operator(wire, &words).map(drop)
+    }
+
+    /// Etcd knows somebody more, by a name which is the password too: who may do what, in the words of `etcdctl role grant-permission`.
+    ///
+    /// # Errors
+    /// If etcd refuses.
+    pub fn know(&self, wire: &Namespace, who: &str, may: &[&str]) -> Result<(), PerfError> {
+        self.say(wire, &format!("user add {who}:{who}"))?;
+        self.say(wire, &format!("role add {who}"))?;
+        for one in may {
+            self.say(wire, &format!("role grant-permission {who} {one}"))?;
+        }
+        self.say(wire, &format!("user grant-role {who} {who}"))?;
+        write_private(&self.directory.join(format!("{who}.password")), who)
     }
 
     /// The part of a host's file by which the host reaches it; `who` is whom etcd knows it as.

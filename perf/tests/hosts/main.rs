@@ -23,6 +23,7 @@ mod reload;
 mod session_ways;
 mod sessions;
 mod shared;
+mod shared_policy;
 mod sources;
 mod taps;
 mod traffic;
@@ -169,6 +170,19 @@ const TESTS: &[(&str, Body)] = &[
     ("shared::what_was_missed_is_caught_up", shared::catching_up),
     ("shared::a_move_told_to_one_host_is_made_by_all", shared::moves),
     ("shared::who_may_tell_and_what_cannot_be", shared::who_may),
+    (
+        "shared_policy::a_push_reaches_every_host_under_traffic",
+        shared_policy::under_traffic,
+    ),
+    (
+        "shared_policy::what_is_wrong_changes_nothing_and_is_told",
+        shared_policy::refused,
+    ),
+    (
+        "shared_policy::without_etcd_a_host_starts_with_what_it_had",
+        shared_policy::without_etcd,
+    ),
+    ("shared_policy::who_may_write_it", shared_policy::who_may),
     (
         "sources::suricata_alerts_and_the_guest_is_in_quarantine",
         sources::suricata_alerts,

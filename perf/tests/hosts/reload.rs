@@ -12,8 +12,8 @@ use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 use crate::sessions::{current, ping, running};
 
 /// The port of the flow that every policy here allows, and that of one that some forbid.
-const ALLOWED: u16 = 7100;
-const FORBIDDEN: u16 = 7200;
+pub(crate) const ALLOWED: u16 = 7100;
+pub(crate) const FORBIDDEN: u16 = 7200;
 
 impl Net {
     /// The policy that is on disk, with some of its text replaced.
@@ -32,12 +32,15 @@ impl Net {
         Ok(std::fs::rename(&aside, &path)?)
     }
 
-    fn reload(&self, host: usize) -> Result<Value> {
+    pub(crate) fn reload(&self, host: usize) -> Result<Value> {
         Ok(client(self, host)?.call("POST", "/v1/policy/reload", None)?)
     }
 
     /// The reloads that a host's journal has: by whom, and why not if it was refused.
-    fn reloads(&self, host: usize) -> std::result::Result<Vec<(String, Option<String>)>, PerfError> {
+    pub(crate) fn reloads(
+        &self,
+        host: usize,
+    ) -> std::result::Result<Vec<(String, Option<String>)>, PerfError> {
         let entries = Journal::read_after(&state(self, host), 0, usize::MAX);
         let entries = entries.map_err(|error| PerfError::Wrong(error.to_string()))?;
         let reload = |entry: Entry| match entry.done.deed {
@@ -59,12 +62,12 @@ impl Net {
         Ok(())
     }
 
-    fn collect(&self, guest: &str, port: u16) -> Result<Running> {
+    pub(crate) fn collect(&self, guest: &str, port: u16) -> Result<Running> {
         self.serve(self.guest(guest), &["collect", &port.to_string()])
     }
 
     /// Numbered datagrams to blue-2, so many a second.
-    fn send(&self, port: u16, mark: &str, count: u32, rate: u32) -> Result<Running> {
+    pub(crate) fn send(&self, port: u16, mark: &str, count: u32, rate: u32) -> Result<Running> {
         let words = [port.to_string(), count.to_string(), rate.to_string()];
         Ok(Running::start(
             mark,
@@ -77,7 +80,7 @@ impl Net {
 }
 
 /// The numbers that a collector has got, and how many datagrams.
-fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, usize) {
+pub(crate) fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, usize) {
     let said = collector.output();
     let numbers = said
         .lines()
@@ -87,7 +90,7 @@ fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, usize) {
 }
 
 /// Packets that a rule of a host has met.
-fn met(net: &Net, host: usize, rule: &str) -> Result<u64> {
+pub(crate) fn met(net: &Net, host: usize, rule: &str) -> Result<u64> {
     let counters = client(net, host)?.call("GET", "/v1/counters", None)?;
     let rules = counters["rules"].as_array();
     let found = rules.into_iter().flatten().find(|one| one["rule"] == rule);

@@ -7,9 +7,9 @@ use serde_json::Value;
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 
 /// Hosts and an etcd. It goes before the namespaces that it is in.
-struct Fleet {
-    etcd: Etcd,
-    net: Net,
+pub(crate) struct Fleet {
+    pub(crate) etcd: Etcd,
+    pub(crate) net: Net,
 }
 
 impl Fleet {
@@ -38,7 +38,7 @@ impl Fleet {
     }
 
     /// Waits until what a host says of etcd is so.
-    fn wait_for(&self, host: usize, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub(crate) fn wait_for(&self, host: usize, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
         Ok(wait_for(what, PATIENCE, || {
             // A host that has just started has not said anything yet.
             let status = self.net.deployment.status(host).unwrap_or_default();
@@ -46,7 +46,7 @@ impl Fleet {
         })?)
     }
 
-    fn connected(&self, host: usize, connected: bool) -> Result<Value> {
+    pub(crate) fn connected(&self, host: usize, connected: bool) -> Result<Value> {
         let what = format!("host {host} to say connected: {connected}");
         self.wait_for(host, &what, |etcd| etcd["connected"] == connected)
     }
@@ -57,7 +57,7 @@ impl Fleet {
         self.wait_for(host, &what, |etcd| etcd["hosts"][other]["alive"] == alive)
     }
 
-    fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         for host in 0..self.net.hosts.len() {
             self.net.stop(host)?;
         }
@@ -156,16 +156,16 @@ impl Fleet {
         })?)
     }
 
-    fn journal(&self, host: usize) -> Result<String> {
+    pub(crate) fn journal(&self, host: usize) -> Result<String> {
         Ok(self.net.ctl(host, &["--json", "journal"])?)
     }
 
-    fn operator(&self, words: &[&str]) -> Result<String> {
+    pub(crate) fn operator(&self, words: &[&str]) -> Result<String> {
         Ok(self.etcd.operator(&self.net.topology.wire, words)?)
     }
 
     /// Nothing goes between a host and etcd; what guests send does.
-    fn part(&self, host: usize, apart: bool) -> Result<()> {
+    pub(crate) fn part(&self, host: usize, apart: bool) -> Result<()> {
         // What it says of itself is a second old.
         self.connected(host, apart)?;
         let verb = if apart { "add" } else { "del" };

@@ -64,7 +64,7 @@ impl Check {
     }
 }
 
-fn summary(policy: &Policy) -> String {
+pub(super) fn summary(policy: &Policy) -> String {
     format!(
         "{} hosts, {} networks, {} guests, {} keys, {} rules",
         policy.hosts.len(),
@@ -75,7 +75,7 @@ fn summary(policy: &Policy) -> String {
     )
 }
 
-fn warn(policy: &Policy) -> usize {
+pub(super) fn warn(policy: &Policy) -> usize {
     let all = warnings(policy);
     all.iter().for_each(|warning| println!("warning: {warning}"));
     all.len()

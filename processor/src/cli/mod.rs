@@ -9,6 +9,7 @@ mod explain;
 mod hook;
 mod key;
 mod man;
+mod policy;
 mod run;
 mod sa;
 mod schema;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::config::ConfigError;
+use crate::control::shared::operator::PolicyError;
 use crate::control::supervise::chain;
 
 #[derive(Debug, Parser)]
@@ -54,6 +56,8 @@ enum Command {
     Ctl(ctl::Ctl),
     /// Called by what starts and stops guests: libvirt.
     Hook(hook::Hook),
+    /// The policy in etcd: puts it there for all hosts, or takes it for this one.
+    Policy(policy::Policy),
     /// Manual security associations.
     Sa(sa::Sa),
     /// Runs in a Linux guest: tells the host whose the guest's flows are.
@@ -78,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Ctl(ctl) => ctl.run(),
         Command::Hook(hook) => hook.run(),
+        Command::Policy(policy) => policy.run(),
         Command::Sa(sa) => sa.run(),
         Command::Agent(agent) => agent.run(),
         Command::Schema(schema) => schema.run(),
@@ -94,7 +99,13 @@ pub fn main() -> ExitCode {
 
 /// Mistakes in files with the place shown, anything else on one line with its causes.
 fn report(failure: &(dyn std::error::Error + 'static)) {
-    if let Some(ConfigError::File(errors)) = failure.downcast_ref::<ConfigError>() {
+    let mistakes = match (failure.downcast_ref(), failure.downcast_ref()) {
+        (Some(ConfigError::File(errors)), _) | (_, Some(PolicyError::Config(ConfigError::File(errors)))) => {
+            Some(errors)
+        }
+        _ => None,
+    };
+    if let Some(errors) = mistakes {
         for error in &errors.0 {
             eprintln!("guestseal: {error}");
             eprintln!("{:?}", miette::Report::new(error.clone()));

@@ -12,7 +12,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::aead::choice::Choice;
-use crate::control::config::{HostConfig, Overrides, WorkerConfig};
+use crate::control::config::{Overrides, WorkerConfig};
+use crate::control::shared::operator::load_to_start;
 use crate::control::supervise::{RunOptions, run};
 use crate::port::xsk::ZeroCopy;
 
@@ -120,7 +121,7 @@ impl Run {
             events: self.events.clone(),
             pin_directory: self.pin_directory.clone(),
         };
-        let config = Arc::new(HostConfig::load(&self.config, &overrides)?);
+        let config = Arc::new(load_to_start(&self.config, &overrides)?);
         check_possible()?;
         keep_secrets()?;
         // The kernel counts the UMEM as locked memory.

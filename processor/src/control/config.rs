@@ -1,5 +1,7 @@
 //! One host's configuration: host.yaml.
 
+mod texts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -7,14 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guestseal_rules::classify::Protection;
-use guestseal_rules::load::{
-    FileError, FileErrors, Source, load_policy_after, parse, port_range, protocol_number,
-};
+use guestseal_rules::load::{FileError, FileErrors, Source, load_policy_after, port_range, protocol_number};
 use guestseal_rules::model::{Cidr, GuestIndex, HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex, Suite};
 use guestseal_xdp::{ModeChoice, XdpMode};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
-use sha2::{Digest, Sha256};
 
 use crate::aead::choice::Choice;
 use crate::path::endpoints::Endpoints;
@@ -24,13 +23,14 @@ use crate::port::xsk::ZeroCopy;
 use crate::sa::selector::Selector;
 use crate::sa::spi::Spi;
 
-use super::added;
 use super::api::access::{People, group_number};
 use super::api::{ApiConfig, TlsConfig};
 use super::bindings::Interface;
 use super::sessions::config::{RawSessions, SessionConfig};
 use super::shared::config::{EtcdConfig, RawEtcd};
 use super::sources;
+use texts::Texts;
+pub use texts::{Handed, Origin};
 
 /// Where pinned XDP programs are kept.
 pub const PIN_DIRECTORY: &str = "/run/guestseal/bpf";
@@ -53,6 +53,19 @@ pub enum ConfigError {
     /// Something is wrong in a file.
     #[error(transparent)]
     File(#[from] FileErrors),
+    /// The policy is in etcd, and this host has not had it yet.
+    #[error(
+        "{}: the policy is in etcd, and this host has none in {} yet: `guestseal policy pull --config {}`, or a start that reaches etcd, takes it",
+        path.display(),
+        kept.display(),
+        path.display()
+    )]
+    NoPolicy {
+        /// host.yaml.
+        path: PathBuf,
+        /// Where it would be.
+        kept: PathBuf,
+    },
 }
 
 impl From<FileError> for ConfigError {
@@ -127,21 +140,6 @@ pub struct SaConfig {
     pub worker: Option<u16>,
     /// What it may carry.
     pub selector: Selector,
-}
-
-/// Where a configuration comes from.
-#[derive(Clone, Debug, Default)]
-pub struct Origin {
-    /// host.yaml.
-    pub path: PathBuf,
-    /// What the command line said.
-    overrides: Overrides,
-    /// host.yaml, the policy files and the sources' file.
-    pub files: Vec<PathBuf>,
-    /// The guests that were added; empty if none was.
-    pub added: String,
-    /// The SHA-256 of them all.
-    pub digest: String,
 }
 
 /// One host's configuration.
@@ -224,6 +222,7 @@ pub struct Overrides {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct RawHost {
     host: Spanned<String>,
+    #[serde(default)]
     policy: Vec<Spanned<String>>,
     #[serde(default)]
     uplink: Option<RawUplink>,
@@ -416,88 +415,6 @@ pub fn read(path: &Path) -> Result<Source, ConfigError> {
     })
 }
 
-/// The text of a configuration.
-struct Texts {
-    host: Source,
-    raw: RawHost,
-    policies: Vec<Source>,
-    /// The sources' file, and where it is.
-    mapping: Option<(PathBuf, Source)>,
-    origin: Origin,
-}
-
-impl Texts {
-    /// With the guests that were added by now, or that are to have been.
-    fn read(path: &Path, overrides: &Overrides, added: Option<String>) -> Result<Self, ConfigError> {
-        let host = read(path)?;
-        let raw: RawHost = parse(&host)?;
-        if raw.policy.is_empty() {
-            return Err(host
-                .error(
-                    &raw.host.referenced,
-                    "no policy file is named: expected policy: [FILE, ...]",
-                )
-                .into());
-        }
-        let base = path.parent().unwrap_or(Path::new("."));
-        let policy_files: Vec<PathBuf> = raw.policy.iter().map(|file| base.join(&file.value)).collect();
-        let mut policies = policy_files
-            .iter()
-            .map(|file| read(file))
-            .collect::<Result<Vec<_>, _>>()?;
-        let state_directory = raw.state_directory.as_deref().unwrap_or(STATE.as_ref());
-        let of_added = added::path(&base.join(state_directory));
-        let added = match added {
-            None if of_added.exists() => read(&of_added)?.text,
-            added => added.unwrap_or_default(),
-        };
-        if !added.is_empty() {
-            policies.push(Source {
-                name: of_added.display().to_string(),
-                text: added.clone(),
-            });
-        }
-        let mapping = match &raw.sources {
-            Some(file) => {
-                let file = base.join(file);
-                let text = read(&file)?;
-                Some((file, text))
-            }
-            None => None,
-        };
-        let mapping_text = mapping.iter().map(|(_, text)| text);
-        let mut digest = Sha256::new();
-        for source in std::iter::once(&host).chain(&policies).chain(mapping_text) {
-            for part in [&source.name, &source.text] {
-                digest.update((part.len() as u64).to_be_bytes());
-                digest.update(part);
-            }
-        }
-        let digest = digest
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let origin = Origin {
-            path: path.to_owned(),
-            overrides: overrides.clone(),
-            files: std::iter::once(path.to_owned())
-                .chain(policy_files)
-                .chain(mapping.iter().map(|(file, _)| file.clone()))
-                .collect(),
-            added,
-            digest,
-        };
-        Ok(Self {
-            host,
-            raw,
-            policies,
-            mapping,
-            origin,
-        })
-    }
-}
-
 /// Whether a file is a host's configuration, not a policy: it says which host it is for.
 #[must_use]
 pub fn is_host_file(source: &Source) -> bool {
@@ -522,7 +439,15 @@ impl HostConfig {
     /// # Errors
     /// See [`ConfigError`]; of mistakes in the files all that could be found.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        Self::resolve(Texts::read(path, overrides, None)?, &Policy::default())
+        Self::load_handed(path, overrides, Handed::default())
+    }
+
+    /// The same with what is to hold instead of what the state directory has.
+    ///
+    /// # Errors
+    /// See [`Self::load`].
+    pub fn load_handed(path: &Path, overrides: &Overrides, handed: Handed) -> Result<Self, ConfigError> {
+        Self::resolve(Texts::read(path, overrides, handed)?, &Policy::default())
     }
 
     /// What this host is called.
@@ -562,12 +487,13 @@ impl HostConfig {
     }
 
     /// Reads the same files again; `None` if they say what they said. What is the same host, network or key keeps its number.
-    /// With other guests that were added, if there are to be others.
+    /// With what is handed, if something is to be another.
     ///
     /// # Errors
     /// See [`Self::load`].
-    pub fn load_again(&self, added: Option<String>) -> Result<Option<Self>, ConfigError> {
-        let texts = Texts::read(&self.origin.path, &self.origin.overrides, added)?;
+    pub fn load_again(&self, mut handed: Handed) -> Result<Option<Self>, ConfigError> {
+        handed.policy = handed.policy.or_else(|| self.origin.policy.clone());
+        let texts = Texts::read(&self.origin.path, &self.origin.overrides, handed)?;
         if texts.origin.digest == self.origin.digest {
             return Ok(None);
         }

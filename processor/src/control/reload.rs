@@ -24,11 +24,12 @@ use utoipa::ToSchema;
 use super::added::{Added, Change};
 use super::api::ApiConfig;
 use super::api::problem::Problem;
-use super::config::{ConfigError, HostConfig};
+use super::config::{ConfigError, Handed, HostConfig};
 use super::differences::differences;
 use super::guests::PreparedGuests;
 use super::sessions::SessionsError;
 use super::sessions::reload::{Basis, Plan};
+use super::shared::policy::{PolicyFiles, PolicyFilesError};
 use super::supervise::chain;
 use super::wake::Watched;
 
@@ -36,6 +37,9 @@ use super::wake::Watched;
 const QUIET: Duration = Duration::from_millis(300);
 /// How long a file that never is quiet is waited for.
 const LONGEST: Duration = Duration::from_secs(5);
+
+/// Who reloads when etcd has another policy.
+pub(super) const BY_ETCD: &str = "a change of the policy in etcd";
 
 /// Why another policy is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,9 @@ pub enum ReloadError {
     /// Peers, channels and keys.
     #[error(transparent)]
     Sessions(#[from] SessionsError),
+    /// What etcd has as the policy.
+    #[error(transparent)]
+    Shared(#[from] PolicyFilesError),
     /// The uplink's program.
     #[error("the uplink's program cannot take what the policy wants: {0}")]
     Uplink(String),
@@ -95,6 +102,8 @@ pub(super) struct Reloaded {
 #[derive(Debug)]
 pub(super) struct Present {
     pub(super) config: Arc<HostConfig>,
+    /// What etcd has as the policy's files, if this host takes them from there and has heard of them.
+    pub(super) policy: Option<Result<PolicyFiles, PolicyFilesError>>,
     pub(super) containers: Containers,
     pub(super) sessions: Option<Basis>,
     pub(super) now: Moment,
@@ -112,7 +121,8 @@ pub(super) struct Prepared {
 impl Present {
     /// Reads the files and makes everything of them that can be made beforehand; `None` if they say what they said.
     fn prepare(self, added: Option<String>) -> Result<Option<Prepared>, ReloadError> {
-        let Some(config) = self.config.load_again(added)? else {
+        let policy = self.policy.transpose()?;
+        let Some(config) = self.config.load_again(Handed { added, policy })? else {
             return Ok(None);
         };
         let what = fixed(&self.config, &config);
@@ -216,13 +226,32 @@ struct Underway {
     result: Receiver<Result<Option<Prepared>, ReloadError>>,
 }
 
+/// When the first and the last of changes was seen that nobody has looked at yet.
+#[derive(Debug, Default)]
+struct Changes(Option<(Instant, Instant)>);
+
+impl Changes {
+    fn note(&mut self) {
+        let now = Instant::now();
+        let first = self.0.map_or(now, |(first, _)| first);
+        self.0 = Some((first, now));
+    }
+
+    /// Whether they are to be looked at now, which is once.
+    fn take_due(&mut self) -> bool {
+        let is_due =
+            |(first, last): &mut (Instant, Instant)| last.elapsed() >= QUIET || first.elapsed() >= LONGEST;
+        self.0.take_if(is_due).is_some()
+    }
+}
+
 /// Who wants another policy, and how far it is.
 pub(super) struct Reloads {
     signal: Arc<AtomicBool>,
     /// Without it only the API and the signal reload.
     watched: Option<Watched>,
-    /// When the first and the last change of files that are not read yet was seen.
-    changed: Option<(Instant, Instant)>,
+    files: Changes,
+    etcd: Changes,
     wanted: Option<Wanted>,
     /// One reload each: what is wrong with one is not the others' fault.
     adding: VecDeque<Adding>,
@@ -235,7 +264,8 @@ impl Reloads {
         Self {
             signal,
             watched: watch(config),
-            changed: None,
+            files: Changes::default(),
+            etcd: Changes::default(),
             wanted: None,
             adding: VecDeque::new(),
             underway: None,
@@ -264,8 +294,17 @@ impl Reloads {
     /// The files of another configuration are followed; what has changed since they were read is looked for once more.
     pub(super) fn follow(&mut self, config: &HostConfig) {
         self.watched = watch(config);
-        let now = Instant::now();
-        self.changed = Some((now, now));
+        self.files.note();
+    }
+
+    /// etcd has another policy.
+    pub(super) fn note_etcd(&mut self) {
+        self.etcd.note();
+    }
+
+    /// Whether what etcd has may be half of what is written there just now.
+    pub(super) fn waits_for_etcd(&self) -> bool {
+        self.etcd.0.is_some()
     }
 
     /// Looks for the signal and for files that have changed and are quiet. Whether a reload is to begin.
@@ -273,14 +312,14 @@ impl Reloads {
         if self.signal.swap(false, Ordering::AcqRel) {
             self.want("SIGHUP".to_owned(), None);
         }
-        let now = Instant::now();
         if self.watched.as_ref().is_some_and(Watched::take) {
-            let first = self.changed.map_or(now, |(first, _)| first);
-            self.changed = Some((first, now));
+            self.files.note();
         }
-        let is_due = |(first, last): &(Instant, Instant)| now - *last >= QUIET || now - *first >= LONGEST;
-        if self.changed.take_if(|changed| is_due(changed)).is_some() {
+        if self.files.take_due() {
             self.want("a change of its files".to_owned(), None);
+        }
+        if self.etcd.take_due() {
+            self.want(BY_ETCD.to_owned(), None);
         }
         (self.wanted.is_some() || !self.adding.is_empty()) && self.underway.is_none()
     }
@@ -289,7 +328,7 @@ impl Reloads {
     pub(super) fn begin(&mut self, present: Present) -> bool {
         if let Some(wanted) = self.wanted.take() {
             // What changes from here on is read again.
-            self.changed = None;
+            self.files = Changes::default();
             self.start(wanted, present);
             return true;
         }

@@ -266,6 +266,8 @@ impl Control {
             self.plan.config.host_name(),
             self.plan.config.workers.len()
         );
+        // What guestseal has started with, it can start with again. The log says if it cannot be kept.
+        let _ = self.keep_policy(None);
         let (mut looked, mut logged) = (begin, begin);
         let mut asked: Option<Instant> = None;
         let mut turn = begin;

@@ -33,6 +33,8 @@ pub struct EtcdConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// This host's name there, and the file of its password.
     pub user: Option<(String, PathBuf)>,
+    /// Whether the policy is there.
+    pub policy: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,6 +53,8 @@ pub(in crate::control) struct RawEtcd {
     user: Option<String>,
     #[serde(default)]
     password: Option<PathBuf>,
+    #[serde(default)]
+    pub(in crate::control) policy: bool,
 }
 
 /// Why etcd cannot be spoken to, before anything was said.
@@ -96,6 +100,10 @@ impl Credentials {
 }
 
 impl RawEtcd {
+    pub(in crate::control) fn prefix(&self) -> &str {
+        self.prefix.as_ref().map_or(PREFIX, |prefix| &prefix.value)
+    }
+
     /// The meaning, with paths relative to `base`; `at` is where the file says it. What is wrong goes to `errors`.
     pub(in crate::control) fn resolve(
         raw: Spanned<Self>,
@@ -133,7 +141,7 @@ impl RawEtcd {
                 errors.push(source.error(&endpoint.referenced, message));
             }
         }
-        let prefix = raw.prefix.as_ref().map_or(PREFIX, |prefix| &prefix.value);
+        let prefix = raw.prefix().to_owned();
         let fine = prefix.starts_with('/')
             && !prefix.ends_with('/')
             && prefix.len() <= LONGEST
@@ -145,7 +153,7 @@ impl RawEtcd {
         }
         EtcdConfig {
             endpoints: raw.endpoints.into_iter().map(|one| one.value).collect(),
-            prefix: prefix.to_owned(),
+            prefix,
             authority: raw.authority.map(|path| base.join(path)),
             identity: raw
                 .certificate
@@ -155,6 +163,7 @@ impl RawEtcd {
                 .user
                 .zip(raw.password)
                 .map(|(user, path)| (user, base.join(path))),
+            policy: raw.policy,
         }
     }
 }

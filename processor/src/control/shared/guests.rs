@@ -157,6 +157,7 @@ impl Fleet {
                 self.publishing.wait(&path, Duration::ZERO);
                 self.take_item(&path, value.as_deref(), revision, guests, now, own);
             }
+            News::Policy(files) => self.policy.take(files),
             News::Denied { path } => self.publishing.wait(&path, AGAIN),
         }
     }

@@ -1,4 +1,5 @@
-//! What the hosts of a fleet share, by etcd: what happens to guests, where they are, and which hosts are alive.
+//! What the hosts of a fleet share, by etcd: what happens to guests, where they are, which hosts are alive, and the policy
+//! if they take it from there.
 //!
 //! etcd holds state, not a log: one key a guest with all that is known of it, written by the host that was told, in a
 //! transaction that compares the key's revision. So a host that comes late or was away reads what there is and goes on from
@@ -12,6 +13,8 @@ mod endpoints;
 mod guests;
 mod hosts;
 mod link;
+pub mod operator;
+pub mod policy;
 mod session;
 
 use std::collections::BTreeMap;
@@ -32,6 +35,7 @@ use guests::Publishing;
 pub use hosts::HostSeen;
 use hosts::Own;
 use link::{Link, in_short};
+use policy::{PolicyFiles, PolicyFilesError};
 
 /// How long etcd may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -65,6 +69,8 @@ enum News {
     },
     /// A key may not be written.
     Denied { path: String },
+    /// What there is as the policy's files.
+    Policy(Result<PolicyFiles, PolicyFilesError>),
     /// etcd does not answer any more.
     Lost,
 }
@@ -125,6 +131,9 @@ pub struct EtcdStatus {
     pub unpublished: usize,
     /// What was refused, by reason: what this host may not write, what etcd said that cannot be.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Why the policy that is there is not in force here, if this host takes it from there.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub policy_error: String,
     /// The hosts of the policy, and those that etcd knows besides.
     pub hosts: BTreeMap<String, HostSeen>,
 }
@@ -149,6 +158,25 @@ fn look(view: &Shared) -> MutexGuard<'_, View> {
     view.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What etcd has as the policy's files.
+#[derive(Debug, Default)]
+struct Offered {
+    /// Once they have been heard.
+    files: Option<Result<PolicyFiles, PolicyFilesError>>,
+    is_news: bool,
+    /// Why they are not in force.
+    error: String,
+}
+
+impl Offered {
+    fn take(&mut self, files: Result<PolicyFiles, PolicyFilesError>) {
+        let files = Some(files);
+        // After a loss everything is told again.
+        self.is_news |= self.files != files;
+        self.files = files;
+    }
+}
+
 /// The control loop's end.
 #[derive(Debug)]
 pub struct Fleet {
@@ -159,6 +187,7 @@ pub struct Fleet {
     orders: mpsc::Sender<Order>,
     publishing: Publishing,
     endpoints: Endpoints,
+    policy: Offered,
 }
 
 impl Fleet {
@@ -188,6 +217,7 @@ impl Fleet {
             orders,
             publishing: Publishing::default(),
             endpoints: Endpoints::default(),
+            policy: Offered::default(),
         })
     }
 
@@ -195,6 +225,25 @@ impl Fleet {
     #[must_use]
     pub fn bell(&self) -> &Doorbell {
         &self.bell
+    }
+
+    /// The policy's files as etcd has them, as far as this host has heard.
+    pub fn policy(&self) -> Option<Result<PolicyFiles, PolicyFilesError>> {
+        self.policy.files.clone()
+    }
+
+    /// Whether they are others than before, which is said once.
+    pub fn take_policy_change(&mut self) -> bool {
+        std::mem::take(&mut self.policy.is_news)
+    }
+
+    /// Notes why they are not in force, or that they are.
+    pub fn note_policy(&mut self, refused: Option<&str>) {
+        self.policy.error = refused.unwrap_or_default().to_owned();
+        if refused.is_some() {
+            // The log has it already.
+            *look(&self.view).refused.entry("BadPolicy").or_default() += 1;
+        }
     }
 
     fn refuse(&self, reason: &'static str, what: &str) {
@@ -212,6 +261,7 @@ impl Fleet {
             revision: view.revision,
             unpublished: self.publishing.unpublished(),
             refused: view.refused.clone(),
+            policy_error: self.policy.error.clone(),
             hosts: hosts::seen(&view.hosts, &config.policy, config.host),
         }
     }

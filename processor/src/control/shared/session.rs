@@ -10,9 +10,10 @@ use etcd_client::{
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::config::EtcdConfig;
 use super::hosts::{LEASE, Told};
 use super::link::Link;
-use super::{CALL, News, Order, Put, guests, look};
+use super::{CALL, News, Order, Put, guests, look, policy};
 
 /// The largest answer that is taken.
 const LARGEST: usize = 16 << 20;
@@ -20,10 +21,10 @@ const LARGEST: usize = 16 << 20;
 const PAGE: i64 = 256;
 
 /// gRPC's numbers of what can be wrong.
-const INVALID_ARGUMENT: i32 = 3;
-const PERMISSION_DENIED: i32 = 7;
-const OUT_OF_RANGE: i32 = 11;
-const RESOURCE_EXHAUSTED: i32 = 8;
+pub(super) const INVALID_ARGUMENT: i32 = 3;
+pub(super) const PERMISSION_DENIED: i32 = 7;
+pub(super) const OUT_OF_RANGE: i32 = 11;
+pub(super) const RESOURCE_EXHAUSTED: i32 = 8;
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +43,11 @@ pub(super) enum Ended {
     LeaseGone,
 }
 
-async fn call<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, Ended> {
+pub(super) async fn call<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, Ended> {
     Ok(timeout(CALL, asked).await.map_err(|_| Ended::Silent)??)
 }
 
-fn is(error: &Ended, code: i32) -> bool {
+pub(super) fn is(error: &Ended, code: i32) -> bool {
     matches!(error, Ended::Failed(Error::GRpcStatus(status)) if i32::from(status.code()) == code)
 }
 
@@ -71,8 +72,15 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
     let mut stream = watch(link, &client, revision + 1).await?;
     link.connected(revision);
     link.tell(News::AllRead).await;
+    // The policy, if it is from here, is read as a whole whenever something of it has changed: one read at a time.
+    let mut reading: JoinSet<Result<News, Ended>> = JoinSet::new();
+    let mut is_stale = link.config.policy;
     let mut writing: JoinSet<Result<News, Ended>> = JoinSet::new();
     loop {
+        if is_stale && reading.is_empty() {
+            is_stale = false;
+            reading.spawn(read_policy(link.config.clone(), client.clone()));
+        }
         tokio::select! {
             message = stream.message() => {
                 let message = message?.ok_or_else(|| Ended::Canceled("its stream is over".to_owned()))?;
@@ -84,7 +92,7 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
                 }
                 for event in message.events() {
                     if let Some(pair) = event.kv() {
-                        take(link, pair).await;
+                        is_stale |= take(link, pair).await && link.config.policy;
                     }
                 }
                 if let Some(header) = message.header() {
@@ -100,6 +108,10 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
                 // The control loop is over, and soon this thread is.
                 None => return std::future::pending().await,
             },
+            Some(read) = reading.join_next() => {
+                let news = read.unwrap_or(Err(Ended::Silent))?;
+                link.tell(news).await;
+            }
             Some(written) = writing.join_next() => {
                 let news = written.unwrap_or(Err(Ended::Silent))?;
                 if let News::Denied { path } = &news {
@@ -112,6 +124,10 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
             }
         }
     }
+}
+
+async fn read_policy(config: EtcdConfig, client: Client) -> Result<News, Ended> {
+    policy::read(&config, &client).await.map(News::Policy)
 }
 
 /// Lets etcd know that this host is alive, as long as it is; a host that may not write goes on without. Gives the lease.
@@ -243,8 +259,8 @@ async fn write(client: Client, key: String, put: Put) -> Result<News, Ended> {
     })
 }
 
-/// Takes what a key says. One that was taken away has version 0 and no value.
-async fn take(link: &Link, pair: &KeyValue) {
+/// Takes what a key says. One that was taken away has version 0 and no value. Whether it is of the policy, which is read as a whole.
+async fn take(link: &Link, pair: &KeyValue) -> bool {
     let prefix = link.config.prefix.as_bytes();
     let key = pair
         .key()
@@ -275,9 +291,11 @@ async fn take(link: &Link, pair: &KeyValue) {
             };
             link.tell(item).await;
         }
+        Some(("policy", _)) => return true,
         _ => link.refused(
             "UnknownKey",
             "there are keys under the prefix that no host writes",
         ),
     }
+    false
 }

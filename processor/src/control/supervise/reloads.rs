@@ -11,6 +11,8 @@ use crate::control::guests::now;
 use crate::control::journal::Deed;
 use crate::control::reload::{Prepared, Present, ReloadError, Reloaded, Wanted};
 use crate::control::sessions::Sessions;
+use crate::control::shared::Fleet;
+use crate::control::shared::policy::{PolicyFiles, kept_at};
 use crate::control::transition::Transitions;
 use crate::files;
 use crate::path::tables::NextHops;
@@ -20,6 +22,9 @@ use super::{Control, chain};
 impl Control {
     /// Begins a reload that is wanted, and ends one that is prepared.
     pub(super) fn follow_reloads(&mut self, plane: Option<&mut DataPlane>) {
+        if self.fleet.as_mut().is_some_and(Fleet::take_policy_change) {
+            self.reloads.note_etcd();
+        }
         if self.reloads.look() {
             let present = self.present();
             if !self.reloads.begin(present) {
@@ -35,6 +40,7 @@ impl Control {
             return self.reloads.want_again(wanted, present);
         }
         let by = wanted.by.join(", ");
+        let before = self.plan.config.origin.policy.clone();
         let changes = match prepared {
             Ok(Some(prepared)) => self.adopt(&by, prepared, plane),
             Ok(None) => {
@@ -49,10 +55,12 @@ impl Control {
             let why = chain(error);
             self.guests.note(now(), &by, Deed::PolicyRefused { why });
         }
+        self.note_offered(changes.as_ref().err());
         let kept = match (&changes, &wanted.added) {
             (Ok(_), Some(added)) => self.keep_added(added),
             _ => Ok(()),
         };
+        let kept = kept.and(self.keep_policy(before.as_ref()));
         let durable = kept.and(self.commit().map_err(|error| chain(&error)));
         let answer = match (changes, durable) {
             (Err(error), _) => Err(Problem::from(&error)),
@@ -72,8 +80,11 @@ impl Control {
 
     /// What another policy is prepared from.
     fn present(&mut self) -> Present {
+        let quiet = self.fleet.as_ref().filter(|_| !self.reloads.waits_for_etcd());
+        let policy = quiet.and_then(Fleet::policy);
         Present {
             config: Arc::clone(&self.plan.config),
+            policy,
             containers: self.guests.set_out(),
             sessions: self.sessions.as_ref().map(Sessions::basis),
             now: now(),
@@ -88,6 +99,31 @@ impl Control {
             tracing::error!("{why}: a restart will not know of the last guest that was added or removed");
             why
         })
+    }
+
+    /// Lets a restart have the policy of etcd that is in force, if it is another than before.
+    pub(super) fn keep_policy(&self, before: Option<&PolicyFiles>) -> Result<(), String> {
+        let origin = &self.plan.config.origin;
+        let Some(policy) = origin.policy.as_ref().filter(|policy| Some(*policy) != before) else {
+            return Ok(());
+        };
+        let state_directory = &self.plan.config.state_directory;
+        policy.keep(state_directory).map_err(|error| {
+            let why = format!("{}: {error}", kept_at(state_directory).display());
+            tracing::error!("{why}: a restart that does not reach etcd will have the policy before");
+            why
+        })
+    }
+
+    /// Notes whether what etcd has as the policy is in force.
+    fn note_offered(&mut self, error: Option<&ReloadError>) {
+        let in_force = self.plan.config.origin.policy.clone();
+        if let Some(fleet) = &mut self.fleet
+            && let Some(offered) = fleet.policy()
+        {
+            let refused = error.filter(|_| offered.ok() != in_force);
+            fleet.note_policy(refused.map(|error| chain(error)).as_deref());
+        }
     }
 
     /// Lets a prepared policy be in force; gives what it changes. If it fails everything is as it was.
