@@ -183,6 +183,55 @@ fn a_wrong_host_file_is_refused_with_its_place() {
     );
 }
 
+/// The policy is in etcd or in files; what is to be put into etcd is looked at first, and what a host has not had is said.
+#[test]
+fn a_policy_in_etcd_is_the_only_one_and_is_looked_at_before_it_is_pushed() {
+    const ETCD: &str = "etcd:\n  endpoints: ['http://127.0.0.1:9']\n  policy: true\n";
+    let files = Files::new();
+    let host = fs::read_to_string(files.path().join("h1.yaml")).unwrap();
+    files.write("h1.yaml", &format!("{host}{ETCD}"));
+    let (code, _, err) = files.run(&["check", "h1.yaml"]);
+    assert!(
+        code == 1 && err.contains("expected no policy files beside it"),
+        "{err}"
+    );
+    let without: Vec<&str> = host.lines().filter(|line| !line.starts_with("policy:")).collect();
+    let without = without.join("\n");
+    files.write("h1.yaml", &without);
+    let (code, _, err) = files.run(&["check", "h1.yaml"]);
+    assert!(
+        code == 1 && err.contains("or policy: true in the etcd part"),
+        "{err}"
+    );
+    files.write("h1.yaml", &format!("{without}\n{ETCD}"));
+    let (code, _, err) = files.run(&["check", "h1.yaml"]);
+    assert!(
+        code == 1 && err.contains("`guestseal policy pull --config h1.yaml`"),
+        "{err}"
+    );
+    files.write("operator.yaml", ETCD);
+    let push = ["policy", "push", "--config", "operator.yaml", "policy.yaml"];
+    let (code, _, err) = files.run(&push);
+    assert!(code == 1 && err.contains("etcd at http://127.0.0.1:9: "), "{err}");
+    fs::create_dir(files.path().join("aside")).unwrap();
+    files.write("aside/policy.yaml", "rules: []\n");
+    let (code, _, err) = files.run(&[&push[..], &["aside/policy.yaml"]].concat());
+    assert!(
+        code == 1 && err.contains("two files are called policy.yaml"),
+        "{err}"
+    );
+    files.replace("policy.yaml", "key: blue-mail", "key: blue-male");
+    let (code, _, err) = files.run(&push);
+    let wrong = "etcd:/guestseal/policy/policy.yaml:";
+    assert!(
+        code == 1 && err.contains(wrong) && err.contains("did you mean \"blue-mail\""),
+        "{err}"
+    );
+    files.write("operator.yaml", "policy: [policy.yaml]\n");
+    let (code, _, err) = files.run(&push);
+    assert!(code == 1 && err.contains("expected an etcd part"), "{err}");
+}
+
 #[test]
 fn explain_says_which_rule_and_why_not_the_ones_before() {
     let files = Files::new();

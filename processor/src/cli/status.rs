@@ -155,6 +155,9 @@ fn render_etcd(status: &Value) -> String {
     for (reason, count) in status["refused"].as_object().into_iter().flatten() {
         out += &format!("  refused: {reason:<19} {count:>14}\n");
     }
+    if let Some(why) = status["policy_error"].as_str() {
+        out += &format!("  the policy there is NOT IN FORCE here: {why}\n");
+    }
     for (name, host) in hosts {
         let alive = if host["alive"] == true {
             "alive"
