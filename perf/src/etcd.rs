@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::deployment::write_private;
 use crate::namespaces::{Namespace, Topology};
 use crate::process::{PerfError, Running, run, run_line, wait_for};
@@ -121,6 +123,13 @@ impl Etcd {
         }
     }
 
+    /// It stands still, and whoever waits for it waits, or goes on.
+    pub fn pause(&mut self, still: bool) {
+        if let Some(server) = &mut self.server {
+            server.signal(if still { Signal::STOP } else { Signal::CONT });
+        }
+    }
+
     /// What `etcdctl` says to its operator.
     ///
     /// # Errors
@@ -165,6 +174,30 @@ impl Etcd {
         say("auth enable")?;
         self.user = Some("root:operator");
         Ok(())
+    }
+
+    /// Writes a key that only hosts look at which take their policy from etcd: so many times, so many bytes, as fast as etcd takes it.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn fill(&self, wire: &Namespace, times: usize, bytes: usize) -> Result<(), PerfError> {
+        // `/guestseal/policy/`, and any base64 of that length.
+        let (key, value) = ("L2d1ZXN0c2VhbC9wb2xpY3kv", "A".repeat(bytes / 3 * 4));
+        let body = self.directory.join("fill");
+        std::fs::write(&body, format!("{{\"key\": \"{key}\", \"value\": \"{value}\"}}"))
+            .map_err(PerfError::io(body.display().to_string()))?;
+        let mut command: Command = wire.command("curl");
+        command.args([
+            "--fail",
+            "--silent",
+            "--parallel",
+            "--parallel-max",
+            "64",
+            "--output",
+            "/dev/null",
+        ]);
+        command.arg("--data").arg(format!("@{}", body.display()));
+        run(command.arg(format!("{OPERATOR}/v3/kv/put?[1-{times}]"))).map(drop)
     }
 
     fn say(&self, wire: &Namespace, line: &str) -> Result<(), PerfError> {

@@ -170,6 +170,11 @@ const TESTS: &[(&str, Body)] = &[
     ("shared::what_was_missed_is_caught_up", shared::catching_up),
     ("shared::a_move_told_to_one_host_is_made_by_all", shared::moves),
     ("shared::who_may_tell_and_what_cannot_be", shared::who_may),
+    ("shared::an_ordered_stop_is_known_at_once", shared::ordered_stop),
+    (
+        "shared::a_watch_that_is_given_up_as_compacted_begins_anew",
+        shared::compacted,
+    ),
     (
         "shared_policy::a_push_reaches_every_host_under_traffic",
         shared_policy::under_traffic,

@@ -1,7 +1,10 @@
 //! What hosts share by a real etcd, which comes and goes.
 
+use std::time::{Duration, Instant};
+
 use guestseal_perf::etcd::{ADDRESS, Etcd};
 use guestseal_perf::process::{PerfError, run, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
@@ -164,6 +167,14 @@ impl Fleet {
         Ok(self.etcd.operator(&self.net.topology.wire, words)?)
     }
 
+    /// Nothing is left of what was before now.
+    fn compact(&self) -> Result<()> {
+        let said = self.operator(&["endpoint", "status", "-w", "json"])?;
+        let said: Value = serde_json::from_str(&said)?;
+        let revision = said[0]["Status"]["header"]["revision"].to_string();
+        self.operator(&["compact", &revision]).map(drop)
+    }
+
     /// Nothing goes between a host and etcd; what guests send does.
     pub(crate) fn part(&self, host: usize, apart: bool) -> Result<()> {
         // What it says of itself is a second old.
@@ -207,12 +218,56 @@ pub(crate) fn tags_and_hands() -> Result<()> {
     fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
     // What was said by one is not said again by the other: the key is as old as its last change.
     let before = fleet.operator(&["get", "/guestseal/guests/", "--prefix", "-w", "json"])?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     let after = fleet.operator(&["get", "/guestseal/guests/", "--prefix", "-w", "json"])?;
     let kept = |text: &str| serde_json::from_str::<Value>(text).map(|value| value["kvs"].clone());
     ensure(kept(&before)? == kept(&after)?, || {
         format!("{before} became {after}")
     })?;
+    fleet.stop()
+}
+
+/// A host that is stopped in order is not alive from then on, long before its lease would end; a stop does not wait for an etcd that stands still.
+pub(crate) fn ordered_stop() -> Result<()> {
+    let mut fleet = Fleet::running_with("ordered", POLICY)?;
+    fleet.alive(0, "h2", true)?;
+    fleet.net.stop(1)?;
+    let stopped = Instant::now();
+    fleet.alive(0, "h2", false)?;
+    let took = stopped.elapsed();
+    // It was renewed at most a third of its 10 s before.
+    ensure(took < Duration::from_secs(4), || {
+        format!("not heard {took:?} after the stop")
+    })?;
+    fleet.net.start(1, &[])?;
+    fleet.alive(0, "h2", true)?;
+    fleet.etcd.pause(true);
+    let begun = Instant::now();
+    fleet.net.stop(1)?;
+    let took = begun.elapsed();
+    fleet.etcd.pause(false);
+    ensure(took < Duration::from_secs(4), || {
+        format!("the stop took {took:?}")
+    })?;
+    fleet.net.stop(0).map(drop)
+}
+
+/// A host that is so far behind that etcd gives its watch up, since what it had to tell is compacted, reads everything again.
+pub(crate) fn compacted() -> Result<()> {
+    let mut fleet = Fleet::running_with("compacted", POLICY)?;
+    fleet.alive(0, "h2", true)?;
+    fleet.net.host(1).process.signal(Signal::STOP);
+    // More than the connection and etcd's own queue have room for.
+    fleet.etcd.fill(&fleet.net.topology.wire, 3000, 6000)?;
+    fleet.tag(0, "blue-2", "eicar")?;
+    fleet.wait_for(0, "it to be published", |etcd| etcd["unpublished"] == 0)?;
+    fleet.compact()?;
+    fleet.net.host(1).process.signal(Signal::CONT);
+    fleet
+        .net
+        .wait_for_word(1, "etcd: what was to be read is compacted")?;
+    fleet.is_in(1, "blue-2", "quarantine")?;
+    fleet.connected(1, true)?;
     fleet.stop()
 }
 
@@ -237,10 +292,7 @@ pub(crate) fn catching_up() -> Result<()> {
         fleet.tag(0, "red-1", &format!("n{number}"))?;
     }
     fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
-    let said = fleet.operator(&["endpoint", "status", "-w", "json"])?;
-    let said: Value = serde_json::from_str(&said)?;
-    let revision = said[0]["Status"]["header"]["revision"].to_string();
-    fleet.operator(&["compact", &revision])?;
+    fleet.compact()?;
     fleet.part(1, false)?;
     fleet.is_in(1, "blue-2", "default")?;
     fleet.is_in(1, "red-1", "quarantine")?;

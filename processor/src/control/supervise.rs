@@ -230,8 +230,11 @@ pub fn run(config: Arc<HostConfig>, options: &RunOptions, stop: &AtomicBool) -> 
         _ => None,
     };
     let _put_back = PutBack::new(&config.state_directory)?;
-    let frames = control.serve(manual.owned, options, stop, log)?;
-    Ok(control.totals(Some(frames)))
+    let frames = control.serve(manual.owned, options, stop, log);
+    if let Some(fleet) = control.fleet.take() {
+        fleet.end();
+    }
+    Ok(control.totals(Some(frames?)))
 }
 
 impl Control {

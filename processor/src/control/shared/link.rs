@@ -1,8 +1,10 @@
 //! The thread that speaks to etcd: connects, follows, and begins anew when etcd goes.
 
 use std::convert::Infallible;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use etcd_client::Client;
 use tokio::sync::mpsc;
 
 use crate::control::guests::now;
@@ -22,7 +24,6 @@ const LONGEST: Duration = Duration::from_secs(4);
 const MOST_WORDS: usize = 300;
 
 /// The thread's end.
-#[derive(Debug)]
 pub(super) struct Link {
     pub(super) config: EtcdConfig,
     pub(super) credentials: Credentials,
@@ -31,10 +32,12 @@ pub(super) struct Link {
     pub(super) news: mpsc::Sender<News>,
     pub(super) bell: Doorbell,
     pub(super) orders: mpsc::Receiver<Order>,
+    /// By which this host is alive, as long as the connection lasts that it was granted on.
+    pub(super) lease: Option<(Client, i64)>,
 }
 
-/// Starts the thread; it ends with the control loop's end.
-pub(super) fn start(mut link: Link) -> Result<(), EtcdError> {
+/// Starts the thread; it ends with the control loop's end, and `ended` then.
+pub(super) fn start(mut link: Link, ended: SyncSender<Infallible>) -> Result<(), EtcdError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -45,6 +48,8 @@ pub(super) fn start(mut link: Link) -> Result<(), EtcdError> {
             never = link.follow() => match never {},
             () = over.closed() => {}
         }
+        link.leave().await;
+        drop(ended);
     };
     let thread = std::thread::Builder::new().name("etcd".to_owned());
     thread
@@ -62,10 +67,20 @@ pub(super) fn in_short(text: &str) -> String {
 }
 
 impl Link {
+    /// Lets the other hosts see at once that this one is gone; where etcd does not answer, they see it when the lease ends.
+    async fn leave(&mut self) {
+        if let Some((client, lease)) = self.lease.take()
+            && let Err(ended) = session::call(client.lease_client().revoke(lease)).await
+        {
+            tracing::debug!("etcd: this host counts as alive until its lease ends: {ended}");
+        }
+    }
+
     async fn follow(&mut self) -> Infallible {
         let mut wait = FIRST;
         loop {
             let ended = session::run(self).await;
+            self.lease = None;
             let was_connected = self.lost(&ended);
             self.tell(News::Lost).await;
             if matches!(ended, Ended::Compacted | Ended::Asked) {

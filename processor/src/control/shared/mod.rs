@@ -18,6 +18,8 @@ pub mod policy;
 mod session;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +43,9 @@ use policy::{PolicyFiles, PolicyFilesError};
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long it may take to answer.
 const CALL: Duration = Duration::from_secs(3);
+
+/// How long an ordered stop waits for etcd to be told.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What waits for the control loop, and what waits to be written.
 const NEWS: usize = 32;
@@ -185,6 +190,8 @@ pub struct Fleet {
     bell: Doorbell,
     /// Its end ends the thread.
     orders: mpsc::Sender<Order>,
+    /// Closed when the thread has ended.
+    ended: Receiver<Infallible>,
     publishing: Publishing,
     endpoints: Endpoints,
     policy: Offered,
@@ -208,17 +215,30 @@ impl Fleet {
             news: told,
             bell: bell.clone(),
             orders: wanted,
+            lease: None,
         };
-        link::start(link)?;
+        let (ending, ended) = sync_channel(0);
+        link::start(link, ending)?;
         Ok(Self {
             view,
             news,
             bell,
             orders,
+            ended,
             publishing: Publishing::default(),
             endpoints: Endpoints::default(),
             policy: Offered::default(),
         })
+    }
+
+    /// Takes leave: the other hosts see that this one is gone. Waits for that, but never long.
+    pub fn end(self) {
+        let Self {
+            news, orders, ended, ..
+        } = self;
+        drop((news, orders));
+        // It ends in time or it does not.
+        let _ = ended.recv_timeout(FAREWELL);
     }
 
     /// What can be read when etcd has told something.

@@ -65,6 +65,7 @@ async fn speak(link: &mut Link) -> Result<std::convert::Infallible, Ended> {
     let mut lease = JoinSet::new();
     let held = hold_lease(link, &client).await?;
     lease.spawn(keep_lease(client.clone(), held));
+    link.lease = Some((client.clone(), held));
     // What was wanted of another connection is wanted again.
     while link.orders.try_recv().is_ok() {}
     link.tell(News::Begins).await;
