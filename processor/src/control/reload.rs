@@ -121,7 +121,11 @@ pub(super) struct Prepared {
 impl Present {
     /// Reads the files and makes everything of them that can be made beforehand; `None` if they say what they said.
     fn prepare(self, added: Option<String>) -> Result<Option<Prepared>, ReloadError> {
-        let policy = self.policy.transpose()?;
+        // Guests come and go whatever there is in etcd.
+        let policy = match added {
+            Some(_) => None,
+            None => self.policy.transpose()?,
+        };
         let Some(config) = self.config.load_again(Handed { added, policy })? else {
             return Ok(None);
         };

@@ -55,7 +55,9 @@ impl Control {
             let why = chain(error);
             self.guests.note(now(), &by, Deed::PolicyRefused { why });
         }
-        self.note_offered(changes.as_ref().err());
+        if wanted.added.is_none() {
+            self.note_offered(changes.as_ref().err());
+        }
         let kept = match (&changes, &wanted.added) {
             (Ok(_), Some(added)) => self.keep_added(added),
             _ => Ok(()),
