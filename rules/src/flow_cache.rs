@@ -103,7 +103,7 @@ impl FlowCache {
     }
 
     #[inline]
-    fn classify_group(&mut self, rules: &Ruleset, facts: &[Facts], decisions: &mut [Decision]) -> u16 {
+    fn classify_group(&mut self, rules: &Ruleset, facts: &[Facts], decisions: &mut [Decision]) -> u32 {
         let mut asked = Asked::default();
         for ((number, facts), decision) in (0u8..).zip(facts).zip(decisions.iter_mut()) {
             let key = key(facts, self.generation);
@@ -145,7 +145,7 @@ impl FlowCache {
         facts: &[Facts],
         decisions: &mut [Decision],
         asked: &Asked,
-    ) -> u16 {
+    ) -> u32 {
         let mut looked_up = 0;
         let packets = asked.packets.iter();
         let questions: ArrayVec<Facts, GROUP> =

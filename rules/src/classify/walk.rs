@@ -1,19 +1,19 @@
 //! The first entry that a packet meets, of several packets at once.
 //!
 //! Intersects the rows of a packet's fields (see [`crate::compile`]), as it is and as a reply, part by part until an entry is
-//! met: of each 64 entries whether any may match, then the words of bits that are left. Each of these steps waits for memory, so
-//! it is taken for a whole group of packets before the next, and no branch of a step depends on what that step reads for the
-//! first time.
+//! met: of each 64 entries whether any may match, then where the words of bits that are left stand, then what is in them. Each of
+//! these steps waits for memory, so it is taken for a whole group of packets before the next, and no branch of a step depends on
+//! what that step reads for the first time.
 
 use arrayvec::ArrayVec;
 
 use crate::compile::rows::{PART, RowId, RowStore, WORD};
-use crate::compile::{Class, EntryVerdict, Found, Index};
+use crate::compile::{Class, EntryVerdict, Fixed, Found, Index};
 use crate::facts::{Facts, Party};
 use crate::model::NetworkIndex;
 
 /// Packets of one group.
-pub(crate) const GROUP: usize = 16;
+pub(crate) const GROUP: usize = 32;
 
 /// A row of one of the stores.
 #[derive(Copy, Clone)]
@@ -53,6 +53,18 @@ enum Missing {
     Network,
     /// Nor about its address, whose rows these are.
     Address([RowId; 2]),
+}
+
+/// Words that are asked of at a time.
+const ASKED: usize = 64;
+
+/// A word of entries of which one may be met.
+struct Asked<'a, const ROWS: usize> {
+    packet: u8,
+    /// Of the word's entries.
+    first: u32,
+    /// Who of them is in each row.
+    rows: [&'a u64; ROWS],
 }
 
 impl PartyRows {
@@ -179,46 +191,68 @@ impl Index {
             self.flows.as_ref().map_or(&table.store, |flows| flows.store()),
         ];
         // The questions that have met nothing yet.
-        let mut open: ArrayVec<u8, GROUP> = (0..questions.len() as u8).collect();
+        let mut open: [u8; GROUP] = std::array::from_fn(|number| number as u8);
+        let mut left = questions.len();
         for part in 0..table.parts {
             let of_part = |row: &RowOf| stores[row.store as usize].part(row.row, part);
             let mut words = [[0u64; 2]; GROUP];
-            for (number, words) in open.iter().zip(&mut words) {
+            for (number, words) in open[..left].iter().zip(&mut words) {
                 let question = &questions[usize::from(*number)];
                 for (way, word) in question.ways.iter().zip(&mut *words) {
                     *word = way.iter().fold(u64::MAX, |all, row| all & of_part(row).summary());
                 }
                 words[1] &= u64::from(question.opening).wrapping_sub(1);
             }
-            for (number, words) in open.iter().zip(&words) {
+            let mut asked: ArrayVec<Asked<'_, ROWS>, ASKED> = ArrayVec::new();
+            for (number, words) in open[..left].iter().zip(&words) {
                 let question = &questions[usize::from(*number)];
-                let best = &mut found[usize::from(question.packet)];
                 for (way, word) in question.ways.iter().zip(words) {
                     let rows = way.each_ref().map(of_part);
-                    let mut left = *word;
-                    while left != 0 {
-                        let word = left.trailing_zeros() as usize;
-                        left &= left - 1;
-                        let bits = rows.iter().fold(u64::MAX, |all, row| all & row.word(word));
-                        // No branch: whether a word has a bit is anybody's guess.
-                        let position = ((part * PART + word) * WORD + bits.trailing_zeros() as usize)
-                            & usize::from(bits != 0).wrapping_neg();
-                        let met = table.verdicts[position].or_none(bits == 0);
-                        *best = met.min(*best);
+                    let mut rest = *word;
+                    while rest != 0 {
+                        let word = rest.trailing_zeros() as usize;
+                        rest &= rest - 1;
+                        if asked.is_full() {
+                            table.answer(&asked, found);
+                            asked.clear();
+                        }
+                        asked.push(Asked {
+                            packet: question.packet,
+                            first: ((part * PART + word) * WORD) as u32,
+                            rows: rows.map(|row| row.word(word)),
+                        });
                     }
                 }
             }
-            // Whatever the next parts have comes later than what this one had.
-            let asked = std::mem::take(&mut open);
-            for number in asked {
+            table.answer(&asked, found);
+            // Whatever the next parts have comes later than what this one had. No branch: who has met something is anybody's guess.
+            let mut still = 0;
+            for at in 0..left {
+                let number = open[at];
                 let packet = usize::from(questions[usize::from(number)].packet);
-                if found[packet] == EntryVerdict::NONE {
-                    open.push(number);
-                }
+                open[still] = number;
+                still += usize::from(found[packet] == EntryVerdict::NONE);
             }
-            if open.is_empty() {
+            left = still;
+            if left == 0 {
                 return;
             }
+        }
+    }
+}
+
+impl Fixed {
+    /// Lets packets meet the first entry of each word that is in all rows.
+    #[inline]
+    fn answer<const ROWS: usize>(&self, asked: &[Asked<'_, ROWS>], found: &mut [EntryVerdict; GROUP]) {
+        for Asked { packet, first, rows } in asked {
+            let bits = rows.iter().fold(u64::MAX, |all, row| all & **row);
+            // No branch: whether a word has a bit is anybody's guess.
+            let position =
+                (*first as usize + bits.trailing_zeros() as usize) & usize::from(bits != 0).wrapping_neg();
+            let met = self.verdicts[position].or_none(bits == 0);
+            let best = &mut found[usize::from(*packet) % GROUP];
+            *best = met.min(*best);
         }
     }
 }

@@ -37,9 +37,11 @@ pub(crate) struct AddressTable {
 
 #[derive(Debug)]
 struct Intervals<A> {
-    /// Where each interval begins; the first at 0.
+    /// How many.
+    count: usize,
+    /// Where each interval begins; the first at 0. The last stands as often as there is room for in its sixteen.
     starts: Vec<A>,
-    /// Every sixteenth of them.
+    /// Every sixteenth of them; behind the last is room for sixteen.
     sixteenth: Vec<A>,
     rows: Vec<AddressRows>,
     /// The interval in which each slot begins; one more than there are slots.
@@ -169,8 +171,15 @@ impl<A: Copy + PartialOrd + Into<u128> + TryFrom<u128> + Default> Intervals<A> {
             slots.push(interval as u32);
         }
         slots.push(starts.len() as u32 - 1);
+        let count = starts.len();
+        let mut sixteenth: Vec<A> = starts.iter().step_by(STEP).copied().collect();
+        let behind = starts.last().copied().unwrap_or_default();
+        sixteenth.extend([behind; STEP + 1]);
+        let mut starts = starts;
+        starts.resize(count.next_multiple_of(STEP), behind);
         Self {
-            sixteenth: starts.iter().step_by(STEP).copied().collect(),
+            count,
+            sixteenth,
             starts,
             rows,
             slots,
@@ -188,18 +197,18 @@ impl<A: Copy + PartialOrd + Into<u128> + TryFrom<u128> + Default> Intervals<A> {
     /// The interval of an address, of those from `low` to `high`, in the first of which or behind it the address lies.
     #[inline]
     fn search(&self, low: usize, high: usize, address: A) -> usize {
-        let before = |starts: &[A]| starts.iter().filter(|start| **start <= address).count();
-        // The sixteen in which the last one lies that begins at or before the address.
-        let first = (low + 1).div_ceil(STEP);
-        let sixteenth = &self.sixteenth[first..high / STEP + 1];
-        let coarse = first
-            + match sixteenth.len() {
-                0..=64 => before(sixteenth),
-                _ => sixteenth.partition_point(|start| *start <= address),
-            };
-        let from = ((coarse - 1) * STEP).max(low);
-        let to = (coarse * STEP).min(high + 1);
-        from + before(&self.starts[from + 1..to.max(from + 1)])
+        // All begin at or before the address up to the one that is asked for, and none does behind it: a window of any sixteen
+        // tells, wherever it begins.
+        let before = |starts: &[A], from: usize| match starts[from..].first_chunk::<STEP>() {
+            Some(window) => window.iter().map(|start| usize::from(*start <= address)).sum(),
+            None => 0,
+        };
+        let (first, last) = (low / STEP, high / STEP);
+        let group = match last - first {
+            0..=STEP => (first + before(&self.sixteenth, first + 1)).min(last),
+            _ => first + self.sixteenth[first + 1..=last].partition_point(|start| *start <= address),
+        };
+        (group * STEP + before(&self.starts, group * STEP)).min(high + 1) - 1
     }
 }
 
@@ -211,9 +220,8 @@ impl Intervals<u32> {
             Some(offset) => {
                 let slot = (offset >> self.shift) as usize;
                 match self.slots.get(slot..slot + 2) {
-                    Some(&[low, high]) if low == high => low as usize,
                     Some(&[low, high]) => self.search(low as usize, high as usize, address),
-                    _ => self.starts.len() - 1,
+                    _ => self.count - 1,
                 }
             }
         };
@@ -231,7 +239,7 @@ impl Intervals<u128> {
                 match slot.checked_add(2).and_then(|end| self.slots.get(slot..end)) {
                     Some(&[low, high]) if low == high => low as usize,
                     Some(&[low, high]) => self.search(low as usize, high as usize, address),
-                    _ => self.starts.len() - 1,
+                    _ => self.count - 1,
                 }
             }
         };

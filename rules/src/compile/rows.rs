@@ -326,7 +326,7 @@ pub(crate) struct RowPart<'a> {
     blocks: &'a [Block],
 }
 
-impl RowPart<'_> {
+impl<'a> RowPart<'a> {
     /// A bit for each word that is not empty.
     #[inline]
     pub(crate) fn summary(&self) -> u64 {
@@ -335,8 +335,8 @@ impl RowPart<'_> {
 
     /// A word of bits, by its number in the part.
     #[inline]
-    pub(crate) fn word(&self, word: usize) -> u64 {
-        self.blocks[self.part.number(word / WORDS) as usize].0[word % WORDS]
+    pub(crate) fn word(&self, word: usize) -> &'a u64 {
+        &self.blocks[self.part.number(word / WORDS) as usize].0[word % WORDS]
     }
 }
 

@@ -122,7 +122,7 @@ fn the_first_meaning_that_matches_decides() {
         said["tag"],
         json!({"service": "ids", "name": "malware.2000", "severity": 90, "lasts": "3600000ms"})
     );
-    assert_eq!(said["time"], "2026-11-28T07:00:00.25Z");
+    assert_eq!(said["time"], "2026-11-28T07:00:00.250Z");
     assert_eq!(event(&fields, &alert(3, "worm")), Err(Unmapped::NoMeaning));
     assert_eq!(event(&fields, &alert(1, "a worm")), Err(Unmapped::NoMeaning));
     let noise = json!({"alert": {"severity": 1, "category": "worm", "signature": "ET INFO x"}});
