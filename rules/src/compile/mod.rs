@@ -10,9 +10,11 @@
 //! where one rule is to blame.
 //!
 //! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc of
-//! `guestseal-perf classify`: 422, 488, 466 at 10,000 rules (medians of ten runs; 473, 543, 557 in the same minutes with all parts
-//! of a row read, and summaries apart from block numbers), 241, 247, 272 at 1,000 (least of four). Before that, while builds shared
-//! the machine: 171, 160, 162 at 10 rules, 243, 259, 271 at 1,000, 405, 467, 474 at 10,000; the plain list takes 240,000 to
+//! `guestseal-perf classify`: 379, 433, 518 at 10,000 rules and 236, 251, 260 at 1,000 (medians of five runs; 570, 624, 546 and
+//! 238, 247, 264 in turns with them before entries were cut by addresses first and between words). Of that earlier form 422, 488, 466 on a
+//! less busy machine (473, 543, 557 in the same minutes with all parts of a row read, and summaries apart from block numbers), and
+//! 171, 160, 162 at 10 rules. The lines of memory are what others on the machine make dearer: with all of them hot it is 220, 257,
+//! 255 at 10,000 rules. The plain list takes 240,000 to
 //! 330,000 there. A row for each field by itself (five or more rows to
 //! intersect, in blocks first, one packet after the other) took 254, 252, 256 and 466, 508, 533 in the same minute: what costs is
 //! instructions for each row and word, then lines of memory, so the fields that a packet has only together (a guest with its
