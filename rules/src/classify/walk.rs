@@ -163,11 +163,11 @@ impl Index {
         let (store, roles, missing) = match guests.find(&table.questions, party, network) {
             Found::Whole(roles) => (Store::Guests, roles, Missing::Nothing),
             Found::Nobody => {
-                let nobody = table.addresses.rows(party.address).nobody;
+                let nobody = table.addresses.nobody(party.address);
                 (Store::Fixed, nobody, Missing::Network)
             }
             Found::Alone(roles) => {
-                let alone = table.addresses.rows(party.address).alone;
+                let alone = table.addresses.alone(party.address);
                 (Store::Guests, roles, Missing::Address(alone))
             }
         };

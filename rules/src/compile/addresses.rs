@@ -1,8 +1,9 @@
 //! Addresses to rows: the ranges of all entries cut each family into intervals, in each of which the same entries hold.
 //!
-//! A look-up reads one slot of a table over the 16 bits in which the ranges differ first, then counts which of the intervals of
-//! that slot begin before the address: of every sixteenth, then of the sixteen behind it. Both are comparisons of a few lines
-//! of memory without branches, which the compiler makes wide.
+//! A look-up reads one slot of a table over the 13 bits in which the ranges differ first, which says between which intervals
+//! the address lies, then counts which of them begin before it: of sixteen that stand sixteen apart, then of the sixteen behind the
+//! last of those. Both compare a window of a fixed size, without branches, which the compiler makes wide. A larger table costs more
+//! than it saves: the lines of memory are dearer than the comparisons.
 
 use std::net::IpAddr;
 
@@ -43,7 +44,8 @@ struct Intervals<A> {
     starts: Vec<A>,
     /// Every sixteenth of them; behind the last is room for sixteen.
     sixteenth: Vec<A>,
-    rows: Vec<AddressRows>,
+    nobody: Vec<Roles>,
+    alone: Vec<Roles>,
     /// The interval in which each slot begins; one more than there are slots.
     slots: Vec<u32>,
     /// The first address of the slots, and bits of an address within a slot.
@@ -51,7 +53,7 @@ struct Intervals<A> {
     shift: u32,
 }
 
-const SLOT_BITS: u32 = 16;
+const SLOT_BITS: u32 = 13;
 const STEP: usize = 16;
 
 impl AddressTable {
@@ -74,12 +76,23 @@ impl AddressTable {
         Self { ip4, ip6, none }
     }
 
+    /// The rows of a party with this address that is no known guest: what entries ask of guests is in them.
     #[inline]
-    pub(crate) fn rows(&self, address: Option<IpAddr>) -> &AddressRows {
+    pub(crate) fn nobody(&self, address: Option<IpAddr>) -> Roles {
         match address {
-            Some(IpAddr::V4(address)) => self.ip4.rows(address.to_bits()),
-            Some(IpAddr::V6(address)) => self.ip6.rows(address.to_bits()),
-            None => &self.none,
+            Some(IpAddr::V4(address)) => self.ip4.nobody[self.ip4.interval(address.to_bits())],
+            Some(IpAddr::V6(address)) => self.ip6.nobody[self.ip6.interval(address.to_bits())],
+            None => self.none.nobody,
+        }
+    }
+
+    /// The rows of the address alone.
+    #[inline]
+    pub(crate) fn alone(&self, address: Option<IpAddr>) -> Roles {
+        match address {
+            Some(IpAddr::V4(address)) => self.ip4.alone[self.ip4.interval(address.to_bits())],
+            Some(IpAddr::V6(address)) => self.ip6.alone[self.ip6.interval(address.to_bits())],
+            None => self.none.alone,
         }
     }
 
@@ -181,7 +194,8 @@ impl<A: Copy + PartialOrd + Into<u128> + TryFrom<u128> + Default> Intervals<A> {
             count,
             sixteenth,
             starts,
-            rows,
+            nobody: rows.iter().map(|rows| rows.nobody).collect(),
+            alone: rows.iter().map(|rows| rows.alone).collect(),
             slots,
             window: A::try_from(window).unwrap_or_default(),
             shift,
@@ -190,7 +204,7 @@ impl<A: Copy + PartialOrd + Into<u128> + TryFrom<u128> + Default> Intervals<A> {
 
     fn bytes(&self) -> usize {
         (self.starts.len() + self.sixteenth.len()) * size_of::<A>()
-            + self.rows.len() * size_of::<AddressRows>()
+            + self.nobody.len() * size_of::<AddressRows>()
             + self.slots.len() * 4
     }
 
@@ -214,8 +228,8 @@ impl<A: Copy + PartialOrd + Into<u128> + TryFrom<u128> + Default> Intervals<A> {
 
 impl Intervals<u32> {
     #[inline]
-    fn rows(&self, address: u32) -> &AddressRows {
-        let interval = match address.checked_sub(self.window) {
+    fn interval(&self, address: u32) -> usize {
+        match address.checked_sub(self.window) {
             None => 0,
             Some(offset) => {
                 let slot = (offset >> self.shift) as usize;
@@ -224,15 +238,14 @@ impl Intervals<u32> {
                     _ => self.count - 1,
                 }
             }
-        };
-        &self.rows[interval]
+        }
     }
 }
 
 impl Intervals<u128> {
     #[inline]
-    fn rows(&self, address: u128) -> &AddressRows {
-        let interval = match address.checked_sub(self.window) {
+    fn interval(&self, address: u128) -> usize {
+        match address.checked_sub(self.window) {
             None => 0,
             Some(offset) => {
                 let slot = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
@@ -242,7 +255,48 @@ impl Intervals<u128> {
                     _ => self.count - 1,
                 }
             }
-        };
-        &self.rows[interval]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Where intervals begin: close together in places, with gaps between.
+    fn any_starts() -> impl Strategy<Value = Vec<u32>> {
+        let cluster = (any::<u32>(), 1u32..9, 0usize..600);
+        prop::collection::vec(cluster, 0..6).prop_map(|clusters| {
+            let starts = clusters.into_iter().flat_map(|(first, apart, many)| {
+                (0..many as u32).map(move |n| first.wrapping_add(n * apart))
+            });
+            let mut starts: Vec<u32> = starts.chain([0]).collect();
+            starts.sort_unstable();
+            starts.dedup();
+            starts
+        })
+    }
+
+    proptest! {
+        /// Of every address around every place where an interval begins, and of any.
+        #[test]
+        fn an_address_is_in_the_last_interval_that_begins_before_it(starts in any_starts(), any_address: u32) {
+            let rows = vec![AddressRows::default(); starts.len()];
+            let ip4 = Intervals::new(starts.clone(), rows.clone());
+            // The same places, far apart, near the end of the family.
+            let wide = |start: u32| u128::from(start) << 96 | u128::from(start) << 32 | 0xffff_ffff;
+            let mut six: Vec<u128> = starts.iter().copied().map(wide).collect();
+            six[0] = 0;
+            let ip6 = Intervals::new(six.clone(), rows);
+            let around = starts.iter().flat_map(|start| [start.wrapping_sub(1), *start, start.wrapping_add(1)]);
+            for address in around.chain([any_address, 0, u32::MAX]) {
+                prop_assert_eq!(ip4.interval(address), starts.partition_point(|start| *start <= address) - 1);
+                for address in [wide(address), wide(address).wrapping_add(1), wide(address) & !0xffff_ffff] {
+                    prop_assert_eq!(ip6.interval(address), six.partition_point(|start| *start <= address) - 1);
+                }
+            }
+        }
     }
 }

@@ -247,7 +247,7 @@ impl GuestTable {
         let answer = asked.questions.answer(guest, now);
         for (role, bits) in answer.iter().enumerate() {
             for (place, own) in (first..).zip(&asked.questions.own[first..end]) {
-                let mut of_own = asked.fixed.bits(asked.addresses.rows(own.address).alone[role]);
+                let mut of_own = asked.fixed.bits(asked.addresses.alone(own.address)[role]);
                 let of_network = asked.fixed.bits(asked.traffic.network(own.network));
                 for ((one, guest), network) in of_own.0.iter_mut().zip(&bits.0).zip(&of_network.0) {
                     *one = one.and(guest).and(network);
