@@ -89,6 +89,23 @@ pub(crate) fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, us
     (all.iter().copied().collect(), all.len())
 }
 
+/// Waits until a load has ended and each of its datagrams, which are marked `allowed`, has arrived once.
+pub(crate) fn all_arrive(load: &mut Running, allowed: &mut Running, count: u32) -> Result<()> {
+    load.finish(PATIENCE)?;
+    wait_for("every datagram", PATIENCE, || {
+        Ok((numbers(allowed, "allowed").1 >= count as usize).then_some(()))
+    })
+    .map_err(|_| format!("{} of {count} arrived", numbers(allowed, "allowed").0.len()))?;
+    let (all, many) = numbers(allowed, "allowed");
+    ensure(all.len() == count as usize && many == all.len(), || {
+        format!(
+            "{} of {count} datagrams arrived, {many} with those that came twice",
+            all.len()
+        )
+    })?;
+    Ok(())
+}
+
 /// Packets that a rule of a host has met.
 pub(crate) fn met(net: &Net, host: usize, rule: &str) -> Result<u64> {
     let counters = client(net, host)?.call("GET", "/v1/counters", None)?;
@@ -164,18 +181,7 @@ pub(crate) fn under_traffic() -> Result<()> {
     ])?;
     net.reload(1)?;
     net.wait_for_reload(0, "a change of its files")?;
-    load.finish(PATIENCE)?;
-    wait_for("every datagram", PATIENCE, || {
-        Ok((numbers(&mut allowed, "allowed").1 >= COUNT as usize).then_some(()))
-    })
-    .map_err(|_| format!("{} of {COUNT} arrived", numbers(&mut allowed, "allowed").0.len()))?;
-    let (all, many) = numbers(&mut allowed, "allowed");
-    ensure(all.len() == COUNT as usize && many == all.len(), || {
-        format!(
-            "{} of {COUNT} datagrams arrived, {many} with those that came twice",
-            all.len()
-        )
-    })?;
+    all_arrive(&mut load, &mut allowed, COUNT)?;
     let counted = met(&net, 0, "blue")? - before;
     ensure(counted >= u64::from(COUNT), || {
         format!("the rule has counted {counted} of {COUNT} packets through the reloads")
