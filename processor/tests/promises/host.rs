@@ -440,17 +440,34 @@ impl Host {
 
     /// A guest sends a frame.
     pub(crate) fn guest_sends(&mut self, guest: Guest, frame: &[u8]) {
+        self.guest_sends_at_once(guest, &[frame]);
+    }
+
+    /// A guest sends frames, which are received together.
+    pub(crate) fn guest_sends_at_once(&mut self, guest: Guest, frames: &[impl AsRef<[u8]>]) {
         let device = self.guests.get_mut(guest.id).expect("a guest of this host");
-        assert!(device.arrive(frame, monotonic()), "the port takes the frame");
+        for frame in frames {
+            assert!(
+                device.arrive(frame.as_ref(), monotonic()),
+                "the port takes the frame"
+            );
+        }
         self.settle();
     }
 
     /// A frame arrives on a queue of the uplink.
     pub(crate) fn wire_brings(&mut self, queue: usize, frame: &[u8]) {
-        assert!(
-            self.uplinks[queue].arrive(frame, monotonic()),
-            "the uplink takes the frame"
-        );
+        self.wire_brings_at_once(queue, &[frame]);
+    }
+
+    /// Frames arrive on a queue of the uplink, and are received together.
+    pub(crate) fn wire_brings_at_once(&mut self, queue: usize, frames: &[impl AsRef<[u8]>]) {
+        for frame in frames {
+            assert!(
+                self.uplinks[queue].arrive(frame.as_ref(), monotonic()),
+                "the uplink takes the frame"
+            );
+        }
         self.settle();
     }
 

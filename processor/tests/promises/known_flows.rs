@@ -142,16 +142,22 @@ impl Pair {
         }
     }
 
-    /// Carries a frame out and over; everything that came out anywhere.
-    fn carry(&mut self, at: usize, from: Guest, frame: &[u8], guests: &[(Guest, usize)]) -> Vec<Vec<u8>> {
+    /// Carries frames out and over, which are received together; everything that came out anywhere.
+    fn carry(
+        &mut self,
+        at: usize,
+        from: Guest,
+        frames: &[Vec<u8>],
+        guests: &[(Guest, usize)],
+    ) -> Vec<Vec<u8>> {
         if self.forgets {
             self.hosts.iter_mut().for_each(Host::forgets);
         }
-        self.hosts[at].guest_sends(from, frame);
+        self.hosts[at].guest_sends_at_once(from, frames);
         let mut seen = self.hosts[at].on_wire();
-        for sealed in seen.clone() {
-            self.crossed = Some((1 - at, sealed));
-            self.cross();
+        self.hosts[1 - at].wire_brings_at_once(0, &seen);
+        if let Some(last) = seen.last() {
+            self.crossed = Some((1 - at, last.clone()));
         }
         for (guest, home) in guests {
             seen.extend(self.hosts[*home].at_guest(*guest));
@@ -182,7 +188,7 @@ fn compare(policy: &Policy, options: &Options, guests: &[(Guest, usize)], rules:
                 Step::Sends { by, from, to, shape } => {
                     let (by, home) = guests[*by];
                     let frame = shape.frame(guests[*from].0, guests[*to].0);
-                    return pair.carry(home, by, &frame, guests);
+                    return pair.carry(home, by, &[frame], guests);
                 }
                 Step::CrossesAgain => pair.cross(),
                 Step::Infected(guest) | Step::Cleared(guest) => {
@@ -212,20 +218,83 @@ fn compare(policy: &Policy, options: &Options, guests: &[(Guest, usize)], rules:
             Vec::new()
         });
         assert_eq!(seen[0], seen[1], "{step:?}");
-        for number in [0, 1] {
-            let [with, without] = pairs.each_ref().map(|pair| &pair.hosts[number]);
-            assert_eq!(with.outcomes(), without.outcomes(), "host {number}: {step:?}");
-            for rule in rules {
-                let counted = [with, without].map(|host| (host.met(rule), host.in_second_form(rule)));
-                assert_eq!(counted[0], counted[1], "host {number}, rule {rule}: {step:?}");
+        assert_alike(&pairs, rules, &format!("{step:?}"));
+    }
+}
+
+/// Both pairs have counted the same.
+fn assert_alike(pairs: &[Pair; 2], rules: &[&str], after: &str) {
+    for number in [0, 1] {
+        let [one, other] = pairs.each_ref().map(|pair| &pair.hosts[number]);
+        assert_eq!(one.outcomes(), other.outcomes(), "host {number}: {after}");
+        for rule in rules {
+            let counted = [one, other].map(|host| (host.met(rule), host.in_second_form(rule)));
+            assert_eq!(counted[0], counted[1], "host {number}, rule {rule}: {after}");
+        }
+        one.assert_accounted();
+        other.assert_accounted();
+    }
+}
+
+/// Frames that a port takes at once.
+const TOGETHER: usize = 24;
+
+/// What each guest sends comes to one pair packet by packet, and to the other at once.
+fn compare_bursts(
+    policy: &Policy,
+    options: &Options,
+    guests: &[(Guest, usize)],
+    rules: &[&str],
+    steps: &[Step],
+) {
+    let mut pairs = [false; 2].map(|forgets| Pair::new(policy, options, forgets));
+    for (number, (guest, home)) in guests.iter().enumerate() {
+        let sent = steps.iter().filter_map(|step| match step {
+            Step::Sends { by, from, to, shape } if *by == number => {
+                Some(shape.frame(guests[*from].0, guests[*to].0))
             }
-            with.assert_accounted();
+            _ => None,
+        });
+        let sent: Vec<Vec<u8>> = sent.collect();
+        // The second time their flows are known.
+        for burst in sent.chunks(TOGETHER).chain(sent.chunks(TOGETHER)) {
+            let [one_by_one, at_once] = &mut pairs;
+            let mut seen = [
+                burst
+                    .iter()
+                    .flat_map(|frame| one_by_one.carry(*home, *guest, std::slice::from_ref(frame), guests))
+                    .collect(),
+                at_once.carry(*home, *guest, burst, guests),
+            ];
+            seen.iter_mut().for_each(|frames| frames.sort_unstable());
+            assert_eq!(seen[0], seen[1], "{}: {steps:?}", guest.id);
+            assert_alike(&pairs, rules, guest.id);
         }
     }
 }
 
 /// The guests that are there in both policies.
 const HOMES: [(Guest, usize); 4] = [(BLUE1, 0), (BLUE2, 1), (BLUE3, 0), (RED1, 0)];
+
+/// A flat network or an overlay, its guests and its rules.
+type World = (Policy, [(Guest, usize); 4], Vec<String>);
+
+fn world(overlay: bool) -> World {
+    if overlay {
+        let red = Guest { id: "red-1", ..BLUE1 };
+        let urgent = "rules:\n  - {name: urgent, from: {network: blue}, to: any, dscp: 46, action: drop}\n";
+        let rules = ["urgent", "names", "log", "telnet", "blue", "red"];
+        (
+            overlay_with("rules:\n", urgent),
+            [HOMES[0], HOMES[1], HOMES[2], (red, 0)],
+            rules.map(str::to_owned).to_vec(),
+        )
+    } else {
+        let policy = policy();
+        let rules = policy.rules.iter().map(|rule| rule.name.to_string()).collect();
+        (policy, HOMES, rules)
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
@@ -235,17 +304,20 @@ proptest! {
         steps in steps(), tunnel: bool, overlay: bool, in_udp: bool, leaves_checksums: bool,
     ) {
         let options = Options { tunnel, in_udp: overlay && in_udp, leaves_checksums, ..Options::default() };
-        if overlay {
-            let red = Guest { id: "red-1", ..BLUE1 };
-            let guests = [HOMES[0], HOMES[1], HOMES[2], (red, 0)];
-            let rules = ["urgent", "names", "log", "telnet", "blue", "red"];
-            let urgent = "rules:\n  - {name: urgent, from: {network: blue}, to: any, dscp: 46, action: drop}\n";
-            compare(&overlay_with("rules:\n", urgent), &options, &guests, &rules, &steps);
-        } else {
-            let policy = policy();
-            let rules: Vec<&str> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
-            compare(&policy, &options, &HOMES, &rules, &steps);
-        }
+        let (policy, guests, rules) = world(overlay);
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        compare(&policy, &options, &guests, &rules, &steps);
+    }
+
+    /// Whatever was found for the packets before it.
+    #[test]
+    fn a_burst_is_as_good_as_its_packets(
+        steps in steps(), tunnel: bool, overlay: bool, in_udp: bool, leaves_checksums: bool,
+    ) {
+        let options = Options { tunnel, in_udp: overlay && in_udp, leaves_checksums, ..Options::default() };
+        let (policy, guests, rules) = world(overlay);
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        compare_bursts(&policy, &options, &guests, &rules, &steps);
     }
 }
 
