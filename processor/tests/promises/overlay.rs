@@ -466,3 +466,23 @@ fn a_guest_of_a_flat_network_may_speak_vxlan_itself() {
         host.outcomes()
     );
 }
+
+#[test]
+fn a_burst_to_two_hosts_goes_to_each() {
+    let third = "  - {name: h3, addresses: [192.0.2.3, \"2001:db8::3\"]}\n\n# The VNI tells";
+    let policy = overlay_with("# The VNI tells", third);
+    let mut host = Host::new(&policy, 0, &Options::default());
+    host.sees_moved(BLUE3, 2);
+    let burst = [BLUE2, BLUE3, BLUE2, BLUE3].map(|to| between(BLUE1, to, false, UDP, &udp(9, 8080, b"data")));
+    // The second time the flows are known.
+    for _ in 0..2 {
+        host.guest_sends_at_once(BLUE1, &burst);
+        let hosts: Vec<[u8; 4]> = host
+            .on_wire()
+            .iter()
+            .map(|sent| sent[30..34].try_into().unwrap())
+            .collect();
+        assert_eq!(hosts, [2, 3, 2, 3].map(|last| [192, 0, 2, last]));
+    }
+    host.assert_accounted();
+}

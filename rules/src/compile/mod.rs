@@ -10,8 +10,8 @@
 //! where one rule is to blame.
 //!
 //! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc of
-//! `guestseal-perf classify`: 379, 433, 518 at 10,000 rules and 236, 251, 260 at 1,000 (medians of five runs; 570, 624, 546 and
-//! 238, 247, 264 in turns with them before entries were cut by addresses first and between words). Of that earlier form 422, 488, 466 on a
+//! `guestseal-perf classify`: 356, 397, 405 at 10,000 rules and 237, 252, 263 at 1,000 (medians of seven runs, the least 333, 379, 377; 570, 624, 546 and
+//! 238, 247, 264 on a busier machine before entries were cut by addresses first and between words, where it had 379, 433, 518). Of that earlier form 422, 488, 466 on a
 //! less busy machine (473, 543, 557 in the same minutes with all parts of a row read, and summaries apart from block numbers), and
 //! 171, 160, 162 at 10 rules. The lines of memory are what others on the machine make dearer: with all of them hot it is 220, 257,
 //! 255 at 10,000 rules. The plain list takes 240,000 to
