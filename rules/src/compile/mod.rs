@@ -9,17 +9,17 @@
 //! (`flows`); all else is shared by the old and the new ruleset. Memory is bounded: what would need more is refused, by name
 //! where one rule is to blame.
 //!
-//! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc of
-//! `guestseal-perf classify`: 356, 397, 405 at 10,000 rules and 237, 252, 263 at 1,000 (medians of seven runs, the least 333, 379, 377; 570, 624, 546 and
-//! 238, 247, 264 on a busier machine before entries were cut by addresses first and between words, where it had 379, 433, 518). Of that earlier form 422, 488, 466 on a
-//! less busy machine (473, 543, 557 in the same minutes with all parts of a row read, and summaries apart from block numbers), and
-//! 171, 160, 162 at 10 rules. The lines of memory are what others on the machine make dearer: with all of them hot it is 220, 257,
-//! 255 at 10,000 rules. The plain list takes 240,000 to
-//! 330,000 there. A row for each field by itself (five or more rows to
-//! intersect, in blocks first, one packet after the other) took 254, 252, 256 and 466, 508, 533 in the same minute: what costs is
-//! instructions for each row and word, then lines of memory, so the fields that a packet has only together (a guest with its
-//! address and network; EtherType, protocol and ports) share a row, and packets wait together. Tuple-space search (tuples in
-//! the order of their best rule, 70 to 79 of them, each asked in both directions) took 2.3 to 2.6 times as long as that
+//! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc
+//! of `guestseal-perf classify`: 356, 397, 405 at 10,000 rules and 237, 252, 263 at 1,000 (medians of seven runs, the least
+//! 333, 379, 377; 570, 624, 546 and 238, 247, 264 on a busier machine before entries were cut by addresses first and between
+//! words, where it had 379, 433, 518). Of that earlier form 422, 488, 466 on a less busy machine (473, 543, 557 in the same
+//! minutes with all parts of a row read, and summaries apart from block numbers), and 171, 160, 162 at 10 rules. The lines of
+//! memory are what others on the machine make dearer: with all of them hot it is 220, 257, 255 at 10,000 rules. The plain
+//! list takes 240,000 to 330,000 there. A row for each field by itself (five or more rows to intersect, in blocks first, one
+//! packet after the other) took 254, 252, 256 and 466, 508, 533 in the same minute: what costs is instructions for each row
+//! and word, then lines of memory, so the fields that a packet has only together (a guest with its address and network;
+//! EtherType, protocol and ports) share a row, and packets wait together. Tuple-space search (tuples in the order of their
+//! best rule, 70 to 79 of them, each asked in both directions) took 2.3 to 2.6 times as long as that
 //! earlier form at 10,000 rules and 4.9 to 5.4 times at 1,000; it also pays for every label name and prefix length that rules
 //! use, which a guest's operator chooses; rows do not.
 //!
