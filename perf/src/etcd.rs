@@ -143,6 +143,22 @@ impl Etcd {
         run(command.args(words))
     }
 
+    /// Writes a key of which the value is larger than what a command line takes, as its operator.
+    ///
+    /// # Errors
+    /// If etcd refuses.
+    pub fn put_large(&self, wire: &Namespace, key: &str, value: &[u8]) -> Result<(), PerfError> {
+        let path = self.directory.join("large");
+        std::fs::write(&path, value).map_err(PerfError::io(path.display().to_string()))?;
+        let user = self.user.map_or(String::new(), |user| format!("--user {user} "));
+        let line = format!(
+            "ETCDCTL_API=3 etcdctl --endpoints {OPERATOR} {user}put {key} <{}",
+            path.display()
+        );
+        let mut command: Command = wire.command("sh");
+        run(command.arg("-c").arg(line)).map(drop)
+    }
+
     /// From here on etcd wants to know who speaks: its operator, and the hosts by their names, whose passwords are theirs too. A
     /// host may read everything, and write what hosts write if it is one of the `writers`.
     ///

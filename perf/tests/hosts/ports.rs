@@ -101,6 +101,26 @@ pub(crate) fn by_hook_and_by_hand() -> Result<()> {
     net.stop(1).map(drop)
 }
 
+/// A host is told of a guest on the first host that is in no file.
+pub(crate) fn add_blue_9(net: &Net, host: usize, address: &str) -> std::result::Result<String, String> {
+    let words = [
+        "port",
+        "add",
+        "blue-9",
+        "--network",
+        "blue",
+        "--mac",
+        "02:00:00:01:00:09",
+        "--address",
+        address,
+        "--interface",
+        "vnet9",
+        "--host",
+        "h1",
+    ];
+    net.ctl(host, &words).map_err(|error| error.to_string())
+}
+
 /// A guest that is in no file comes and goes, is told to every host, and outlives a SIGKILL; what a file may not say is refused.
 pub(crate) fn of_no_file() -> Result<()> {
     let deployment = Deployment::new("added", POLICY, &["red"])?;
@@ -114,33 +134,15 @@ pub(crate) fn of_no_file() -> Result<()> {
         queues: 1,
     });
     let mut net = Net::of(deployment, 1, &guests)?.start_all(1)?;
-    let add = |net: &Net, host: usize, address: &str| {
-        let words = [
-            "port",
-            "add",
-            "blue-9",
-            "--network",
-            "blue",
-            "--mac",
-            "02:00:00:01:00:09",
-            "--address",
-            address,
-            "--interface",
-            "vnet9",
-            "--host",
-            "h1",
-        ];
-        net.ctl(host, &words).map_err(|error| error.to_string())
-    };
-    let refused = add(&net, 0, "10.1.0.1").err().unwrap_or_default();
+    let refused = add_blue_9(&net, 0, "10.1.0.1").err().unwrap_or_default();
     ensure(
         refused.contains("10.1.0.1") && refused.contains("added-guests.yaml:"),
         || refused.clone(),
     )?;
     for host in 0..2 {
-        add(&net, host, "10.1.0.9")?;
+        add_blue_9(&net, host, "10.1.0.9")?;
     }
-    let twice = add(&net, 0, "10.1.0.9").err().unwrap_or_default();
+    let twice = add_blue_9(&net, 0, "10.1.0.9").err().unwrap_or_default();
     ensure(twice.contains("there already"), || twice.clone())?;
     net.pings("blue-9", "10.1.0.2")?;
     net.host(0).process.kill();

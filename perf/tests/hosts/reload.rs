@@ -12,8 +12,8 @@ use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 use crate::sessions::{current, ping, running};
 
 /// The port of the flow that every policy here allows, and that of one that some forbid.
-pub(crate) const ALLOWED: u16 = 7100;
-pub(crate) const FORBIDDEN: u16 = 7200;
+const ALLOWED: u16 = 7100;
+const FORBIDDEN: u16 = 7200;
 
 impl Net {
     /// The policy that is on disk, with some of its text replaced.
@@ -62,12 +62,12 @@ impl Net {
         Ok(())
     }
 
-    pub(crate) fn collect(&self, guest: &str, port: u16) -> Result<Running> {
+    fn collect(&self, guest: &str, port: u16) -> Result<Running> {
         self.serve(self.guest(guest), &["collect", &port.to_string()])
     }
 
     /// Numbered datagrams to blue-2, so many a second.
-    pub(crate) fn send(&self, port: u16, mark: &str, count: u32, rate: u32) -> Result<Running> {
+    fn send(&self, port: u16, mark: &str, count: u32, rate: u32) -> Result<Running> {
         let words = [port.to_string(), count.to_string(), rate.to_string()];
         Ok(Running::start(
             mark,
@@ -80,7 +80,7 @@ impl Net {
 }
 
 /// The numbers that a collector has got, and how many datagrams.
-pub(crate) fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, usize) {
+fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, usize) {
     let said = collector.output();
     let numbers = said
         .lines()
@@ -89,21 +89,52 @@ pub(crate) fn numbers(collector: &mut Running, mark: &str) -> (BTreeSet<u32>, us
     (all.iter().copied().collect(), all.len())
 }
 
-/// Waits until a load has ended and each of its datagrams, which are marked `allowed`, has arrived once.
-pub(crate) fn all_arrive(load: &mut Running, allowed: &mut Running, count: u32) -> Result<()> {
-    load.finish(PATIENCE)?;
-    wait_for("every datagram", PATIENCE, || {
-        Ok((numbers(allowed, "allowed").1 >= count as usize).then_some(()))
-    })
-    .map_err(|_| format!("{} of {count} arrived", numbers(allowed, "allowed").0.len()))?;
-    let (all, many) = numbers(allowed, "allowed");
-    ensure(all.len() == count as usize && many == all.len(), || {
-        format!(
-            "{} of {count} datagrams arrived, {many} with those that came twice",
-            all.len()
-        )
-    })?;
-    Ok(())
+/// The flow to blue-2 that every policy here allows, and the one that some forbid, while policies change.
+pub(crate) struct Flows {
+    count: u32,
+    load: Running,
+    allowed: Running,
+    pub(crate) other: Running,
+    pub(crate) forbidden: Running,
+}
+
+impl Flows {
+    /// Sends so many datagrams of each, those that are allowed at this rate; both have begun to arrive.
+    pub(crate) fn start(net: &Net, count: u32, rate: u32) -> Result<Self> {
+        let mut flows = Self {
+            count,
+            allowed: net.collect("blue-2", ALLOWED)?,
+            forbidden: net.collect("blue-2", FORBIDDEN)?,
+            load: net.send(ALLOWED, "allowed", count, rate)?,
+            other: net.send(FORBIDDEN, "forbidden", count, 500)?,
+        };
+        wait_for("both flows", PATIENCE, || {
+            let both = !numbers(&mut flows.allowed, "allowed").0.is_empty()
+                && !numbers(&mut flows.forbidden, "forbidden").0.is_empty();
+            Ok(both.then_some(()))
+        })?;
+        Ok(flows)
+    }
+
+    /// Waits until the load has ended and each of the datagrams that are allowed has arrived once.
+    pub(crate) fn all_arrive(&mut self) -> Result<()> {
+        let Self {
+            count, load, allowed, ..
+        } = self;
+        let wanted = *count as usize;
+        load.finish(PATIENCE)?;
+        wait_for("every datagram", PATIENCE, || {
+            Ok((numbers(allowed, "allowed").1 >= wanted).then_some(()))
+        })
+        .map_err(|_| format!("{} of {wanted} arrived", numbers(allowed, "allowed").0.len()))?;
+        let (all, many) = numbers(allowed, "allowed");
+        ensure(all.len() == wanted && many == all.len(), || {
+            format!(
+                "{} of {wanted} datagrams arrived, {many} with those that came twice",
+                all.len()
+            )
+        })
+    }
 }
 
 /// Packets that a rule of a host has met.
@@ -122,15 +153,8 @@ pub(crate) fn under_traffic() -> Result<()> {
     const COUNT: u32 = 60_000;
     let mut net = running("reload", "")?;
     ping(&net, "blue-1", "10.1.0.2")?;
-    let (mut allowed, mut forbidden) = (net.collect("blue-2", ALLOWED)?, net.collect("blue-2", FORBIDDEN)?);
     let before = met(&net, 0, "blue")?;
-    let mut load = net.send(ALLOWED, "allowed", COUNT, 5000)?;
-    let mut other = net.send(FORBIDDEN, "forbidden", COUNT, 500)?;
-    wait_for("both flows", PATIENCE, || {
-        let both = !numbers(&mut allowed, "allowed").0.is_empty()
-            && !numbers(&mut forbidden, "forbidden").0.is_empty();
-        Ok(both.then_some(()))
-    })?;
+    let mut flows = Flows::start(&net, COUNT, 5000)?;
     // In front of all others, so that every rule has another number.
     let cut = "rules:\n  - {name: cut, from: any, to: any, protocol: udp, ports: [7200], action: drop}\n  # Guests find";
     net.edit(&[
@@ -145,11 +169,11 @@ pub(crate) fn under_traffic() -> Result<()> {
     )?;
     // In force for known flows, too: what was on its way when the answer came has arrived a moment later.
     std::thread::sleep(std::time::Duration::from_millis(200));
-    let (_, held) = numbers(&mut forbidden, "forbidden");
+    let (_, held) = numbers(&mut flows.forbidden, "forbidden");
     wait_for("the cut to count", PATIENCE, || {
         Ok(met(&net, 0, "cut").is_ok_and(|count| count > 200).then_some(()))
     })?;
-    let (_, now) = numbers(&mut forbidden, "forbidden");
+    let (_, now) = numbers(&mut flows.forbidden, "forbidden");
     ensure(held == now, || {
         format!("{} datagrams of a flow that is cut arrived", now - held)
     })?;
@@ -163,9 +187,9 @@ pub(crate) fn under_traffic() -> Result<()> {
     net.wait_for_reload(0, "SIGHUP")?;
     net.wait_for_reload(1, "a change of its files")?;
     wait_for("the flow that was cut", PATIENCE, || {
-        Ok((numbers(&mut forbidden, "forbidden").1 > now).then_some(()))
+        Ok((numbers(&mut flows.forbidden, "forbidden").1 > now).then_some(()))
     })?;
-    other.kill();
+    flows.other.kill();
     // A guest goes, a key is another, containers and groups change.
     net.edit(&[
         ("interface: gp-red-9, network", "interface: gp-red-8, network"),
@@ -181,7 +205,7 @@ pub(crate) fn under_traffic() -> Result<()> {
     ])?;
     net.reload(1)?;
     net.wait_for_reload(0, "a change of its files")?;
-    all_arrive(&mut load, &mut allowed, COUNT)?;
+    flows.all_arrive()?;
     let counted = met(&net, 0, "blue")? - before;
     ensure(counted >= u64::from(COUNT), || {
         format!("the rule has counted {counted} of {COUNT} packets through the reloads")

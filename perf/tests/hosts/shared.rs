@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use guestseal_perf::etcd::{ADDRESS, Etcd};
-use guestseal_perf::process::{PerfError, run, wait_for};
+use guestseal_perf::process::{PerfError, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -357,15 +357,10 @@ pub(crate) fn who_may() -> Result<()> {
     for (guest, value) in wrong {
         fleet.operator(&["put", &format!("/guestseal/guests/{guest}"), value])?;
     }
-    let large = fleet.net.deployment.directory().join("large");
-    std::fs::write(&large, vec![b'x'; 1_400_000])?;
-    // Larger than what a command line takes: by standard input.
-    let wire = fleet.net.topology.wire.name();
-    let line = format!(
-        "ip netns exec {wire} env ETCDCTL_API=3 etcdctl --endpoints http://127.0.0.1:2381 --user root:operator put /guestseal/guests/red-2 <{}",
-        large.display()
-    );
-    run(std::process::Command::new("sh").arg("-c").arg(line))?;
+    let wire = &fleet.net.topology.wire;
+    fleet
+        .etcd
+        .put_large(wire, "/guestseal/guests/red-2", &[b'x'; 1_400_000])?;
     fleet.wait_for(0, "all of it to be counted", |etcd| {
         etcd["refused"]["MalformedGuest"] == 2
             && etcd["refused"]["TooLong"] == 1

@@ -12,7 +12,8 @@ use guestseal_perf::process::{PerfError, run, wait_for};
 use rustix::process::Signal;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
-use crate::reload::{ALLOWED, FORBIDDEN, all_arrive, met, numbers};
+use crate::ports::add_blue_9;
+use crate::reload::{Flows, met};
 use crate::sessions::ping;
 use crate::shared::Fleet;
 
@@ -23,6 +24,14 @@ const RULES: &str = "20-rules.yaml";
 const BY: &str = "a change of the policy in etcd";
 /// A rule in front of all others, so that every rule has another number.
 const CUT: &str = "  - {name: cut, from: any, to: any, protocol: udp, ports: [7200], action: drop}\n";
+
+/// Why a program has failed, as it must.
+fn failure(done: std::result::Result<String, PerfError>) -> Result<String> {
+    match done {
+        Ok(said) => Err(format!("it has not failed: {said}").into()),
+        Err(error) => Ok(error.to_string()),
+    }
+}
 
 impl Fleet {
     /// Hosts that make sessions and have no policy, an etcd that has none either, and an operator's file of policy.
@@ -132,10 +141,7 @@ impl Fleet {
         command
             .args(["run", "--config"])
             .arg(self.file(&format!("h{}.yaml", host + 1)));
-        match run(&mut command) {
-            Ok(said) => Err(format!("it has started: {said}").into()),
-            Err(error) => Ok(error.to_string()),
-        }
+        failure(run(&mut command))
     }
 
     fn kept(&self, host: usize) -> PathBuf {
@@ -146,21 +152,13 @@ impl Fleet {
 /// Rules and keys that only fit together are in force on both hosts at moments of their own: of the flow that every policy allows nothing is
 /// lost, and no host ever sees one file without the other.
 pub(crate) fn under_traffic() -> Result<()> {
-    // Etcd and the pushes want the CPUs as well: what a late sender catches up must not flood the guest's own queue.
-    const COUNT: u32 = 24_000;
     let mut fleet = Fleet::of_shared_policy("pushed")?;
     fleet.push()?;
     fleet.start_hosts()?;
     ping(&fleet.net, "blue-1", "10.1.0.2")?;
     let net = &fleet.net;
-    let (mut allowed, mut forbidden) = (net.collect("blue-2", ALLOWED)?, net.collect("blue-2", FORBIDDEN)?);
-    let mut load = net.send(ALLOWED, "allowed", COUNT, 2000)?;
-    let mut other = net.send(FORBIDDEN, "forbidden", COUNT, 500)?;
-    wait_for("both flows", PATIENCE, || {
-        let both = !numbers(&mut allowed, "allowed").0.is_empty()
-            && !numbers(&mut forbidden, "forbidden").0.is_empty();
-        Ok(both.then_some(()))
-    })?;
+    // Etcd and the pushes want the CPUs as well: what a late sender catches up must not flood the guest's own queue.
+    let mut flows = Flows::start(net, 24_000, 2000)?;
     fleet.edit_policy(RULES, "rules:\n", &format!("rules:\n{CUT}"))?;
     fleet.push()?;
     (0..2).try_for_each(|host| fleet.has_taken(host, 1))?;
@@ -178,11 +176,11 @@ pub(crate) fn under_traffic() -> Result<()> {
         (0..2).try_for_each(|host| fleet.has_taken(host, number))?;
         before = key;
     }
-    all_arrive(&mut load, &mut allowed, COUNT).map_err(|error| {
+    flows.all_arrive().map_err(|error| {
         let said = |host| fleet.net.ctl(host, &["--json", "counters"]).unwrap_or_default();
         format!("{error}; h1: {}; h2: {}", said(0), said(1))
     })?;
-    other.kill();
+    flows.other.kill();
     ping(&fleet.net, "red-1", "10.2.0.2")?;
     fleet.stop()
 }
@@ -197,11 +195,7 @@ pub(crate) fn refused() -> Result<()> {
     let wrong = "action: encrypt, key: blue-male}";
     fleet.edit_policy(RULES, mail, wrong)?;
     // A push looks first.
-    let said = fleet
-        .push_as("operator.yaml")
-        .err()
-        .map(|error| error.to_string())
-        .unwrap_or_default();
+    let said = failure(fleet.push_as("operator.yaml"))?;
     ensure(said.contains("no key \"blue-male\" is declared"), || said.clone())?;
     let there = fleet.operator(&["get", "/guestseal/policy/", "--prefix"])?;
     ensure(there.contains(mail) && !there.contains(wrong), || there.clone())?;
@@ -218,17 +212,7 @@ pub(crate) fn refused() -> Result<()> {
         "a reload has not said what is wrong".into()
     })?;
     // Guests of no file come and go all the same.
-    let words = [
-        "port",
-        "add",
-        "blue-9",
-        "--network",
-        "blue",
-        "--mac",
-        "02:00:00:01:00:09",
-    ];
-    let place = ["--address", "10.1.0.9", "--interface", "vnet9"];
-    fleet.net.ctl(0, &[&words[..], &place].concat())?;
+    add_blue_9(&fleet.net, 0, "10.1.0.9")?;
     // What it says at once, not what it said a second ago.
     let said = fleet.net.ctl(0, &["status"])?;
     ensure(said.contains("NOT IN FORCE here: etcd:"), || said.clone())?;
@@ -243,16 +227,12 @@ pub(crate) fn refused() -> Result<()> {
     fleet.has_refused(0, "\"nonsense\" is no name of a policy's file")?;
     fleet.operator(&["del", "/guestseal/policy/", "--prefix"])?;
     fleet.has_refused(0, "there is no policy in etcd")?;
-    let large = fleet.file("large");
-    std::fs::write(&large, vec![b'#'; 1_400_000])?;
     for number in 0..6 {
-        // Larger than what a command line takes: by standard input.
-        let wire = fleet.net.topology.wire.name();
-        let line = format!(
-            "ip netns exec {wire} env ETCDCTL_API=3 etcdctl --endpoints http://127.0.0.1:2381 put /guestseal/policy/{number}.yaml <{}",
-            large.display()
+        let (wire, key) = (
+            &fleet.net.topology.wire,
+            format!("/guestseal/policy/{number}.yaml"),
         );
-        run(Command::new("sh").arg("-c").arg(line))?;
+        fleet.etcd.put_large(wire, &key, &[b'#'; 1_400_000])?;
     }
     fleet.has_refused(0, "more than 8388608 bytes")?;
     ping(&fleet.net, "blue-1", "10.1.0.2")?;
@@ -370,11 +350,7 @@ pub(crate) fn who_may() -> Result<()> {
     fleet.net.pings("blue-1", "10.1.0.2")?;
     let before = fleet.operator(&["get", "/guestseal/policy/", "--prefix"])?;
     fleet.edit_policy(RULES, "rules:\n", &format!("rules:\n{CUT}"))?;
-    let said = fleet
-        .push_as("h1.yaml")
-        .err()
-        .map(|error| error.to_string())
-        .unwrap_or_default();
+    let said = failure(fleet.push_as("h1.yaml"))?;
     ensure(said.contains("h1 may not write under /guestseal/policy/"), || {
         said.clone()
     })?;

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use guestseal_rules::load::load_policy;
 
 use crate::control::config::{ConfigError, Overrides, read};
-use crate::control::shared::operator::{gather, pull, push};
+use crate::control::shared::operator::{etcd_of, gather, pull, push};
 
 use super::Failure;
 use super::check::{summary, warn};
@@ -59,13 +59,14 @@ impl Policy {
                     .iter()
                     .map(|file| read(file))
                     .collect::<Result<Vec<_>, _>>()?;
-                let (files, sources) = gather(&config, &sources)?;
+                let etcd = etcd_of(&config)?;
+                let (files, sources) = gather(&etcd, &sources)?;
                 let policy = load_policy(&sources).map_err(ConfigError::from)?;
                 let warned = warn(&policy);
                 if strict && warned > 0 {
                     return Err(format!("{warned} warnings: nothing is written").into());
                 }
-                let revision = push(&config, &files)?;
+                let revision = push(&etcd, &files)?;
                 println!("in etcd at revision {revision}: {}", summary(&policy));
             }
             Command::Pull { config } => {

@@ -38,9 +38,6 @@ const QUIET: Duration = Duration::from_millis(300);
 /// How long a file that never is quiet is waited for.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Who reloads when etcd has another policy.
-pub(super) const BY_ETCD: &str = "a change of the policy in etcd";
-
 /// Why another policy is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
@@ -323,7 +320,7 @@ impl Reloads {
             self.want("a change of its files".to_owned(), None);
         }
         if self.etcd.take_due() {
-            self.want(BY_ETCD.to_owned(), None);
+            self.want("a change of the policy in etcd".to_owned(), None);
         }
         (self.wanted.is_some() || !self.adding.is_empty()) && self.underway.is_none()
     }

@@ -172,7 +172,13 @@ impl Pair {
     }
 }
 
-fn compare(policy: &Policy, options: &Options, guests: &[(Guest, usize)], rules: &[&str], steps: &[Step]) {
+fn compare(world: &World, steps: &[Step]) {
+    let World {
+        policy,
+        options,
+        guests,
+        rules,
+    } = world;
     let mut pairs = [false, true].map(|forgets| Pair::new(policy, options, forgets));
     let mut infected = [false; 4];
     for step in steps {
@@ -223,7 +229,7 @@ fn compare(policy: &Policy, options: &Options, guests: &[(Guest, usize)], rules:
 }
 
 /// Both pairs have counted the same.
-fn assert_alike(pairs: &[Pair; 2], rules: &[&str], after: &str) {
+fn assert_alike(pairs: &[Pair; 2], rules: &[String], after: &str) {
     for number in [0, 1] {
         let [one, other] = pairs.each_ref().map(|pair| &pair.hosts[number]);
         assert_eq!(one.outcomes(), other.outcomes(), "host {number}: {after}");
@@ -240,13 +246,13 @@ fn assert_alike(pairs: &[Pair; 2], rules: &[&str], after: &str) {
 const TOGETHER: usize = 24;
 
 /// What each guest sends comes to one pair packet by packet, and to the other at once.
-fn compare_bursts(
-    policy: &Policy,
-    options: &Options,
-    guests: &[(Guest, usize)],
-    rules: &[&str],
-    steps: &[Step],
-) {
+fn compare_bursts(world: &World, steps: &[Step]) {
+    let World {
+        policy,
+        options,
+        guests,
+        rules,
+    } = world;
     let mut pairs = [false; 2].map(|forgets| Pair::new(policy, options, forgets));
     for (number, (guest, home)) in guests.iter().enumerate() {
         let sent = steps.iter().filter_map(|step| match step {
@@ -276,23 +282,43 @@ fn compare_bursts(
 /// The guests that are there in both policies.
 const HOMES: [(Guest, usize); 4] = [(BLUE1, 0), (BLUE2, 1), (BLUE3, 0), (RED1, 0)];
 
-/// A flat network or an overlay, its guests and its rules.
-type World = (Policy, [(Guest, usize); 4], Vec<String>);
+/// A flat network or an overlay.
+struct World {
+    policy: Policy,
+    options: Options,
+    guests: [(Guest, usize); 4],
+    rules: Vec<String>,
+}
 
-fn world(overlay: bool) -> World {
-    if overlay {
-        let red = Guest { id: "red-1", ..BLUE1 };
-        let urgent = "rules:\n  - {name: urgent, from: {network: blue}, to: any, dscp: 46, action: drop}\n";
-        let rules = ["urgent", "names", "log", "telnet", "blue", "red"];
-        (
-            overlay_with("rules:\n", urgent),
-            [HOMES[0], HOMES[1], HOMES[2], (red, 0)],
-            rules.map(str::to_owned).to_vec(),
-        )
-    } else {
-        let policy = policy();
-        let rules = policy.rules.iter().map(|rule| rule.name.to_string()).collect();
-        (policy, HOMES, rules)
+impl World {
+    fn of([tunnel, overlay, in_udp, leaves_checksums]: [bool; 4]) -> Self {
+        let options = Options {
+            tunnel,
+            in_udp: overlay && in_udp,
+            leaves_checksums,
+            ..Options::default()
+        };
+        let mut guests = HOMES;
+        let (policy, rules) = if overlay {
+            guests[3].0 = Guest { id: "red-1", ..BLUE1 };
+            let urgent =
+                "rules:\n  - {name: urgent, from: {network: blue}, to: any, dscp: 46, action: drop}\n";
+            let rules = ["urgent", "names", "log", "telnet", "blue", "red"];
+            (
+                overlay_with("rules:\n", urgent),
+                rules.map(str::to_owned).to_vec(),
+            )
+        } else {
+            let policy = policy();
+            let rules = policy.rules.iter().map(|rule| rule.name.to_string()).collect();
+            (policy, rules)
+        };
+        Self {
+            policy,
+            options,
+            guests,
+            rules,
+        }
     }
 }
 
@@ -300,24 +326,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn as_if_every_packet_were_the_first(
-        steps in steps(), tunnel: bool, overlay: bool, in_udp: bool, leaves_checksums: bool,
-    ) {
-        let options = Options { tunnel, in_udp: overlay && in_udp, leaves_checksums, ..Options::default() };
-        let (policy, guests, rules) = world(overlay);
-        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
-        compare(&policy, &options, &guests, &rules, &steps);
+    fn as_if_every_packet_were_the_first(steps in steps(), ways: [bool; 4]) {
+        compare(&World::of(ways), &steps);
     }
 
     /// Whatever was found for the packets before it.
     #[test]
-    fn a_burst_is_as_good_as_its_packets(
-        steps in steps(), tunnel: bool, overlay: bool, in_udp: bool, leaves_checksums: bool,
-    ) {
-        let options = Options { tunnel, in_udp: overlay && in_udp, leaves_checksums, ..Options::default() };
-        let (policy, guests, rules) = world(overlay);
-        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
-        compare_bursts(&policy, &options, &guests, &rules, &steps);
+    fn a_burst_is_as_good_as_its_packets(steps in steps(), ways: [bool; 4]) {
+        compare_bursts(&World::of(ways), &steps);
     }
 }
 

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use etcd_client::{Client, Compare, CompareOp, GetOptions, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 use guestseal_rules::load::{FileErrors, Source, parse};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -17,7 +17,7 @@ use crate::control::config::{ConfigError, Handed, HostConfig, Overrides, read};
 use crate::control::supervise::chain;
 
 use super::config::{EtcdConfig, EtcdError, RawEtcd};
-use super::policy::{self, LARGEST, MOST, POLICY, PolicyFiles, PolicyFilesError};
+use super::policy::{self, LARGEST, PolicyFiles, PolicyFilesError};
 use super::session::{Ended, INVALID_ARGUMENT, PERMISSION_DENIED, call, is};
 
 /// How long etcd may take for all that is asked of it. A start waits no longer.
@@ -94,7 +94,11 @@ struct OnlyEtcd {
     etcd: Option<Spanned<RawEtcd>>,
 }
 
-fn etcd_of(path: &Path) -> Result<EtcdConfig, PolicyError> {
+/// The part for etcd of a host's file, or of an operator's.
+///
+/// # Errors
+/// If there is none, or something is wrong in it.
+pub fn etcd_of(path: &Path) -> Result<EtcdConfig, PolicyError> {
     let source = read(path)?;
     let raw: OnlyEtcd = parse(&source).map_err(ConfigError::from)?;
     let raw = raw.etcd.ok_or_else(|| PolicyError::NoEtcd(path.to_owned()))?;
@@ -136,7 +140,7 @@ impl PolicyError {
                 .map_or("whoever shows no user", |(user, _)| user);
             return Self::Denied {
                 who: who.to_owned(),
-                at: format!("{}/{POLICY}", etcd.prefix),
+                at: policy::at(etcd),
             };
         }
         if is(ended, INVALID_ARGUMENT) {
@@ -147,11 +151,11 @@ impl PolicyError {
     }
 }
 
-/// The policy's files, as the loader will read them from etcd; `path` has the part for etcd.
+/// The policy's files, as the loader will read them from etcd.
 ///
 /// # Errors
 /// If they cannot be there.
-pub fn gather(path: &Path, sources: &[Source]) -> Result<(PolicyFiles, Vec<Source>), PolicyError> {
+pub fn gather(etcd: &EtcdConfig, sources: &[Source]) -> Result<(PolicyFiles, Vec<Source>), PolicyError> {
     let name = |source: &Source| {
         let name = Path::new(&source.name).file_name();
         name.unwrap_or_default().to_string_lossy().into_owned()
@@ -164,7 +168,7 @@ pub fn gather(path: &Path, sources: &[Source]) -> Result<(PolicyFiles, Vec<Sourc
         .iter()
         .map(|(name, text)| (name.as_bytes(), text.as_bytes()));
     let files = PolicyFiles::new("", named)?;
-    let sources = files.sources(&etcd_of(path)?.prefix);
+    let sources = files.sources(&etcd.prefix);
     Ok((files, sources))
 }
 
@@ -172,16 +176,14 @@ pub fn gather(path: &Path, sources: &[Source]) -> Result<(PolicyFiles, Vec<Sourc
 ///
 /// # Errors
 /// See [`PolicyError`]; then nothing was written, unless etcd did not answer.
-pub fn push(path: &Path, files: &PolicyFiles) -> Result<i64, PolicyError> {
-    let etcd = etcd_of(path)?;
-    let at = format!("{}/{POLICY}", etcd.prefix);
-    ask(&etcd, async |client| {
-        let limit = i64::try_from(MOST).unwrap_or(i64::MAX).saturating_add(1);
-        let options = GetOptions::new().with_prefix().with_keys_only().with_limit(limit);
+pub fn push(etcd: &EtcdConfig, files: &PolicyFiles) -> Result<i64, PolicyError> {
+    let at = policy::at(etcd);
+    ask(etcd, async |client| {
+        let options = policy::all().with_keys_only();
         let mut kv = client.kv_client().max_decoding_message_size(LARGEST);
         let there = call(kv.get(at.clone(), Some(options)))
             .await
-            .map_err(|ended| PolicyError::of(&ended, &etcd))?;
+            .map_err(|ended| PolicyError::of(&ended, etcd))?;
         if there.more() {
             return Err(PolicyFilesError::TooMany.into());
         }
@@ -201,7 +203,7 @@ pub fn push(path: &Path, files: &PolicyFiles) -> Result<i64, PolicyError> {
             .and_then(new.chain(old).collect::<Vec<_>>());
         let answer = call(kv.txn(txn))
             .await
-            .map_err(|ended| PolicyError::of(&ended, &etcd))?;
+            .map_err(|ended| PolicyError::of(&ended, etcd))?;
         if !answer.succeeded() {
             return Err(PolicyError::Overtaken);
         }
@@ -235,13 +237,13 @@ pub fn take(path: &Path, overrides: &Overrides) -> Result<HostConfig, PolicyErro
 /// See [`PolicyError`]; then what was kept before still is.
 pub fn pull(path: &Path, overrides: &Overrides) -> Result<HostConfig, PolicyError> {
     let config = take(path, overrides)?;
-    let kept = config.origin.policy.iter();
-    let mut kept = kept.map(|policy| policy.keep(&config.state_directory));
-    kept.try_for_each(|kept| kept)
-        .map_err(|source| PolicyError::Keep {
+    if let Some(files) = &config.origin.policy {
+        let kept = files.keep(&config.state_directory);
+        kept.map_err(|source| PolicyError::Keep {
             path: policy::kept_at(&config.state_directory),
             source,
         })?;
+    }
     Ok(config)
 }
 

@@ -18,9 +18,9 @@ use super::config::EtcdConfig;
 use super::session::{Ended, OUT_OF_RANGE, RESOURCE_EXHAUSTED, call, is};
 
 /// The policy's files are under this.
-pub(super) const POLICY: &str = "policy/";
+const POLICY: &str = "policy/";
 /// Files, bytes of all of them with their names, and of one name. So many can be put, and as many others taken away, in one of etcd's transactions.
-pub(super) const MOST: usize = 64;
+const MOST: usize = 64;
 pub(super) const LARGEST: usize = 8 << 20;
 const LONGEST_NAME: usize = 128;
 
@@ -148,19 +148,28 @@ fn is_name(name: &str) -> bool {
         && stem.is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.'))
 }
 
+/// Where the policy's files are.
+pub(super) fn at(config: &EtcdConfig) -> String {
+    format!("{}/{POLICY}", config.prefix)
+}
+
+/// They and one more, which would be too many.
+pub(super) fn all() -> GetOptions {
+    let limit = i64::try_from(MOST).unwrap_or(i64::MAX).saturating_add(1);
+    GetOptions::new().with_prefix().with_limit(limit)
+}
+
 /// What etcd has under the prefix now.
 pub(super) async fn read(
     config: &EtcdConfig,
     client: &Client,
 ) -> Result<Result<PolicyFiles, PolicyFilesError>, Ended> {
-    let at = format!("{}/{POLICY}", config.prefix);
+    let at = at(config);
     // Names and the like come on top of what counts.
     let mut kv = client
         .kv_client()
         .max_decoding_message_size(LARGEST + LARGEST / 8);
-    let limit = i64::try_from(MOST).unwrap_or(i64::MAX).saturating_add(1);
-    let options = GetOptions::new().with_prefix().with_limit(limit);
-    let answer = match call(kv.get(at.clone(), Some(options))).await {
+    let answer = match call(kv.get(at.clone(), Some(all()))).await {
         Err(error) if is(&error, OUT_OF_RANGE) || is(&error, RESOURCE_EXHAUSTED) => {
             return Ok(Err(PolicyFilesError::TooLarge));
         }
