@@ -61,6 +61,10 @@ pub struct Options {
     /// AEAD engines, each in turn; all that can run here if none is named
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
     engine: Vec<Choice>,
+    /// Whether packets arrive with a head, so that they are sealed in the frame that they came in; both ways are measured one after
+    /// the other if both are named
+    #[arg(long, value_delimiter = ',', default_values_t = [false], value_name = "BOOL", action = clap::ArgAction::Set)]
+    in_place: Vec<bool>,
     /// Bursts of 64 packets timed for each case
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     bursts: u32,
@@ -78,6 +82,7 @@ struct Case {
     flows: u32,
     sas: u32,
     frames: u32,
+    in_place: bool,
 }
 
 /// One direction of one case.
@@ -93,6 +98,8 @@ struct Row {
     /// Frames of the UMEM.
     frames: u32,
     huge_pages: bool,
+    /// Whether it was sealed in the frame that it came in.
+    in_place: bool,
     engine: &'static str,
     cycles_per_packet: f64,
     /// A quarter of the bursts took less than the first, a quarter more than the second.
@@ -111,7 +118,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
     let plan = plan(options);
     if !options.json {
         println!(
-            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>9} {:>14} {:>14}  by stage",
+            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>8} {:>9} {:>14} {:>14}  by stage",
             "direction",
             "network",
             "size",
@@ -119,6 +126,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
             "flows",
             "sas",
             "frames",
+            "in place",
             "engine",
             "cycles/packet",
             "cipher alone"
@@ -140,11 +148,14 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
             eprintln!("pipeline: case {} of {}", number + 1, plan.len());
         }
         for engine in &engines {
-            for row in measure(engine, case, &rules, options.bursts, options.slow_down)? {
-                if !options.json {
-                    println!("{row}");
+            for &in_place in &options.in_place {
+                let case = Case { in_place, ..*case };
+                for row in measure(engine, &case, &rules, options.bursts, options.slow_down)? {
+                    if !options.json {
+                        println!("{row}");
+                    }
+                    rows.push(row);
                 }
-                rows.push(row);
             }
         }
         compiled = Some((case.network, case.rules, case.sas, rules));
@@ -169,6 +180,7 @@ pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
                 flows,
                 sas,
                 frames: 1024,
+                in_place: false,
             };
             for row in measure(&engine, &case, &compiled, 500, 0.0)? {
                 let value = serde_json::to_value(&row);
@@ -195,6 +207,7 @@ fn plan(options: &Options) -> Vec<Case> {
             flows: u32::max(flows, sas),
             sas,
             frames,
+            in_place: false,
         };
         options.size.iter().map(case)
     };
@@ -238,7 +251,7 @@ impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>9} {:>14.0} {:>14.0} ",
+            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>8} {:>9} {:>14.0} {:>14.0} ",
             self.direction,
             self.network,
             self.size,
@@ -246,6 +259,7 @@ impl std::fmt::Display for Row {
             self.flows,
             self.sas,
             self.frames,
+            self.in_place,
             self.engine,
             self.cycles_per_packet,
             self.cipher_cycles_per_packet
@@ -287,6 +301,9 @@ fn measure(
         Host::new(rules, 0, rotation, engine)?,
         Host::new(rules, 1, rotation, engine)?,
     );
+    if case.in_place {
+        one.guest.set_head(case.network.head());
+    }
     let mut cipher = Cipher::new(engine, case.network, case.size, case.sas, rotation, clock.clone())?;
     let timed_engine = Arc::new(TimedEngine::new(engine, clock.clone()));
     let mut packets = Packets::new(case.size, case.flows, case.sas);
@@ -362,6 +379,7 @@ fn measure(
         sas: case.sas,
         frames: case.frames,
         huge_pages: one.huge_pages(),
+        in_place: case.in_place && direction == "outbound",
         engine: engine.name(),
         quartiles: [1, 3].map(|quarter| per_packet(quantile(packet.clone(), quarter))),
         cycles_per_packet: per_packet(median(packet)),
@@ -424,10 +442,11 @@ mod tests {
     #[test]
     fn every_kind_of_case_is_carried() {
         let engine = choose(Choice::AesGcm).unwrap().engine;
-        for (network, rules, sas, flows, frames) in [
-            (Network::Flat, 10, 1, 1000, 1024),
-            (Network::Vxlan, 40, 20, 100, 1024),
-            (Network::Geneve, 2, 1, 1, 2048),
+        for (network, rules, sas, flows, frames, in_place) in [
+            (Network::Flat, 10, 1, 1000, 1024, false),
+            (Network::Flat, 2, 1, 1, 1024, true),
+            (Network::Vxlan, 40, 20, 100, 1024, true),
+            (Network::Geneve, 2, 1, 1, 2048, false),
         ] {
             let case = Case {
                 network,
@@ -436,6 +455,7 @@ mod tests {
                 flows,
                 sas,
                 frames,
+                in_place,
             };
             let rows = measure(&engine, &case, &Rules::new(network, rules, sas).unwrap(), 20, 0.0).unwrap();
             for (row, stage) in rows.iter().zip(["seal", "open"]) {

@@ -212,6 +212,7 @@ impl Opener<'_> {
                 ring_size: self.ring_size,
                 fill_level: self.fill_level,
                 zero_copy: self.zero_copy,
+                head: 0,
                 holder,
                 first,
             },

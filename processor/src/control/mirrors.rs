@@ -217,6 +217,7 @@ impl Sender {
                 ring_size: FRAMES,
                 fill_level: 0,
                 zero_copy: false,
+                head: 0,
                 holder: 1,
                 first: true,
             },

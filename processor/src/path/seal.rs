@@ -2,7 +2,8 @@
 //! the datagrams of an overlay between the hosts.
 //!
 //! Reads each descriptor's SA slot and frame; writes the sealed packet into a fresh frame (the cipher's pass over the
-//! bytes is the move) or a drop reason. A sequence number is taken only once nothing else can fail.
+//! bytes is the move), or into the frame that came, if that has a head of just as many bytes as go in front, or a drop
+//! reason. A sequence number is taken only once nothing else can fail.
 //! Never allocates. RFC 4303 3.3, RFC 4106, RFC 4543, RFC 3948.
 
 use arrayvec::ArrayVec;
@@ -77,6 +78,8 @@ struct Plan {
     start: usize,
     /// What stands in front of it.
     before: Before,
+    /// Whether the sealed packet begins where the kernel has the frame begin, so that no fresh one is needed.
+    in_place: bool,
 }
 
 /// The headers in front of ESP.
@@ -124,7 +127,7 @@ pub fn seal(
     // By the number of the fresh frame.
     let mut overwritten = ArrayVec::<(usize, Overwritten), BATCH>::new();
     let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
-    let mut rooms = fresh.iter_mut().zip(&mut additional);
+    let (mut rooms, mut additional) = (fresh.iter_mut(), additional.iter_mut());
     // Packets of a burst mostly go the same way: their headers are made once for as many as follow one another.
     let mut last: Option<(Place, Outer)> = None;
     for (position, descriptor) in (0u16..).zip(batch.iter_mut()) {
@@ -141,7 +144,7 @@ pub fn seal(
         };
         let planned = plan(descriptor, (place, sa), &mut last, tables, &umem);
         let planned = planned.and_then(|plan| match rooms.len() {
-            0 => Err(DropReason::NoFrame),
+            0 if !plan.in_place => Err(DropReason::NoFrame),
             _ => Ok((plan, sa.sequence.take()?)),
         });
         let (plan, taken) = match planned {
@@ -152,11 +155,20 @@ pub fn seal(
                 continue;
             }
         };
-        let Some((frame, additional)) = rooms.next() else {
-            unreachable!("there was one a moment ago")
+        let Some(additional) = additional.next() else {
+            unreachable!("one for each packet")
         };
         count(sa, plan.outer_length);
         let outer = last.as_ref().map(|(_, outer)| outer);
+        if plan.in_place {
+            jobs.push(job_in_place(
+                descriptor, &plan, sa, taken, outer, additional, &umem,
+            ));
+            continue;
+        }
+        let Some(frame) = rooms.next() else {
+            unreachable!("there was one a moment ago")
+        };
         let number = sealed.len();
         let note = |one| overwritten.push((number, one));
         jobs.push(job(
@@ -279,6 +291,11 @@ fn plan(
         .unwrap_or_default();
     let trailer = esp::write_trailer(room, payload, next_header).ok_or(DropReason::TooLong)?;
     umem.set_length(&mut descriptor.frame, end + trailer);
+    let in_front = (esp::HEADER + start + front).checked_sub(from);
+    let in_place = descriptor.frame.head() > 0
+        && in_front == Some(descriptor.frame.head())
+        && sa.protection == Protection::Encrypt
+        && umem.room_mut(&mut descriptor.frame).len() >= end + trailer + esp::TAG;
     Ok(Plan {
         from,
         front,
@@ -286,6 +303,7 @@ fn plan(
         outer_length,
         start,
         before,
+        in_place,
     })
 }
 
@@ -323,23 +341,11 @@ fn job<'a>(
         unreachable!("the length was checked")
     };
     let (before, behind) = room.split_at_mut(start);
-    match (plan.before, outer) {
-        (Before::Own, _) => write_transport_headers(before, packet, source, outer_length),
-        (Before::Hosts, Some(outer)) => outer.write(before, esp::ESP, packet.traffic_class, outer_length),
-        (Before::HostsAndUdp(source), Some(outer)) => {
-            let length = udp::HEADER + outer_length;
-            outer.write(before, transport::UDP, packet.traffic_class, length);
-            before[outer.length()..].copy_from_slice(esp::in_udp(source, length as u16).as_bytes());
-        }
-        (Before::Hosts | Before::HostsAndUdp(_), None) => unreachable!("the plan has made them"),
+    if let Before::Own = plan.before {
+        copy_headers(before, &source[..start]);
     }
-    let header = esp::Header {
-        spi: sa.spi.get().into(),
-        sequence: (number as u32).into(),
-        iv: number.into(),
-    };
-    behind[..esp::HEADER].copy_from_slice(header.as_bytes());
-    *additional = self::additional(&header, number, sa.esn);
+    write_before(before, plan, packet, outer);
+    *additional = write_esp(behind, sa, number);
     let additional = authenticated(additional, sa.esn);
     let source = &source[from..from + length];
     let (additional, buffers) = match sa.protection {
@@ -361,6 +367,77 @@ fn job<'a>(
         buffers,
         tag,
     }
+}
+
+/// Writes what stands in front of the payload into the head of the frame that came; gives what the engine is to do there.
+#[inline]
+fn job_in_place<'a>(
+    descriptor: &'a mut Descriptor,
+    plan: &Plan,
+    sa: &'a OutboundSa,
+    (number, nonce): (u64, Nonce),
+    outer: Option<&Outer>,
+    additional: &'a mut [u8; 12],
+    umem: &'a Umem,
+) -> SealJob<'a> {
+    let start = plan.start;
+    let Descriptor { frame, packet, .. } = descriptor;
+    let head = frame.head();
+    umem.take_head(frame);
+    umem.set_length(frame, start + plan.outer_length);
+    let room = umem.room_mut(frame);
+    if let Before::Own = plan.before {
+        room.copy_within(head..head + start, 0);
+    }
+    let (before, behind) = room.split_at_mut(start);
+    write_before(before, plan, packet, outer);
+    *additional = write_esp(behind, sa, number);
+    let (text, rest) = behind[esp::HEADER..].split_at_mut(plan.length);
+    let Some(tag) = rest.first_chunk_mut() else {
+        unreachable!("the length was checked")
+    };
+    SealJob {
+        key: &sa.key,
+        nonce,
+        additional: authenticated(additional, sa.esn),
+        buffers: Buffers::InPlace(text),
+        tag,
+    }
+}
+
+/// Writes the headers in front of ESP; the guest's own are there already, and say what follows them (RFC 4303 3.1.1).
+#[inline]
+fn write_before(before: &mut [u8], plan: &Plan, packet: &Packet, outer: Option<&Outer>) {
+    let outer_length = plan.outer_length;
+    match (plan.before, outer) {
+        (Before::Own, _) => {
+            let ip = &mut before[usize::from(packet.l3_offset)..];
+            if packet.ethertype == ethernet::IPV4 {
+                ip4::rewrite(ip, (ip.len() + outer_length) as u16, esp::ESP);
+            } else {
+                ip6::rewrite(ip, outer_length as u16, esp::ESP);
+            }
+        }
+        (Before::Hosts, Some(outer)) => outer.write(before, esp::ESP, packet.traffic_class, outer_length),
+        (Before::HostsAndUdp(source), Some(outer)) => {
+            let length = udp::HEADER + outer_length;
+            outer.write(before, transport::UDP, packet.traffic_class, length);
+            before[outer.length()..].copy_from_slice(esp::in_udp(source, length as u16).as_bytes());
+        }
+        (Before::Hosts | Before::HostsAndUdp(_), None) => unreachable!("the plan has made them"),
+    }
+}
+
+/// Writes the ESP header; gives what of it is authenticated.
+#[inline]
+fn write_esp(room: &mut [u8], sa: &OutboundSa, number: u64) -> [u8; 12] {
+    let header = esp::Header {
+        spi: sa.spi.get().into(),
+        sequence: (number as u32).into(),
+        iv: number.into(),
+    };
+    room[..esp::HEADER].copy_from_slice(header.as_bytes());
+    additional(&header, number, sa.esn)
 }
 
 /// The part that ESP wraps.
@@ -391,19 +468,6 @@ fn inside(packet: &Packet, mode: Mode) -> Result<Inside, DropReason> {
         front,
         next_header,
     })
-}
-
-/// The guest's own headers, with ESP as what follows (RFC 4303 3.1.1).
-#[inline]
-fn write_transport_headers(front: &mut [u8], packet: &Packet, frame: &[u8], esp_length: usize) {
-    copy_headers(front, &frame[..front.len()]);
-    let l3 = usize::from(packet.l3_offset);
-    let ip = &mut front[l3..];
-    if packet.ethertype == ethernet::IPV4 {
-        ip4::rewrite(ip, (ip.len() + esp_length) as u16, esp::ESP);
-    } else {
-        ip6::rewrite(ip, esp_length as u16, esp::ESP);
-    }
 }
 
 /// Copies headers; those of IPv4 without tags and options, as they nearly always are, by a few moves in line.

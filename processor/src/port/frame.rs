@@ -10,7 +10,9 @@ pub struct Frame {
     /// Offset of the first byte of data from the start of the UMEM.
     pub(in crate::port) address: u64,
     /// Bytes of data.
-    pub(in crate::port) length: u32,
+    pub(in crate::port) length: u16,
+    /// Bytes in front of the data that an XDP program has made room with: that far in front the kernel has the frame begin.
+    pub(in crate::port) head: u16,
     /// The UMEM that the address belongs to.
     pub(in crate::port) umem: u32,
 }
@@ -24,6 +26,13 @@ impl Frame {
         reason = "an empty frame is one that was not written yet, not a state"
     )]
     pub fn len(&self) -> usize {
-        self.length as usize
+        self.length.into()
+    }
+
+    /// Bytes in front of the data that an XDP program has made for headers. What is sent begins in front of them.
+    #[inline]
+    #[must_use]
+    pub fn head(&self) -> usize {
+        self.head.into()
     }
 }

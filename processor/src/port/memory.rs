@@ -15,6 +15,7 @@ use super::{Burst, Held, KernelDrops, Port};
 /// The port's ends of the rings.
 #[derive(Debug)]
 pub struct MemoryPort {
+    umem: Arc<Umem>,
     fill: Producer<Frame>,
     receive: Consumer<Frame>,
     transmit: Producer<Frame>,
@@ -34,7 +35,11 @@ pub struct Device {
     completion: Producer<Frame>,
     /// Sent and not completed yet.
     sent: VecDeque<Frame>,
+    head: u16,
 }
+
+/// What is in a frame's head when it arrives: never to be seen again.
+pub const STALE: u8 = 0xa5;
 
 impl MemoryPort {
     /// A port that keeps up to `fill_level` frames to receive into and has room to transmit `transmit_room`, and the
@@ -46,6 +51,7 @@ impl MemoryPort {
         let (transmit, device_transmit) = RingBuffer::new(transmit_room);
         let (device_completion, completion) = RingBuffer::new(transmit_room);
         let port = Self {
+            umem: Arc::clone(&umem),
             fill,
             receive,
             transmit,
@@ -61,32 +67,43 @@ impl MemoryPort {
             transmit: device_transmit,
             completion: device_completion,
             sent: VecDeque::with_capacity(transmit_room),
+            head: 0,
         };
         (port, device)
     }
 }
 
 impl Device {
+    /// Puts a head of so many bytes in front of every packet from here on, as an XDP program does.
+    pub fn set_head(&mut self, head: u16) {
+        self.head = head;
+    }
+
     /// Lets a packet arrive at `arrival` (ns of `CLOCK_MONOTONIC`). Returns false, and drops it, if the fill ring is
     /// empty or the packet is longer than a frame.
     pub fn arrive(&mut self, packet: &[u8], arrival: u64) -> bool {
-        if packet.len() > self.umem.room() {
+        let head = usize::from(self.head);
+        if head + packet.len() > self.umem.room() {
             return false;
         }
         let Ok(mut frame) = self.fill.pop() else {
             return false;
         };
         self.umem.reset(&mut frame);
-        self.umem.room_mut(&mut frame)[..packet.len()].copy_from_slice(packet);
-        self.umem.set_length(&mut frame, packet.len());
+        let (front, rest) = self.umem.room_mut(&mut frame).split_at_mut(head);
+        front.fill(STALE);
+        rest[..packet.len()].copy_from_slice(packet);
+        self.umem.set_length(&mut frame, head + packet.len());
+        self.umem.skip_head(&mut frame, self.head);
         self.umem.set_stamp(&mut frame, arrival);
         self.receive.push(frame).is_ok()
     }
 
-    /// The oldest packet that leaves, copied out. Its frame stays with the device until [`Device::complete`].
+    /// The oldest packet that leaves, copied out from where the kernel would have its frame begin. The frame stays with the
+    /// device until [`Device::complete`].
     pub fn leave(&mut self) -> Option<Vec<u8>> {
         let frame = self.transmit.pop().ok()?;
-        let packet = self.umem.bytes(&frame).to_vec();
+        let packet = self.umem.with_front(&frame, frame.head())?[..frame.len()].to_vec();
         self.sent.push_back(frame);
         Some(packet)
     }
@@ -132,11 +149,12 @@ impl Port for MemoryPort {
         }
     }
 
-    fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn transmit(&mut self, mut frame: Frame) -> Result<(), Frame> {
         // Sent and not completed counts too, as on a device.
         if self.held.transmit == self.transmit_room {
             return Err(frame);
         }
+        self.umem.close_head(&mut frame);
         match self.transmit.push(frame) {
             Ok(()) => {
                 self.held.transmit += 1;

@@ -108,7 +108,7 @@ pub enum UmemError {
 
 /// What only the owner of a frame may touch besides its bytes.
 struct Slot {
-    /// The kernel's descriptor of the frame; its address is always that of the frame's data.
+    /// The kernel's descriptor of the frame; its address is that of the frame's data, less the frame's head.
     descriptor: UnsafeCell<FrameDesc>,
     /// The port that the kernel holds the frame for; 0 if user space has it. Read by [`Umem::held_by`] after that
     /// port's socket is closed.
@@ -271,6 +271,7 @@ impl Umem {
             .map(|chunk| Frame {
                 address: chunk * u64::from(shape.frame_size) + HEADROOM as u64,
                 length: 0,
+                head: 0,
                 umem: id,
             })
             .collect();
@@ -314,12 +315,7 @@ impl Umem {
         assert!(frame.umem == self.id, "a frame of another UMEM");
         // SAFETY: address and length lie within one chunk of this UMEM (kept by every maker of a Frame and by
         // `set_length`); the borrow of the only handle of this chunk excludes a writer.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.base.as_ptr().add(frame.address as usize),
-                frame.length as usize,
-            )
-        }
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(frame.address as usize), frame.len()) }
     }
 
     /// All bytes from the start of the frame's data to the end of its chunk, for writing.
@@ -344,7 +340,7 @@ impl Umem {
         Some(unsafe {
             std::slice::from_raw_parts(
                 self.base.as_ptr().add(frame.address as usize - front),
-                front + frame.length as usize,
+                front + frame.len(),
             )
         })
     }
@@ -376,7 +372,42 @@ impl Umem {
             frame.umem == self.id && length <= self.frame_size - self.offset(frame),
             "data beyond the frame"
         );
-        frame.length = length as u32;
+        frame.length = length as u16;
+    }
+
+    /// Makes the frame's head part of its data: they begin where the kernel has the frame begin. The bytes of the head are
+    /// whatever they were, and the caller writes all of them.
+    #[inline]
+    pub fn take_head(&self, frame: &mut Frame) {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        frame.address -= u64::from(frame.head);
+        frame.length += frame.head;
+        frame.head = 0;
+    }
+
+    /// Moves the frame's data to where the kernel has the frame begin, so that no byte of the head is sent.
+    #[inline]
+    pub(super) fn close_head(&self, frame: &mut Frame) {
+        if frame.head > 0 {
+            let (head, length) = (frame.head(), frame.len());
+            self.take_head(frame);
+            self.room_mut(frame).copy_within(head..head + length, 0);
+            self.set_length(frame, length);
+        }
+    }
+
+    /// Takes the first bytes of a received frame out of its data: they are the head that the XDP program has put there.
+    ///
+    /// A frame that has not so many is nothing that the program has handed over, and has no data.
+    #[inline]
+    pub(super) fn skip_head(&self, frame: &mut Frame, head: u16) {
+        assert!(frame.umem == self.id, "a frame of another UMEM");
+        if let Some(length) = frame.length.checked_sub(head) {
+            frame.address += u64::from(head);
+            (frame.length, frame.head) = (length, head);
+        } else {
+            frame.length = 0;
+        }
     }
 
     /// Makes the frame empty, with its data at the fresh place.
@@ -384,10 +415,10 @@ impl Umem {
     pub(super) fn reset(&self, frame: &mut Frame) {
         let chunk = self.chunk(frame);
         let address = (chunk * self.frame_size + HEADROOM) as u64;
-        if frame.address != address {
+        if frame.address != address || frame.head != 0 {
             // SAFETY: the frame's owner is the only one to touch its slot.
             unsafe { *self.slots[chunk].descriptor.get() = self.fresh[chunk] };
-            frame.address = address;
+            (frame.address, frame.head) = (address, 0);
         }
         frame.length = 0;
     }
@@ -433,7 +464,8 @@ impl Umem {
 
     /// Turns a frame into the kernel's descriptor of it: from here on the kernel owns the frame, for `holder`.
     #[inline]
-    pub(super) fn lend(&self, frame: Frame, holder: u16) -> FrameDesc {
+    pub(super) fn lend(&self, mut frame: Frame, holder: u16) -> FrameDesc {
+        self.close_head(&mut frame);
         let chunk = self.chunk(&frame);
         // SAFETY: `frame` is the only handle of this chunk, and it ends here.
         let mut descriptor = unsafe { *self.slots[chunk].descriptor.get() };
@@ -442,7 +474,7 @@ impl Umem {
             // SAFETY: the descriptor is of this UMEM and its frame is ours until it is produced; only the length is set.
             unsafe { umem.data_mut(&mut descriptor) }
                 .cursor()
-                .set_pos(frame.length as usize);
+                .set_pos(frame.len());
         }
         self.slots[chunk].holder.store(holder, Ordering::Relaxed);
         descriptor
@@ -456,7 +488,8 @@ impl Umem {
         let address = descriptor.addr() as u64;
         let frame = Frame {
             address,
-            length: descriptor.lengths().data() as u32,
+            length: descriptor.lengths().data() as u16,
+            head: 0,
             umem: self.id,
         };
         let chunk = self.chunk(&frame);
@@ -537,6 +570,36 @@ mod tests {
         assert!(umem.with_front(frame, HEADROOM + 1).is_none());
         assert!(umem.room_with_front_mut(frame, HEADROOM + 1).is_none());
         assert!(umem.bytes(&frames[0]).is_empty());
+    }
+
+    #[test]
+    fn a_head_is_in_front_of_the_data_until_it_is_taken_or_closed() {
+        let (umem, mut frames) = Umem::memory(shape()).unwrap();
+        let frame = &mut frames[1];
+        let arrive = |frame: &mut Frame| {
+            umem.reset(frame);
+            // As a driver in zero-copy mode: the data are where they would be without a head.
+            frame.address -= 4;
+            umem.room_mut(frame)[..7].copy_from_slice(&[9, 9, 9, 9, 1, 2, 3]);
+            umem.set_length(frame, 7);
+            umem.skip_head(frame, 4);
+            assert_eq!((umem.bytes(frame), frame.head()), (&[1, 2, 3][..], 4));
+        };
+        arrive(frame);
+        umem.close_head(frame);
+        assert_eq!((umem.bytes(frame), frame.head()), (&[1, 2, 3][..], 0));
+        assert_eq!(umem.room_mut(frame).len(), umem.room() + 4);
+        arrive(frame);
+        umem.take_head(frame);
+        assert_eq!((umem.bytes(frame), frame.head()), (&[9, 9, 9, 9, 1, 2, 3][..], 0));
+        arrive(frame);
+        umem.reset(frame);
+        umem.close_head(frame);
+        assert_eq!((frame.len(), umem.room_mut(frame).len()), (0, umem.room()));
+        // Less than the program hands over.
+        umem.set_length(frame, 3);
+        umem.skip_head(frame, 4);
+        assert_eq!((frame.len(), frame.head()), (0, 0));
     }
 
     #[test]

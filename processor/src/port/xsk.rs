@@ -60,6 +60,8 @@ pub struct XskConfig {
     pub fill_level: u32,
     /// Zero-copy or copy. The kernel gives all sockets of one UMEM the mode of the first.
     pub zero_copy: bool,
+    /// Bytes that the XDP program puts in front of every packet that is received.
+    pub head: u16,
     /// A number of its own for every port ever opened on this UMEM, not 0.
     pub holder: u16,
     /// Whether this is the first socket on its UMEM: the kernel keeps it until the UMEM goes.
@@ -126,6 +128,7 @@ pub struct XskPort {
     fill: FillQueue,
     completion: CompQueue,
     umem: Arc<Umem>,
+    head: u16,
     holder: u16,
     ring_size: u32,
     fill_level: usize,
@@ -220,6 +223,7 @@ impl XskPort {
             fill,
             completion,
             umem: Arc::clone(umem),
+            head: config.head,
             holder: config.holder,
             ring_size: config.ring_size,
             fill_level: config.fill_level.min(config.ring_size) as usize,
@@ -278,7 +282,9 @@ impl Port for XskPort {
         // SAFETY: `scratch` takes descriptors of this UMEM, which the kernel has given up.
         let count = unsafe { self.rx.consume(&mut self.scratch[..room]) };
         for descriptor in &self.scratch[..count] {
-            burst.push(self.umem.regain(*descriptor));
+            let mut frame = self.umem.regain(*descriptor);
+            self.umem.skip_head(&mut frame, self.head);
+            burst.push(frame);
         }
         self.held.receive -= count;
     }

@@ -7,6 +7,7 @@ mod anti_spoofing;
 mod events_hold;
 mod frames_are_conserved;
 mod hostile_wire;
+mod in_place;
 mod key_of_rule;
 mod known_flows;
 mod no_allocation;
