@@ -97,13 +97,13 @@ impl FlowCache {
         let groups = facts.chunks(GROUP).zip(decisions.chunks_mut(GROUP));
         for ((facts, decisions), first) in groups.zip((0u32..).step_by(GROUP)) {
             let asked = self.classify_group(rules, facts, decisions);
-            looked_up |= u64::from(asked).checked_shl(first).unwrap_or(0);
+            looked_up |= asked.checked_shl(first).unwrap_or(0);
         }
         looked_up
     }
 
     #[inline]
-    fn classify_group(&mut self, rules: &Ruleset, facts: &[Facts], decisions: &mut [Decision]) -> u32 {
+    fn classify_group(&mut self, rules: &Ruleset, facts: &[Facts], decisions: &mut [Decision]) -> u64 {
         let mut asked = Asked::default();
         for ((number, facts), decision) in (0u8..).zip(facts).zip(decisions.iter_mut()) {
             let key = key(facts, self.generation);
@@ -145,7 +145,7 @@ impl FlowCache {
         facts: &[Facts],
         decisions: &mut [Decision],
         asked: &Asked,
-    ) -> u32 {
+    ) -> u64 {
         let mut looked_up = 0;
         let packets = asked.packets.iter();
         let questions: ArrayVec<Facts, GROUP> =

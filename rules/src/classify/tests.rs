@@ -658,6 +658,7 @@ fn thousands_of_rules_are_read_in_order() {
         flows: &flows,
     };
     let mut rules_met = std::collections::BTreeSet::new();
+    let (mut all, mut expected) = (Vec::new(), Vec::new());
     for number in 0..2000 {
         let mut facts = any_facts().new_tree(&mut runner).unwrap().current();
         if facts.ports == Ports::None && facts.icmp.is_none() {
@@ -668,7 +669,12 @@ fn thousands_of_rules_are_read_in_order() {
         if let Verdict::Matched { rule, .. } = decision.verdict {
             rules_met.insert(rule);
         }
+        all.push(facts);
+        expected.push(decision);
     }
+    let mut together = vec![Decision::UNMATCHED; all.len()];
+    ruleset.classify_all(&all, &mut together);
+    assert!(together == expected);
     assert!(
         rules_met.len() > 100 && *rules_met.last().unwrap() > RuleIndex(512),
         "{}",

@@ -7,13 +7,13 @@
 
 use arrayvec::ArrayVec;
 
-use crate::compile::rows::{PART, RowId, RowStore, WORD};
+use crate::compile::rows::{PART, Part, RowId, RowStore, WORD};
 use crate::compile::{Class, EntryVerdict, Fixed, Found, Index};
 use crate::facts::{Facts, Party};
 use crate::model::NetworkIndex;
 
 /// Packets of one group.
-pub(crate) const GROUP: usize = 32;
+pub(crate) const GROUP: usize = 64;
 
 /// A row of one of the stores.
 #[derive(Copy, Clone)]
@@ -55,8 +55,15 @@ enum Missing {
     Address([RowId; 2]),
 }
 
+/// What a question's rows have of one part.
+struct Reached<'a, const ROWS: usize> {
+    rows: [[&'a Part; ROWS]; 2],
+    /// Of each way, the words that are in all of its rows.
+    words: [u64; 2],
+}
+
 /// Words that are asked of at a time.
-const ASKED: usize = 64;
+const ASKED: usize = 128;
 
 /// A word of entries of which one may be met.
 struct Asked<'a, const ROWS: usize> {
@@ -194,34 +201,45 @@ impl Index {
         let mut open: [u8; GROUP] = std::array::from_fn(|number| number as u8);
         let mut left = questions.len();
         for part in 0..table.parts {
-            let of_part = |row: &RowOf| stores[row.store as usize].part(row.row, part);
-            let mut words = [[0u64; 2]; GROUP];
-            for (number, words) in open[..left].iter().zip(&mut words) {
+            let mut reached: ArrayVec<Reached<'_, ROWS>, GROUP> = ArrayVec::new();
+            // The ways, of each packet two, in which an entry may be met. No branch: which these are is anybody's guess.
+            let mut hopeful = [0u8; 2 * GROUP];
+            let mut ways = 0;
+            for (number, place) in open[..left].iter().zip(0u8..) {
                 let question = &questions[usize::from(*number)];
-                for (way, word) in question.ways.iter().zip(&mut *words) {
-                    *word = way.iter().fold(u64::MAX, |all, row| all & of_part(row).summary());
-                }
+                let rows = question.ways.each_ref().map(|way| {
+                    way.each_ref()
+                        .map(|row| stores[row.store as usize].part(row.row, part))
+                });
+                let mut words = rows
+                    .each_ref()
+                    .map(|way| way.iter().fold(u64::MAX, |all, row| all & row.summary()));
                 words[1] &= u64::from(question.opening).wrapping_sub(1);
+                for (way, words) in (0u8..).zip(&words) {
+                    hopeful[ways] = 2 * place + way;
+                    ways += usize::from(*words != 0);
+                }
+                reached.push(Reached { rows, words });
             }
             let mut asked: ArrayVec<Asked<'_, ROWS>, ASKED> = ArrayVec::new();
-            for (number, words) in open[..left].iter().zip(&words) {
-                let question = &questions[usize::from(*number)];
-                for (way, word) in question.ways.iter().zip(words) {
-                    let rows = way.each_ref().map(of_part);
-                    let mut rest = *word;
-                    while rest != 0 {
-                        let word = rest.trailing_zeros() as usize;
-                        rest &= rest - 1;
-                        if asked.is_full() {
-                            table.answer(&asked, found);
-                            asked.clear();
-                        }
-                        asked.push(Asked {
-                            packet: question.packet,
-                            first: ((part * PART + word) * WORD) as u32,
-                            rows: rows.map(|row| row.word(word)),
-                        });
+            for hopeful in &hopeful[..ways] {
+                let (place, way) = (usize::from(hopeful / 2), usize::from(hopeful % 2));
+                let question = &questions[usize::from(open[place])];
+                let stores = question.ways[way].map(|row| stores[row.store as usize]);
+                let rows = &reached[place].rows[way];
+                let mut rest = reached[place].words[way];
+                while rest != 0 {
+                    let word = rest.trailing_zeros() as usize;
+                    rest &= rest - 1;
+                    if asked.is_full() {
+                        table.answer(&asked, found);
+                        asked.clear();
                     }
+                    asked.push(Asked {
+                        packet: question.packet,
+                        first: ((part * PART + word) * WORD) as u32,
+                        rows: std::array::from_fn(|row| stores[row].word(rows[row], word)),
+                    });
                 }
             }
             table.answer(&asked, found);

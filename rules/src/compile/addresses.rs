@@ -1,9 +1,10 @@
 //! Addresses to rows: the ranges of all entries cut each family into intervals, in each of which the same entries hold.
 //!
-//! A look-up reads one slot of a table over the 13 bits in which the ranges differ first, which says between which intervals
-//! the address lies, then counts which of them begin before it: of sixteen that stand sixteen apart, then of the sixteen behind the
-//! last of those. Both compare a window of a fixed size, without branches, which the compiler makes wide. A larger table costs more
-//! than it saves: the lines of memory are dearer than the comparisons.
+//! A look-up reads one slot of a table over the 10 bits in which the ranges differ first, then one of the parts that the slot is cut
+//! into, which says between which intervals the address lies, then counts which of these begin before it: it compares a window of a
+//! fixed size, without branches, which the compiler makes wide. A slot has as many parts as it takes for one window to do: where a
+//! tenant's guests are, thousands of intervals begin in one slot, and slots of one size leave a search among those, which costs
+//! more. So does a tree of such windows (20 cycles a packet with all memory hot).
 
 use std::net::IpAddr;
 
@@ -38,21 +39,31 @@ pub(crate) struct AddressTable {
 
 #[derive(Debug)]
 struct Intervals<A> {
-    /// Where each interval begins; the first at 0. The last stands as often as there is room for in its sixteen.
+    /// Where each interval begins; the first at 0. Behind the last is room for a window.
     starts: Vec<A>,
-    /// Every sixteenth of them; behind the last is room for sixteen.
-    sixteenth: Vec<A>,
     nobody: Vec<Roles>,
     alone: Vec<Roles>,
-    /// The interval in which each slot begins; one more than there are slots.
-    slots: Vec<u32>,
+    /// Of one size.
+    slots: Vec<Slot>,
+    /// The interval in which each part of a slot begins; one more than there are parts.
+    parts: Vec<u32>,
     /// The first address of the slots, and bits of an address within a slot.
     window: A,
     shift: u32,
 }
 
-const SLOT_BITS: u32 = 13;
-const STEP: usize = 16;
+/// Where a slot's parts stand, and bits of an address within a part.
+#[derive(Debug)]
+struct Slot {
+    first: u32,
+    shift: u32,
+}
+
+const SLOT_BITS: u32 = 10;
+/// Starts that are compared at once.
+const WINDOW: usize = 16;
+/// For each interval that begins in a slot, it may have up to twice as many parts.
+const PARTS: usize = 2;
 
 impl AddressTable {
     pub(crate) fn build(entries: &[Asked<'_>], store: &mut RowStore, known: &mut Known) -> Self {
@@ -170,89 +181,99 @@ impl<A: Copy + PartialOrd + Into<u128> + TryFrom<u128> + Default> Intervals<A> {
             .unwrap_or(0)
             .checked_shl(span)
             .unwrap_or(0);
-        let count = 1usize << (span - shift);
-        let mut slots = Vec::with_capacity(count + 1);
-        let mut interval = 0;
-        for slot in 0..count as u128 {
+        let (mut slots, mut parts) = (Vec::new(), Vec::new());
+        let mut begun = starts.as_slice();
+        for slot in 0..1u128 << (span - shift) {
             let first = window + (slot << shift);
-            while starts
-                .get(interval + 1)
-                .is_some_and(|start| (*start).into() <= first)
-            {
-                interval += 1;
+            let last = first + ((1u128 << shift) - 1);
+            begun = &begun[begun.partition_point(|start| (*start).into() <= first)..];
+            let within = begun.partition_point(|start| (*start).into() <= last);
+            let before = starts.len() - begun.len() - 1;
+            let (within, offset) = (&begun[..within], |start: &A| (*start).into() - first);
+            // As few parts as leave each to one window, unless that takes too many for the intervals that there are.
+            let most = shift.min(usize::BITS - (PARTS * within.len()).leading_zeros());
+            let fits = |bits: &u32| {
+                let part = |start: &A| offset(start) >> (shift - bits);
+                within
+                    .chunk_by(|one, other| part(one) == part(other))
+                    .all(|part| part.len() <= WINDOW)
+            };
+            let bits = (0..most).find(fits).unwrap_or(most);
+            slots.push(Slot {
+                first: parts.len() as u32,
+                shift: shift - bits,
+            });
+            for part in 0..1u128 << bits {
+                let begins = part << (shift - bits);
+                parts.push((before + within.partition_point(|start| offset(start) <= begins)) as u32);
             }
-            slots.push(interval as u32);
         }
-        slots.push(starts.len() as u32 - 1);
-        let mut sixteenth: Vec<A> = starts.iter().step_by(STEP).copied().collect();
+        parts.push(starts.len() as u32 - 1);
         let behind = starts.last().copied().unwrap_or_default();
-        sixteenth.extend([behind; STEP + 1]);
-        starts.resize(starts.len().next_multiple_of(STEP), behind);
+        starts.extend([behind; WINDOW]);
         Self {
-            sixteenth,
             starts,
             nobody: rows.iter().map(|rows| rows.nobody).collect(),
             alone: rows.iter().map(|rows| rows.alone).collect(),
             slots,
+            parts,
             window: A::try_from(window).unwrap_or_default(),
             shift,
         }
     }
 
     fn bytes(&self) -> usize {
-        (self.starts.len() + self.sixteenth.len()) * size_of::<A>()
+        self.starts.len() * size_of::<A>()
             + self.nobody.len() * size_of::<AddressRows>()
-            + self.slots.len() * 4
+            + self.slots.len() * size_of::<Slot>()
+            + self.parts.len() * 4
     }
 
     /// The interval of an address, of those from `low` to `high`, in the first of which or behind it the address lies.
     #[inline]
     fn search(&self, low: usize, high: usize, address: A) -> usize {
-        // All begin at or before the address up to the one that is asked for, and none does behind it: a window of any sixteen
-        // tells, wherever it begins.
-        let before = |starts: &[A], from: usize| match starts[from..].first_chunk::<STEP>() {
-            Some(window) => window.iter().map(|start| usize::from(*start <= address)).sum(),
-            None => 0,
+        let begun = match self.starts[low + 1..].first_chunk::<WINDOW>() {
+            // All begin at or before the address up to the one that is asked for, and none does behind it.
+            Some(window) if high - low <= WINDOW => {
+                let begun: u32 = window.iter().map(|start| u32::from(*start <= address)).sum();
+                (begun as usize).min(high - low)
+            }
+            _ => self.starts[low + 1..=high].partition_point(|start| *start <= address),
         };
-        let (first, last) = (low / STEP, high / STEP);
-        let group = match last - first {
-            0..=STEP => (first + before(&self.sixteenth, first + 1)).min(last),
-            _ => first + self.sixteenth[first + 1..=last].partition_point(|start| *start <= address),
-        };
-        (group * STEP + before(&self.starts, group * STEP)).min(high + 1) - 1
+        low + begun
     }
 }
 
 impl Intervals<u32> {
     #[inline]
     fn interval(&self, address: u32) -> usize {
-        match address.checked_sub(self.window) {
-            None => 0,
-            Some(offset) => {
-                let slot = (offset >> self.shift) as usize;
-                match self.slots.get(slot..slot + 2) {
-                    Some(&[low, high]) => self.search(low as usize, high as usize, address),
-                    _ => self.nobody.len() - 1,
-                }
-            }
-        }
+        let Some(offset) = address.checked_sub(self.window) else {
+            return 0;
+        };
+        let Some(slot) = self.slots.get((offset >> self.shift) as usize) else {
+            return self.nobody.len() - 1;
+        };
+        let within = offset & ((1 << self.shift) - 1);
+        let part = (slot.first + (within >> slot.shift)) as usize;
+        self.search(self.parts[part] as usize, self.parts[part + 1] as usize, address)
     }
 }
 
 impl Intervals<u128> {
     #[inline]
     fn interval(&self, address: u128) -> usize {
-        match address.checked_sub(self.window) {
-            None => 0,
-            Some(offset) => {
-                let slot = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
-                match slot.checked_add(2).and_then(|end| self.slots.get(slot..end)) {
-                    Some(&[low, high]) if low == high => low as usize,
-                    Some(&[low, high]) => self.search(low as usize, high as usize, address),
-                    _ => self.nobody.len() - 1,
-                }
-            }
-        }
+        let Some(offset) = address.checked_sub(self.window) else {
+            return 0;
+        };
+        let slot = usize::try_from(offset >> self.shift)
+            .ok()
+            .and_then(|slot| self.slots.get(slot));
+        let Some(slot) = slot else {
+            return self.nobody.len() - 1;
+        };
+        let within = offset & ((1 << self.shift) - 1);
+        let part = slot.first as usize + (within >> slot.shift) as usize;
+        self.search(self.parts[part] as usize, self.parts[part + 1] as usize, address)
     }
 }
 

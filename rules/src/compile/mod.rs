@@ -23,6 +23,10 @@
 //! earlier form at 10,000 rules and 4.9 to 5.4 times at 1,000; it also pays for every label name and prefix length that rules
 //! use, which a guest's operator chooses; rows do not.
 //!
+//! All figures up to here are of groups of 32 packets, slots of addresses of one size, and parts of rows found anew for each word.
+//! What is there now takes 0.85 to 0.86, 0.90 to 0.92 and 0.85 to 0.89 of that at 10,000 rules (the two in turns in one program, three
+//! runs on a busy machine); with all memory hot 189, 234 and 224 cycles beside 227, 263 and 263.
+//!
 //! After Lakshman and Stiliadis (bit vectors, 1998), Baboescu and Varghese (summaries, 2001).
 
 mod address_set;

@@ -32,7 +32,7 @@ const MOST_BLOCKS: usize = 1 << 24;
 /// A part of a row: the numbers of eight blocks, 24 bits each, then the summary.
 #[derive(Copy, Clone, Debug)]
 #[repr(align(32))]
-struct Part([u8; 32]);
+pub(crate) struct Part([u8; 32]);
 
 impl Part {
     const EMPTY: Part = Part([0; 32]);
@@ -40,8 +40,9 @@ impl Part {
     /// Where the summary begins.
     const SUMMARY: usize = 3 * BLOCKS;
 
+    /// A bit for each word that is not empty.
     #[inline]
-    fn summary(&self) -> u64 {
+    pub(crate) fn summary(&self) -> u64 {
         self.0
             .last_chunk()
             .map_or(0, |summary| u64::from_le_bytes(*summary))
@@ -55,8 +56,8 @@ impl Part {
     #[inline]
     fn number(&self, block: usize) -> u32 {
         let first = 3 * (block % BLOCKS);
-        let four = [0, 1, 2, 3].map(|at| self.0[first + at]);
-        u32::from_le_bytes(four) & 0xff_ffff
+        let four = self.0[first..].first_chunk();
+        four.map_or(0, |four| u32::from_le_bytes(*four)) & 0xff_ffff
     }
 
     fn set_number(&mut self, block: usize, number: u32) {
@@ -306,37 +307,19 @@ impl RowStore {
 
     /// A part of a row: [`PART`] words.
     #[inline]
-    pub(crate) fn part(&self, id: RowId, part: usize) -> RowPart<'_> {
-        RowPart {
-            part: &self.parts[id as usize * self.parts_per_row + part],
-            blocks: &self.blocks,
-        }
+    pub(crate) fn part(&self, id: RowId, part: usize) -> &Part {
+        &self.parts[id as usize * self.parts_per_row + part]
+    }
+
+    /// A word of bits of a part, by its number there.
+    #[inline]
+    pub(crate) fn word(&self, part: &Part, word: usize) -> &u64 {
+        &self.blocks[part.number(word / WORDS) as usize].0[word % WORDS]
     }
 
     /// Bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
         self.parts.capacity() * size_of::<Part>() + self.blocks.capacity() * size_of::<Block>()
-    }
-}
-
-/// A part of a row.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct RowPart<'a> {
-    part: &'a Part,
-    blocks: &'a [Block],
-}
-
-impl<'a> RowPart<'a> {
-    /// A bit for each word that is not empty.
-    #[inline]
-    pub(crate) fn summary(&self) -> u64 {
-        self.part.summary()
-    }
-
-    /// A word of bits, by its number in the part.
-    #[inline]
-    pub(crate) fn word(&self, word: usize) -> &'a u64 {
-        &self.blocks[self.part.number(word / WORDS) as usize].0[word % WORDS]
     }
 }
 
