@@ -220,11 +220,11 @@ fn handoff(cpus: [usize; 2], clock: &quanta::Clock) -> Result<(f64, f64), PerfEr
                 }
                 if count == BATCH {
                     let mut spare = Vec::new();
-                    from.settle(|| owned.pop(), |frame| spare.push(frame));
+                    from.settle(|_| owned.pop(), |frame| spare.push(frame));
                     cycles.push((clock.raw() - begin) as f64 / BATCH as f64);
                     owned.append(&mut spare);
                 } else {
-                    from.settle(|| owned.pop(), drop);
+                    from.settle(|_| owned.pop(), drop);
                 }
             }
             Ok::<f64, PerfError>(median(&cycles))
@@ -250,7 +250,7 @@ fn handoff(cpus: [usize; 2], clock: &quanta::Clock) -> Result<(f64, f64), PerfEr
                         back.push(packet);
                     }
                 }
-                to.settle(|| None, |_| {});
+                to.settle(|_| None, |_| {});
                 if back.is_empty() {
                     cycles.push((clock.raw() - begin) as f64 / BATCH as f64);
                 }

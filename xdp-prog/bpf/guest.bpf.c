@@ -5,7 +5,7 @@
  */
 #include "stamp.h"
 
-SEC("xdp")
+SEC("xdp.frags")
 int guest_port(struct xdp_md *ctx)
 {
 	return hand_over(ctx);

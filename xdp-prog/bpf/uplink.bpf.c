@@ -147,7 +147,7 @@ static __always_inline bool is_guestseals(void *start, void *end, const struct s
 	return ends_tunnel(ethernet, end, on);
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int uplink(struct xdp_md *ctx)
 {
 	__u32 only = 0;

@@ -236,6 +236,7 @@ pub(crate) fn umem(frames: u32) -> Result<(Arc<Umem>, Vec<guestseal::port::frame
     let shape = Shape {
         frame_size: 2048,
         frames,
+        long_frames: 0,
         ring_size: 512,
         huge_pages: HugePages::Auto,
     };

@@ -93,14 +93,14 @@ impl Network {
 
     /// Bytes that sealing puts in front of a guest's frame, between hosts of IPv4 addresses.
     #[must_use]
-    pub(super) fn head(self) -> u16 {
+    pub(super) fn head(self) -> u8 {
         let bytes = match self {
             Network::Flat => esp::HEADER,
             Network::Vxlan | Network::Geneve => {
                 ethernet::HEADER + ip4::HEADER + esp::HEADER + encapsulate::HEADER
             }
         };
-        bytes as u16
+        bytes as u8
     }
 
     /// Bytes that ESP wraps of a guest's frame of so many.

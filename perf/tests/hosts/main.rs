@@ -49,6 +49,10 @@ const TESTS: &[(&str, Body)] = &[
     ),
     ("frames::too_long_ones_are_counted", frames::too_long),
     (
+        "frames::an_uplink_of_9000_bytes_carries_all_of_them",
+        frames::jumbo,
+    ),
+    (
         "traffic::both_modes_both_families_and_the_hosts_own",
         traffic::both_modes,
     ),

@@ -19,7 +19,7 @@ fn running(name: &str, policy: &str) -> Result<Net> {
 }
 
 /// Where the guests' neighbours are, in both families: the number of header bytes that a ping has besides its data.
-const NEIGHBOURS: [(&str, usize); 2] = [("10.1.0.2", 28), ("fd00:1::2", 48)];
+pub(crate) const NEIGHBOURS: [(&str, usize); 2] = [("10.1.0.2", 28), ("fd00:1::2", 48)];
 
 /// A ping with "don't fragment" of an IP packet of so many bytes.
 fn ping_of(namespace: &Namespace, (to, headers): (&str, usize), length: usize) -> bool {
@@ -28,7 +28,7 @@ fn ping_of(namespace: &Namespace, (to, headers): (&str, usize), length: usize) -
 }
 
 /// Pings of every length up to `fits` come back, and none that is longer.
-fn pings_up_to(namespace: &Namespace, to: (&str, usize), fits: usize) -> Result<()> {
+pub(crate) fn pings_up_to(namespace: &Namespace, to: (&str, usize), fits: usize) -> Result<()> {
     for length in [60, 576, 1280].into_iter().chain(fits - 9..=fits) {
         wait_for("a ping that fits", PATIENCE, || {
             Ok(ping_of(namespace, to, length).then_some(()))
@@ -43,7 +43,7 @@ fn pings_up_to(namespace: &Namespace, to: (&str, usize), fits: usize) -> Result<
 }
 
 /// What path MTU discovery by datagrams finds, from end to end.
-fn traced(namespace: &Namespace, (to, _): (&str, usize), fits: usize) -> Result<()> {
+pub(crate) fn traced(namespace: &Namespace, (to, _): (&str, usize), fits: usize) -> Result<()> {
     let found = format!("Resume: pmtu {fits} ");
     wait_for(&found, PATIENCE, || {
         let seen = namespace

@@ -31,8 +31,9 @@ use crate::path::notices::{Notice, notices};
 use crate::path::tables::{AlsoAccepted, NextHops, Parts, PathMtu, Tables};
 use crate::path::waiting::WaitingRoom;
 use crate::port::Port;
+use crate::port::frame::Frame;
 use crate::port::pool::FramePool;
-use crate::port::umem::{Shape, Umem, UmemError};
+use crate::port::umem::{HEADROOM, Shape, Umem, UmemError};
 use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
 use crate::sa::slots::Owned;
 use crate::sa::table::SaTable;
@@ -41,7 +42,7 @@ use crate::telemetry::latency::{Collector, Counts, Recorder, exchange};
 use crate::telemetry::rules::RuleCounters;
 use crate::telemetry::samples::{Sample, samples};
 use crate::telemetry::totals::Frames;
-use crate::wire::ethernet::MacAddress;
+use crate::wire::ethernet::{self, MacAddress};
 use crate::worker::handoff::{Handoff, Item, Waker};
 use crate::worker::run::{Command, Commands, Ports, Stop, Worker};
 
@@ -181,10 +182,21 @@ pub struct Remains {
 /// Bytes of an Ethernet header with one VLAN tag.
 const LONGEST_ETHERNET: usize = 18;
 
+/// Long frames for each worker, where they are wanted: some batches on their way in, sealed or opened, and out. 8 MiB.
+const LONG_FRAMES: u32 = 512;
+
+/// How the sockets of a plane are opened.
+#[derive(Copy, Clone)]
+struct Manner {
+    zero_copy: bool,
+    /// Packets may come and go in pieces.
+    pieces: bool,
+}
+
 struct Opener<'a> {
     umem: &'a Arc<Umem>,
     frame_size: u32,
-    zero_copy: bool,
+    manner: Manner,
     ring_size: u32,
     fill_level: u32,
     next_holder: &'a mut u16,
@@ -193,7 +205,7 @@ struct Opener<'a> {
 impl Opener<'_> {
     fn open(&mut self, link: &Link, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
         let (room, longest) = (link.zero_copy_room(self.frame_size), link.mtu + LONGEST_ETHERNET);
-        if self.zero_copy && longest > room {
+        if self.manner.zero_copy && longest > room {
             return Err(XskError::FrameTooSmall {
                 interface: link.name.clone(),
                 driver: link.driver.clone().unwrap_or_else(|| "unknown".to_owned()),
@@ -211,8 +223,9 @@ impl Opener<'_> {
                 queue,
                 ring_size: self.ring_size,
                 fill_level: self.fill_level,
-                zero_copy: self.zero_copy,
+                zero_copy: self.manner.zero_copy,
                 head: 0,
+                pieces: self.manner.pieces,
                 holder,
                 first,
             },
@@ -248,10 +261,25 @@ impl DataPlane {
                 }
             );
         }
-        let mut started = Self::try_start(plan, &mut owned, wanted);
+        let mut manner = Manner {
+            zero_copy: wanted,
+            pieces: true,
+        };
+        let mut started = Self::try_start(plan, &mut owned, manner);
         if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
             tracing::info!("no zero-copy: {}", super::supervise::chain(error));
-            started = Self::try_start(plan, &mut owned, false);
+            manner.zero_copy = false;
+            started = Self::try_start(plan, &mut owned, manner);
+        }
+        if let Err(StartError::Xsk(error)) = &started
+            && error.may_know_no_pieces()
+        {
+            tracing::info!(
+                "packets that a frame has no room for are dropped (FrameTooLong): {}",
+                super::supervise::chain(error)
+            );
+            manner.pieces = false;
+            started = Self::try_start(plan, &mut owned, manner);
         }
         started.map_err(|error| (error, owned.unwrap_or_default()))
     }
@@ -259,7 +287,7 @@ impl DataPlane {
     fn try_start(
         plan: &Blueprint,
         owned: &mut Option<Vec<Owned>>,
-        zero_copy: bool,
+        Manner { zero_copy, pieces }: Manner,
     ) -> Result<Self, StartError> {
         let config = &*plan.config;
         let uplink = link::describe(&config.uplink)?;
@@ -276,8 +304,19 @@ impl DataPlane {
         let sockets = queues + count as u32;
         let ring_size = config.umem.ring_size;
         let fill_level = (config.umem.frames / (2 * sockets)).clamp(1, ring_size);
+        let ports = places.all.iter().filter_map(|place| place.open.as_ref());
+        let links = ports.map(|open| &open.link).chain([&uplink]);
+        let longest = links.map(|link| link.mtu + LONGEST_ETHERNET).max().unwrap_or(0);
+        let room = config.umem.frame_size as usize - HEADROOM;
+        let long_frames = match config.long_frames {
+            _ if zero_copy || !pieces => 0,
+            Some(wanted) => wanted,
+            None if longest > room => LONG_FRAMES * count as u32,
+            None => 0,
+        };
         let (umem, frames) = Umem::kernel(Shape {
             ring_size,
+            long_frames,
             ..config.umem
         })?;
         let mut pools = deal(&umem, frames, count);
@@ -285,7 +324,10 @@ impl DataPlane {
         let mut opener = Opener {
             umem: &umem,
             frame_size: config.umem.frame_size,
-            zero_copy,
+            manner: Manner {
+                zero_copy,
+                pieces: long_frames > 0,
+            },
             ring_size,
             fill_level,
             next_holder: &mut next_holder,
@@ -335,7 +377,7 @@ impl DataPlane {
         }
         let filtered = open_filter(&uplink, &taken.guest_macs);
 
-        let tables = Arc::new(ArcSwap::from_pointee(make_tables(plan, &uplink, &places)));
+        let tables = Arc::new(ArcSwap::from_pointee(make_tables(plan, &uplink, &umem, &places)));
         let wakers = (0..count).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let stop = Stop::new(count);
         let (mut threads, mut commands, mut collectors) = (Vec::new(), Vec::new(), Vec::new());
@@ -343,7 +385,7 @@ impl DataPlane {
         let (mut told, mut obeyed) = (Vec::new(), Vec::new());
         let pairs = plan.counters.iter().map(|counters| mirror(Arc::clone(counters)));
         let (mirrors_of_workers, mirrored): (Vec<_>, Vec<_>) = pairs.unzip();
-        let mirrors = Mirrors::start(mirrored)?;
+        let mirrors = Mirrors::start(mirrored, long_frames > 0)?;
         let mut mirrors_of_workers = mirrors_of_workers.into_iter();
         let mut handoffs = Handoff::mesh(&wakers).into_iter();
         let mut all_owned = owned.take().unwrap_or_default().into_iter();
@@ -435,8 +477,12 @@ impl DataPlane {
         } else {
             "4 KiB pages"
         };
+        let long = match self.umem.long_frames() {
+            0 => String::new(),
+            long => format!(" ({long} long)"),
+        };
         let mut lines = vec![format!(
-            "uplink {}: XDP {}, sockets {sockets}, {} frames on {huge}",
+            "uplink {}: XDP {}, sockets {sockets}, {} frames{long} on {huge}",
             self.uplink.name,
             mode_of(&self.program),
             self.umem.frames()
@@ -466,6 +512,12 @@ impl DataPlane {
     #[must_use]
     pub fn has_uplink(&self) -> bool {
         link::index_of(&self.uplink.name) == Some(self.uplink.index)
+    }
+
+    /// Bytes of the longest IP packet that can leave by the uplink and be received there.
+    #[must_use]
+    pub fn longest_packet(&self) -> usize {
+        longest_packet(&self.uplink, &self.umem)
     }
 
     /// Looks at the uplink again, if it is the one that the plane was made for; whether its MAC or MTU is another.
@@ -532,7 +584,7 @@ impl DataPlane {
 
     /// Replaces what workers read, and announces the guests that have come by that.
     pub fn publish(&mut self, plan: &Blueprint) {
-        let tables = Arc::new(make_tables(plan, &self.uplink, &self.places));
+        let tables = Arc::new(make_tables(plan, &self.uplink, &self.umem, &self.places));
         let before = self.replace(Arc::clone(&tables));
         for (port, frame) in announce::arrivals(&plan.config.policy, &before, &tables) {
             if let Some(owner) = tables.owners(port).first() {
@@ -626,7 +678,10 @@ impl DataPlane {
         let mut opener = Opener {
             umem: &self.umem,
             frame_size: config.umem.frame_size,
-            zero_copy: self.zero_copy,
+            manner: Manner {
+                zero_copy: self.zero_copy,
+                pieces: self.umem.long_frames() > 0,
+            },
             ring_size: self.ring_size,
             fill_level: self.fill_level,
             next_holder: &mut self.next_holder,
@@ -791,7 +846,7 @@ impl DataPlane {
             }
             hear();
             let held = worker.ports.held();
-            remains.frames.free += worker.pool.available();
+            remains.frames.free += worker.pool.available() + worker.pool.available_long();
             remains.frames.receive += held.receive;
             remains.frames.transmit += held.transmit;
             remains.frames.handoff += worker
@@ -920,24 +975,36 @@ fn either(one: &UplinkConfig, other: &UplinkConfig) -> UplinkConfig {
     }
 }
 
-fn deal(umem: &Arc<Umem>, frames: Vec<crate::port::frame::Frame>, workers: usize) -> Vec<FramePool> {
-    let share = frames.len() / workers;
-    let mut frames = frames.into_iter();
+/// What the uplink's MTU and the frames allow.
+fn longest_packet(uplink: &Link, umem: &Umem) -> usize {
+    uplink.mtu.min(umem.most_room() - ethernet::HEADER)
+}
+
+/// To each worker as many frames of each kind as to the others, and what is left over to the last.
+fn deal(umem: &Arc<Umem>, frames: Vec<Frame>, workers: usize) -> Vec<FramePool> {
+    let (long, short): (Vec<Frame>, Vec<Frame>) = frames.into_iter().partition(Frame::is_long);
+    let shares = [long.len() / workers, short.len() / workers];
+    let mut kinds = [long.into_iter(), short.into_iter()];
     (0..workers)
         .map(|number| {
-            let count = if number + 1 == workers { usize::MAX } else { share };
-            FramePool::new(Arc::clone(umem), frames.by_ref().take(count).collect())
+            let share = |(frames, share)| {
+                let frames: &mut std::vec::IntoIter<Frame> = frames;
+                let count = if number + 1 == workers { usize::MAX } else { share };
+                frames.take(count)
+            };
+            let dealt = kinds.iter_mut().zip(shares).flat_map(share).collect();
+            FramePool::new(Arc::clone(umem), dealt)
         })
         .collect()
 }
 
-fn make_tables(plan: &Blueprint, uplink: &Link, places: &Places) -> Tables {
+fn make_tables(plan: &Blueprint, uplink: &Link, umem: &Umem, places: &Places) -> Tables {
     let parts = Parts {
         rules: plan.rules.clone(),
         endpoints: Arc::clone(&plan.endpoints),
         host: plan.config.host,
         uplink_mac: uplink.mac,
-        uplink_mtu: uplink.mtu,
+        uplink_mtu: longest_packet(uplink, umem),
         places: places.for_tables(),
         next_hops: plan.next_hops.clone(),
         sas: Arc::clone(&plan.sas),

@@ -161,6 +161,8 @@ pub struct HostConfig {
     pub workers: Vec<WorkerConfig>,
     /// Frame size, number of frames, huge pages. The ring size follows from the number of frames.
     pub umem: Shape,
+    /// Long frames for packets that a frame has no room for; if it is not said, what the MTUs of the interfaces want.
+    pub long_frames: Option<u32>,
     /// XDP mode wanted.
     pub xdp_mode: ModeChoice,
     /// Zero-copy wanted.
@@ -304,6 +306,7 @@ struct RawUplink {
 struct RawUmem {
     frame_size: u32,
     frames: u32,
+    long_frames: Option<u32>,
     huge_pages: HugePages,
 }
 
@@ -312,6 +315,7 @@ impl Default for RawUmem {
         Self {
             frame_size: 2048,
             frames: 8192,
+            long_frames: None,
             huge_pages: HugePages::Auto,
         }
     }
@@ -521,6 +525,7 @@ impl HostConfig {
         let umem = Shape {
             frame_size: raw.umem.frame_size,
             frames: raw.umem.frames,
+            long_frames: raw.umem.long_frames.unwrap_or_default(),
             ring_size: 1024,
             huge_pages: raw.umem.huge_pages,
         };
@@ -599,6 +604,7 @@ impl HostConfig {
             uplink,
             workers,
             umem,
+            long_frames: raw.umem.long_frames,
             xdp_mode: overrides.xdp_mode.unwrap_or(match raw.xdp_mode {
                 RawXdpMode::Auto => ModeChoice::Auto,
                 RawXdpMode::Native => ModeChoice::Only(XdpMode::Native),

@@ -40,12 +40,12 @@ impl Mirrors {
     ///
     /// # Errors
     /// If the system has no thread.
-    pub fn start(ends: Vec<Mirrored>) -> std::io::Result<Self> {
+    pub fn start(ends: Vec<Mirrored>, pieces: bool) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("mirror".to_owned())
-            .spawn(move || run(ends, &asked))?;
+            .spawn(move || run(ends, pieces, &asked))?;
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -71,7 +71,7 @@ impl Drop for Mirrors {
     }
 }
 
-fn run(mut ends: Vec<Mirrored>, stop: &AtomicBool) {
+fn run(mut ends: Vec<Mirrored>, pieces: bool, stop: &AtomicBool) {
     let mut monitors: HashMap<Interface, Monitor> = HashMap::new();
     let mut looked = Instant::now();
     loop {
@@ -83,7 +83,7 @@ fn run(mut ends: Vec<Mirrored>, stop: &AtomicBool) {
                 moved = true;
                 let monitor = monitors
                     .entry(image.interface)
-                    .or_insert_with(|| Monitor::new(image.interface));
+                    .or_insert_with(|| Monitor::new(image.interface, pieces));
                 if monitor.send(&image) {
                     end.counters.mirrored.add(1);
                 } else {
@@ -114,6 +114,8 @@ fn run(mut ends: Vec<Mirrored>, stop: &AtomicBool) {
 /// An interface, there or not.
 struct Monitor {
     name: String,
+    /// Long copies go in pieces.
+    pieces: bool,
     socket: Option<Sender>,
     /// When it last had a copy.
     used: Instant,
@@ -139,14 +141,15 @@ enum MonitorError {
 }
 
 impl Monitor {
-    fn new(interface: Interface) -> Self {
+    fn new(interface: Interface, pieces: bool) -> Self {
         let name = interface.iter().take_while(|byte| **byte != 0);
         let mut monitor = Self {
             name: name.map(|byte| char::from(*byte)).collect(),
+            pieces,
             socket: None,
             used: Instant::now(),
         };
-        match Sender::open(&monitor.name) {
+        match Sender::open(&monitor.name, pieces) {
             Ok(sender) => monitor.opened(sender),
             Err(error) => tracing::warn!(
                 "copies for the monitoring interface {} are lost until it is there: {}",
@@ -175,7 +178,7 @@ impl Monitor {
         }
         if self.socket.is_none()
             && index.is_some()
-            && let Ok(sender) = Sender::open(&self.name)
+            && let Ok(sender) = Sender::open(&self.name, self.pieces)
         {
             self.opened(sender);
         }
@@ -200,11 +203,12 @@ impl Monitor {
 }
 
 impl Sender {
-    fn open(interface: &str) -> Result<Self, MonitorError> {
+    fn open(interface: &str, pieces: bool) -> Result<Self, MonitorError> {
         let index = link::index_of(interface).ok_or(MonitorError::Missing)?;
         let (umem, frames) = Umem::kernel(Shape {
             frame_size: 4096,
             frames: FRAMES,
+            long_frames: u32::from(pieces),
             ring_size: FRAMES,
             huge_pages: HugePages::Off,
         })?;
@@ -218,6 +222,7 @@ impl Sender {
                 fill_level: 0,
                 zero_copy: false,
                 head: 0,
+                pieces,
                 holder: 1,
                 first: true,
             },
@@ -235,7 +240,7 @@ impl Sender {
             self.port.kick();
             self.port.reclaim(&mut self.pool);
         }
-        let Some(mut frame) = self.pool.take() else {
+        let Some(mut frame) = self.pool.take_for(bytes.len()) else {
             return false;
         };
         let Some(room) = self.umem.room_mut(&mut frame).get_mut(..bytes.len()) else {
@@ -244,7 +249,7 @@ impl Sender {
         };
         room.copy_from_slice(bytes);
         self.umem.set_length(&mut frame, bytes.len());
-        let sent = self.port.transmit(frame);
+        let sent = self.port.transmit(frame, &mut self.pool);
         sent.map_err(|frame| self.pool.put(frame)).is_ok()
     }
 }

@@ -298,8 +298,8 @@ impl Lookout {
         }
         self.said_too_long = true;
         Some(format!(
-            "guest port {}: frames longer than one of the UMEM were dropped (FrameTooLong), {too_long} so far. If its MTU is too \
-             large, lower it or set umem.frame-size to 4096; if it leaves segments to be cut, turn that off, in the guest: \
+            "guest port {}: what no frame of the UMEM has room for was dropped (FrameTooLong), {too_long} so far. If its MTU is \
+             larger than at the start, restart; else set umem.long-frames, or umem.frame-size to 4096; if it leaves segments to be cut, turn that off, in the guest: \
              {IN_GUEST}",
             link.name
         ))

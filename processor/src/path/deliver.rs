@@ -14,13 +14,13 @@ pub trait Exits {
     ///
     /// # Errors
     /// Gives the frame back, and why.
-    fn uplink(&mut self, frame: Frame) -> Result<(), (Frame, DropReason)>;
+    fn uplink(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)>;
 
     /// Submits a frame to a guest port of which this worker has a queue.
     ///
     /// # Errors
     /// Gives the frame back, and why.
-    fn guest(&mut self, port: u16, frame: Frame) -> Result<(), (Frame, DropReason)>;
+    fn guest(&mut self, port: u16, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)>;
 
     /// Hands a packet to the worker that owns its next step.
     ///
@@ -141,7 +141,7 @@ pub(super) fn duplicate(
     ledger: &mut impl Ledger,
 ) -> Option<Descriptor> {
     ledger.copied();
-    let Some(mut frame) = pool.take() else {
+    let Some(mut frame) = pool.take_for(original.frame.len()) else {
         ledger.ended(direction, Outcome::Dropped(DropReason::NoFrame), original.arrival);
         return None;
     };
@@ -201,11 +201,11 @@ pub fn transmit(
             (Some(outcome), _) => Err((frame, outcome)),
             (None, None) => Err((frame, Outcome::Dropped(DropReason::NoEndpoint))),
             (None, Some(Egress::Uplink(sent_as))) => exits
-                .uplink(frame)
+                .uplink(frame, pool)
                 .map(|()| Outcome::Sent(sent_as))
                 .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
             (None, Some(Egress::Guest(port))) => exits
-                .guest(port, frame)
+                .guest(port, frame, pool)
                 .map(|()| Outcome::Delivered)
                 .map_err(|(frame, reason)| (frame, Outcome::Dropped(reason))),
         };

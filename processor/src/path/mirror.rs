@@ -17,10 +17,10 @@ use crate::telemetry::counters::Counters;
 use super::batch::{Batch, live};
 use super::tables::Tables;
 
-/// Bytes of the longest packet: what a frame of the UMEM has room for.
-const LONGEST: usize = 4096;
+/// Bytes of the longest packet: what a long frame of the UMEM has room for.
+const LONGEST: usize = 16384;
 
-/// Copies of one worker that may wait for the mirror thread: 512 KiB.
+/// Copies of one worker that may wait for the mirror thread: 192 KiB of 1,500 bytes each, 2 MiB at most.
 const WAITING: usize = 128;
 
 /// A monitoring interface's name, padded with zeros.

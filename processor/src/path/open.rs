@@ -106,6 +106,13 @@ struct Candidate {
     front: u16,
 }
 
+impl Candidate {
+    /// Where what is opened ends in the fresh frame, at most.
+    fn most(&self) -> usize {
+        usize::from(self.to) + usize::from(self.end - self.start)
+    }
+}
+
 /// Opens every live packet that has an SA; all of them are among `sas`.
 ///
 /// One pass makes the engine's jobs, so that nothing of a packet is put down and read again before the engine does.
@@ -134,9 +141,14 @@ pub fn open(
             continue;
         };
         let admitted = admit(descriptor, position, sa, &umem);
-        let admitted = admitted.and_then(|admitted| match rooms.next() {
-            Some(room) => Ok((admitted, room)),
-            None => Err(DropReason::NoFrame),
+        let admitted = admitted.and_then(|admitted| {
+            let end = admitted.0.most();
+            if !pool.has_room_for(end) {
+                return Err(DropReason::NoFrame);
+            }
+            let room = rooms.next().ok_or(DropReason::NoFrame)?;
+            pool.widen(room.0, end);
+            Ok((admitted, room))
         });
         let ((candidate, header), room) = match admitted {
             Ok(admitted) => admitted,
@@ -204,7 +216,7 @@ fn admit(
         // The frame inside begins where the fresh frame does.
         Mode::Overlay { .. } => (0, encapsulate::HEADER),
     };
-    if to + (end - start) > umem.room() {
+    if to + (end - start) > umem.most_room() {
         return Err(DropReason::TooLong);
     }
     let candidate = Candidate {

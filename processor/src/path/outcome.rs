@@ -102,7 +102,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    FrameTooLong, "receive", Trouble, "The frame is longer than one of the UMEM (umem: frame-size): the kernel has dropped it.";
+    FrameTooLong, "receive", Trouble, "No frame of the UMEM has room for it (umem: frame-size, long-frames): it was dropped before it was received.";
     Truncated, "parse", Hostile, "The frame ends before a header that it announces does.";
     BadIpHeader, "parse", Hostile, "An IP version, header length, total length or header checksum is impossible.";
     BadExtensionHeader, "parse", Hostile, "An IPv6 extension header is unknown, out of bounds, or the chain is longer than 8.";

@@ -82,6 +82,13 @@ struct Plan {
     in_place: bool,
 }
 
+impl Plan {
+    /// Where the sealed packet ends in the fresh frame.
+    fn end(&self) -> usize {
+        self.start + self.outer_length
+    }
+}
+
 /// The headers in front of ESP.
 #[derive(Copy, Clone)]
 enum Before {
@@ -143,9 +150,11 @@ pub fn seal(
             continue;
         };
         let planned = plan(descriptor, (place, sa), &mut last, tables, &umem);
-        let planned = planned.and_then(|plan| match rooms.len() {
-            0 if !plan.in_place => Err(DropReason::NoFrame),
-            _ => Ok((plan, sa.sequence.take()?)),
+        let planned = planned.and_then(|plan| {
+            if !plan.in_place && (rooms.len() == 0 || !pool.has_room_for(plan.end())) {
+                return Err(DropReason::NoFrame);
+            }
+            Ok((plan, sa.sequence.take()?))
         });
         let (plan, taken) = match planned {
             Ok(planned) => planned,
@@ -169,6 +178,7 @@ pub fn seal(
         let Some(frame) = rooms.next() else {
             unreachable!("there was one a moment ago")
         };
+        pool.widen(frame, plan.end());
         let number = sealed.len();
         let note = |one| overwritten.push((number, one));
         jobs.push(job(
@@ -263,7 +273,7 @@ fn plan(
             Before::HostsAndUdp(source),
         ),
     };
-    let bound = mtu.min(umem.room() - l3);
+    let bound = mtu.min(umem.most_room() - l3);
     let fits = || {
         let most = esp::most_inside(bound.saturating_sub(start - l3));
         // What of the payload is no part of the guest's IP packet, or of that packet is no part of the payload.

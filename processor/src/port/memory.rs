@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::frame::Frame;
+use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
 use super::{Burst, Held, KernelDrops, Port};
@@ -17,9 +18,11 @@ use super::{Burst, Held, KernelDrops, Port};
 pub struct MemoryPort {
     umem: Arc<Umem>,
     fill: Producer<Frame>,
-    receive: Consumer<Frame>,
-    transmit: Producer<Frame>,
+    /// Each with whether more pieces of its packet follow.
+    receive: Consumer<(Frame, bool)>,
+    transmit: Producer<(Frame, bool)>,
     completion: Consumer<Frame>,
+    gatherer: Gatherer,
     held: Held,
     fill_level: usize,
     transmit_room: usize,
@@ -30,12 +33,12 @@ pub struct MemoryPort {
 pub struct Device {
     umem: Arc<Umem>,
     fill: Consumer<Frame>,
-    receive: Producer<Frame>,
-    transmit: Consumer<Frame>,
+    receive: Producer<(Frame, bool)>,
+    transmit: Consumer<(Frame, bool)>,
     completion: Producer<Frame>,
     /// Sent and not completed yet.
     sent: VecDeque<Frame>,
-    head: u16,
+    head: u8,
 }
 
 /// What is in a frame's head when it arrives: never to be seen again.
@@ -56,6 +59,7 @@ impl MemoryPort {
             receive,
             transmit,
             completion,
+            gatherer: Gatherer::default(),
             held: Held::default(),
             fill_level,
             transmit_room,
@@ -75,43 +79,56 @@ impl MemoryPort {
 
 impl Device {
     /// Puts a head of so many bytes in front of every packet from here on, as an XDP program does.
-    pub fn set_head(&mut self, head: u16) {
+    pub fn set_head(&mut self, head: u8) {
         self.head = head;
     }
 
-    /// Lets a packet arrive at `arrival` (ns of `CLOCK_MONOTONIC`). Returns false, and drops it, if the fill ring is
-    /// empty or the packet is longer than a frame.
+    /// Lets a packet arrive at `arrival` (ns of `CLOCK_MONOTONIC`), in pieces if it is longer than a frame. Returns false, and
+    /// drops it, if the fill ring has too few, or if the packet is longer than a frame and the UMEM has no long ones.
     pub fn arrive(&mut self, packet: &[u8], arrival: u64) -> bool {
+        let room = self.umem.room();
         let head = usize::from(self.head);
-        if head + packet.len() > self.umem.room() {
+        let pieces = (head + packet.len()).div_ceil(room).max(1);
+        if pieces > self.fill.slots() || pieces > 1 && self.umem.long_frames() == 0 {
             return false;
         }
-        let Ok(mut frame) = self.fill.pop() else {
-            return false;
-        };
-        self.umem.reset(&mut frame);
-        let (front, rest) = self.umem.room_mut(&mut frame).split_at_mut(head);
-        front.fill(STALE);
-        rest[..packet.len()].copy_from_slice(packet);
-        self.umem.set_length(&mut frame, head + packet.len());
-        self.umem.skip_head(&mut frame, self.head);
-        self.umem.set_stamp(&mut frame, arrival);
-        self.receive.push(frame).is_ok()
+        let mut left = packet;
+        (0..pieces).all(|number| {
+            let Ok(mut frame) = self.fill.pop() else {
+                return false;
+            };
+            let head = if number == 0 { head } else { 0 };
+            let (bytes, rest) = left.split_at(left.len().min(room - head));
+            left = rest;
+            self.umem.reset(&mut frame);
+            let (front, data) = self.umem.room_mut(&mut frame).split_at_mut(head);
+            front.fill(STALE);
+            data[..bytes.len()].copy_from_slice(bytes);
+            self.umem.set_length(&mut frame, head + bytes.len());
+            self.umem.skip_head(&mut frame, head as u8);
+            self.umem.set_stamp(&mut frame, arrival);
+            self.receive.push((frame, number + 1 < pieces)).is_ok()
+        })
     }
 
-    /// The oldest packet that leaves, copied out from where the kernel would have its frame begin. The frame stays with the
-    /// device until [`Device::complete`].
+    /// The oldest packet that leaves, copied out from where the kernel would have its frames begin. They stay with the device
+    /// until [`Device::complete`].
     pub fn leave(&mut self) -> Option<Vec<u8>> {
-        let frame = self.transmit.pop().ok()?;
-        let packet = self.umem.with_front(&frame, frame.head())?[..frame.len()].to_vec();
-        self.sent.push_back(frame);
-        Some(packet)
+        let mut packet = Vec::new();
+        loop {
+            let (frame, more) = self.transmit.pop().ok()?;
+            packet.extend_from_slice(&self.umem.with_front(&frame, frame.head())?[..frame.len()]);
+            self.sent.push_back(frame);
+            if !more {
+                return Some(packet);
+            }
+        }
     }
 
     /// Sends everything that leaves nowhere. Gives how many packets that were.
     pub fn discard(&mut self) -> usize {
         let before = self.sent.len();
-        while let Ok(frame) = self.transmit.pop() {
+        while let Ok((frame, _)) = self.transmit.pop() {
             self.sent.push_back(frame);
         }
         self.sent.len() - before
@@ -133,11 +150,15 @@ impl Device {
 }
 
 impl Port for MemoryPort {
-    fn receive(&mut self, burst: &mut Burst) {
+    fn receive(&mut self, burst: &mut Burst, pool: &mut FramePool) {
         let count = self.receive.slots().min(burst.remaining_capacity());
         if let Ok(chunk) = self.receive.read_chunk(count) {
             self.held.receive -= count;
-            burst.extend(chunk);
+            burst.extend(
+                chunk
+                    .into_iter()
+                    .filter_map(|(frame, more)| self.gatherer.add(frame, more, pool)),
+            );
         }
     }
 
@@ -149,18 +170,22 @@ impl Port for MemoryPort {
         }
     }
 
-    fn transmit(&mut self, mut frame: Frame) -> Result<(), Frame> {
+    fn transmit(&mut self, mut frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
         // Sent and not completed counts too, as on a device.
-        if self.held.transmit == self.transmit_room {
-            return Err(frame);
-        }
+        let room = self.transmit_room - self.held.transmit;
         self.umem.close_head(&mut frame);
-        match self.transmit.push(frame) {
-            Ok(()) => {
-                self.held.transmit += 1;
-                Ok(())
-            }
-            Err(rtrb::PushError::Full(frame)) => Err(frame),
+        let mut send = |frame, more| {
+            let sent = self.transmit.push((frame, more));
+            debug_assert!(sent.is_ok(), "the ring has a slot for each that is not completed");
+            self.held.transmit += 1;
+        };
+        if frame.is_long() {
+            scatter(frame, room, pool, send)
+        } else if room > 0 {
+            send(frame, false);
+            Ok(())
+        } else {
+            Err(frame)
         }
     }
 
@@ -181,18 +206,22 @@ impl Port for MemoryPort {
     }
 
     fn held(&self) -> Held {
-        self.held
+        Held {
+            receive: self.held.receive + self.gatherer.held(),
+            ..self.held
+        }
     }
 
     fn kernel_drops(&self) -> KernelDrops {
-        KernelDrops::default()
+        self.gatherer.dropped()
     }
 
     /// What the device has not given back stays with it.
     fn close(mut self: Box<Self>, pool: &mut FramePool) {
         self.reclaim(pool);
-        while let Ok(frame) = self.receive.pop() {
+        while let Ok((frame, _)) = self.receive.pop() {
             pool.put(frame);
         }
+        self.gatherer.give_up(pool);
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod memory;
+pub mod pieces;
 pub mod pool;
 pub mod umem;
 pub mod xsk;
@@ -25,7 +26,7 @@ pub type Burst = ArrayVec<Frame, BATCH>;
 /// How many frames a port holds, by place.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// In the fill ring or receive ring.
+    /// In the fill ring or receive ring, or with pieces of a packet that is not whole yet.
     pub receive: usize,
     /// In the transmit ring or completion ring.
     pub transmit: usize,
@@ -36,9 +37,9 @@ pub struct Held {
 pub struct KernelDrops {
     /// The receive ring was full.
     pub ring_full: u64,
-    /// The fill ring was empty.
+    /// The fill ring was empty, or no long frame was free.
     pub fill_empty: u64,
-    /// It is longer than a frame of the UMEM.
+    /// It is longer than a frame of the UMEM, or than a long one.
     pub too_long: u64,
     /// Any other reason.
     pub other: u64,
@@ -59,17 +60,18 @@ impl std::ops::Add for KernelDrops {
 
 /// One queue of one interface.
 pub trait Port: Send {
-    /// Appends received frames to `burst`, at most as many as it has room for.
-    fn receive(&mut self, burst: &mut Burst);
+    /// Appends received packets to `burst`, at most as many as it has room for. Those that came in pieces are in long frames of
+    /// `pool`.
+    fn receive(&mut self, burst: &mut Burst, pool: &mut FramePool);
 
     /// Hands the received frames' room back: moves free frames from `pool` to the port, up to its fill level.
     fn refill(&mut self, pool: &mut FramePool);
 
-    /// Submits one frame.
+    /// Submits one packet; in pieces, in frames of `pool`, if it is in a long frame.
     ///
     /// # Errors
-    /// Gives the frame back if the transmit ring has no room.
-    fn transmit(&mut self, frame: Frame) -> Result<(), Frame>;
+    /// Gives the frame back if the transmit ring has no room, or the pool no frames for the pieces.
+    fn transmit(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame>;
 
     /// Takes back the frames whose transmission has ended.
     fn reclaim(&mut self, pool: &mut FramePool);

@@ -8,20 +8,25 @@ use super::BATCH;
 use super::frame::Frame;
 use super::umem::Umem;
 
-/// A stack of free frames. Never allocates after it was made.
+/// Stacks of free frames, long ones apart. Never allocates after it was made.
 #[derive(Debug)]
 pub struct FramePool {
     umem: Arc<Umem>,
     free: Vec<Frame>,
+    long: Vec<Frame>,
 }
 
 impl FramePool {
     /// A pool of `frames`, with room for every frame of `umem`.
     #[must_use]
     pub fn new(umem: Arc<Umem>, frames: Vec<Frame>) -> Self {
-        let mut free = Vec::with_capacity(umem.frames());
-        free.extend(frames);
-        Self { umem, free }
+        let mut pool = Self {
+            free: Vec::with_capacity(umem.frames() - umem.long_frames()),
+            long: Vec::with_capacity(umem.long_frames()),
+            umem,
+        };
+        frames.into_iter().for_each(|frame| pool.put(frame));
+        pool
     }
 
     /// The UMEM whose frames these are.
@@ -31,7 +36,7 @@ impl FramePool {
         &self.umem
     }
 
-    /// A free frame, empty, with its data at the place where room for headers is in front.
+    /// A free frame that is no long one, empty, with its data at the place where room for headers is in front.
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         let mut frame = self.free.pop()?;
@@ -39,7 +44,49 @@ impl FramePool {
         Some(frame)
     }
 
-    /// So many free frames, or as many as there are, for packets of a batch.
+    /// A free long frame.
+    pub fn take_long(&mut self) -> Option<Frame> {
+        let mut frame = self.long.pop()?;
+        self.umem.reset(&mut frame);
+        Some(frame)
+    }
+
+    /// A free frame, which is a long one or not.
+    pub fn take_as(&mut self, long: bool) -> Option<Frame> {
+        if long { self.take_long() } else { self.take() }
+    }
+
+    /// A free frame that has room for so many bytes: a long one only if no other has.
+    #[inline]
+    pub fn take_for(&mut self, length: usize) -> Option<Frame> {
+        if length <= self.umem.room() {
+            self.take()
+        } else if length <= self.umem.most_room() {
+            self.take_long()
+        } else {
+            None
+        }
+    }
+
+    /// Whether there is a long frame for what needs so many bytes; true if a frame of any kind has room.
+    #[inline]
+    #[must_use]
+    pub fn has_room_for(&self, length: usize) -> bool {
+        length <= self.umem.room() || length <= self.umem.most_room() && !self.long.is_empty()
+    }
+
+    /// Exchanges a fresh frame for a long one if so many bytes have no room in it: see [`Self::has_room_for`].
+    #[inline]
+    pub fn widen(&mut self, frame: &mut Frame, length: usize) {
+        if length > self.umem.room()
+            && let Some(long) = self.take_long()
+        {
+            let short = std::mem::replace(frame, long);
+            self.put(short);
+        }
+    }
+
+    /// So many free frames, or as many as there are, for packets of a batch. None is a long one.
     #[inline]
     pub fn take_many(&mut self, wanted: usize) -> ArrayVec<Frame, BATCH> {
         std::iter::from_fn(|| self.take())
@@ -56,22 +103,25 @@ impl FramePool {
     /// Takes a frame back.
     #[inline]
     pub fn put(&mut self, frame: Frame) {
-        debug_assert!(
-            self.free.len() < self.umem.frames(),
-            "more frames than the UMEM has"
-        );
-        self.free.push(frame);
+        let stack = if frame.is_long() {
+            &mut self.long
+        } else {
+            &mut self.free
+        };
+        debug_assert!(stack.len() < stack.capacity(), "more frames than the UMEM has");
+        stack.push(frame);
     }
 
-    /// How many are free.
+    /// How many are free, besides long ones.
     #[inline]
     #[must_use]
     pub fn available(&self) -> usize {
         self.free.len()
     }
 
-    /// Empties the pool.
-    pub fn into_frames(self) -> Vec<Frame> {
-        self.free
+    /// How many long ones are free.
+    #[must_use]
+    pub fn available_long(&self) -> usize {
+        self.long.len()
     }
 }

@@ -16,13 +16,16 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use xsk_rs::FrameDesc;
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 
-use super::frame::Frame;
+use super::frame::{Frame, LONG};
 
 /// Bytes before the data of a fresh frame: what XDP keeps free in front of a received packet (`XDP_PACKET_HEADROOM`).
 pub const HEADROOM: usize = 256;
 
 /// Bytes of metadata that the XDP programs put in front of a packet: the time of arrival.
 pub const STAMP: usize = 8;
+
+/// Bytes that may come to stand behind a packet's data in its frame: a VLAN tag, an overlay's headers in plaintext, padding and trailer.
+const BEHIND: usize = 128;
 
 /// Whether huge pages back the UMEM.
 #[derive(
@@ -46,6 +49,8 @@ pub struct Shape {
     pub frame_size: u32,
     /// Number of frames.
     pub frames: u32,
+    /// Number of long frames besides, of 16384 bytes, for packets that a frame has no room for.
+    pub long_frames: u32,
     /// Slots of each fill and completion ring, a power of two.
     pub ring_size: u32,
     /// Huge pages.
@@ -53,7 +58,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Checks what a UMEM can be; gives its number of frames.
+    /// Checks what a UMEM can be; gives its number of chunks.
     ///
     /// # Errors
     /// [`UmemError::FrameSize`] and [`UmemError::Frames`].
@@ -62,9 +67,18 @@ impl Shape {
             return Err(UmemError::FrameSize(self.frame_size));
         }
         match NonZeroU32::new(self.frames) {
-            Some(frames) if self.frames >= 64 => Ok(frames),
+            Some(frames) if self.frames >= 64 => {
+                let long = self.long_frames.checked_mul(self.chunks_of_long());
+                long.and_then(|chunks| frames.checked_add(chunks))
+                    .ok_or(UmemError::Frames(self.frames))
+            }
             _ => Err(UmemError::Frames(self.frames)),
         }
+    }
+
+    /// Chunks of a long frame.
+    fn chunks_of_long(&self) -> u32 {
+        LONG as u32 / self.frame_size
     }
 }
 
@@ -125,6 +139,8 @@ pub struct Umem {
     id: u32,
     base: NonNull<u8>,
     frame_size: usize,
+    frames: usize,
+    long_frames: usize,
     slots: Box<[Slot]>,
     fresh: Box<[FrameDesc]>,
     huge: bool,
@@ -132,7 +148,8 @@ pub struct Umem {
 }
 
 // SAFETY: the memory and the slots' descriptors are reached only through a `Frame`, of which one exists for each
-// chunk (this module and the ports make them; they are neither Copy nor Clone), so no two threads touch one chunk.
+// chunk, or for the neighbours that make a long one (this module and the ports make them; they are neither Copy nor Clone), so
+// no two threads touch one chunk.
 unsafe impl Send for Umem {}
 // SAFETY: as for Send.
 unsafe impl Sync for Umem {}
@@ -140,7 +157,8 @@ unsafe impl Sync for Umem {}
 impl std::fmt::Debug for Umem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Umem")
-            .field("frames", &self.slots.len())
+            .field("frames", &self.frames)
+            .field("long_frames", &self.long_frames)
             .field("frame_size", &self.frame_size)
             .finish()
     }
@@ -154,7 +172,7 @@ impl Umem {
     /// # Errors
     /// See [`UmemError`].
     pub fn kernel(shape: Shape) -> Result<(Arc<Self>, Vec<Frame>), UmemError> {
-        let frames = shape.check()?;
+        let chunks = shape.check()?;
         let ring = QueueSize::new(shape.ring_size).map_err(|_| UmemError::RingSize(shape.ring_size))?;
         let config = UmemConfig::builder()
             .frame_size(FrameSize::new(shape.frame_size).map_err(|_| UmemError::FrameSize(shape.frame_size))?)
@@ -162,13 +180,13 @@ impl Umem {
             .comp_queue_size(ring)
             .build()
             .map_err(|_| UmemError::FrameSize(shape.frame_size))?;
-        let bytes = u64::from(shape.frames) * u64::from(shape.frame_size);
+        let bytes = u64::from(chunks.get()) * u64::from(shape.frame_size);
         let megabytes = bytes >> 20;
         let with_huge =
             match shape.huge_pages {
                 HugePages::Off => None,
-                HugePages::Auto => xsk_rs::Umem::new(config, frames, true).ok(),
-                HugePages::Require => Some(xsk_rs::Umem::new(config, frames, true).map_err(|source| {
+                HugePages::Auto => xsk_rs::Umem::new(config, chunks, true).ok(),
+                HugePages::Require => Some(xsk_rs::Umem::new(config, chunks, true).map_err(|source| {
                     UmemError::NoHugePages {
                         megabytes,
                         pages: bytes.div_ceil(2 << 20),
@@ -179,7 +197,7 @@ impl Umem {
         let huge = with_huge.is_some();
         let (umem, descriptors) = match with_huge {
             Some(made) => made,
-            None => xsk_rs::Umem::new(config, frames, false).map_err(|source| UmemError::Refused {
+            None => xsk_rs::Umem::new(config, chunks, false).map_err(|source| UmemError::Refused {
                 megabytes,
                 source: source.into(),
             })?,
@@ -203,8 +221,8 @@ impl Umem {
     /// # Errors
     /// See [`UmemError`].
     pub fn memory(shape: Shape) -> Result<(Arc<Self>, Vec<Frame>), UmemError> {
-        shape.check()?;
-        let bytes = shape.frames as usize * shape.frame_size as usize;
+        let chunks = shape.check()?.get() as usize;
+        let bytes = chunks * shape.frame_size as usize;
         let map = |flags| {
             // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; unmapped in Drop.
             unsafe {
@@ -239,7 +257,7 @@ impl Umem {
             })?,
         };
         let base = NonNull::new(address.cast::<u8>()).expect("mmap gave an address");
-        let descriptors = vec![FrameDesc::default(); shape.frames as usize];
+        let descriptors = vec![FrameDesc::default(); chunks];
         Ok(Self::assemble(base, shape, descriptors, huge, Backing::Memory))
     }
 
@@ -262,38 +280,80 @@ impl Umem {
             id,
             base,
             frame_size: shape.frame_size as usize,
+            frames: shape.frames as usize,
+            long_frames: shape.long_frames as usize,
             slots,
             fresh: descriptors.into_boxed_slice(),
             huge,
             backing,
         };
-        let frames = (0..u64::from(shape.frames))
-            .map(|chunk| Frame {
-                address: chunk * u64::from(shape.frame_size) + HEADROOM as u64,
+        let of_long = shape.chunks_of_long();
+        let short = (0..shape.frames).map(|chunk| (chunk, false));
+        let long = (0..shape.long_frames).map(|number| (shape.frames + number * of_long, true));
+        let frames = short
+            .chain(long)
+            .map(|(chunk, is_long)| Frame {
+                address: u64::from(chunk) * u64::from(shape.frame_size) + HEADROOM as u64,
                 length: 0,
                 head: 0,
+                is_long,
                 umem: id,
             })
             .collect();
         (Arc::new(umem), frames)
     }
 
-    /// Number of frames.
+    /// Number of frames, long ones among them.
     #[must_use]
     pub fn frames(&self) -> usize {
-        self.slots.len()
+        self.frames + self.long_frames
     }
 
-    /// Bytes that a fresh frame has room for.
+    /// Number of long frames.
+    #[must_use]
+    pub fn long_frames(&self) -> usize {
+        self.long_frames
+    }
+
+    /// Bytes that a fresh frame has room for that is no long one.
+    #[inline]
     #[must_use]
     pub fn room(&self) -> usize {
         self.frame_size - HEADROOM
+    }
+
+    /// Bytes that the largest fresh frame has room for.
+    #[inline]
+    #[must_use]
+    pub fn most_room(&self) -> usize {
+        if self.long_frames > 0 {
+            LONG - HEADROOM
+        } else {
+            self.room()
+        }
+    }
+
+    /// The longest packet to be received into a frame that is no long one: with long ones there is always room behind it for
+    /// what may come to stand there.
+    #[inline]
+    pub(super) fn longest_in_short(&self) -> usize {
+        if self.long_frames > 0 {
+            self.room() - BEHIND
+        } else {
+            self.frame_size
+        }
     }
 
     /// Whether huge pages back it.
     #[must_use]
     pub fn huge_pages(&self) -> bool {
         self.huge
+    }
+
+    /// Bytes of a frame, headroom included.
+    #[inline]
+    fn size(&self, frame: &Frame) -> usize {
+        if frame.is_long { LONG } else { self.frame_size }
     }
 
     #[inline]
@@ -313,18 +373,18 @@ impl Umem {
     #[must_use]
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         assert!(frame.umem == self.id, "a frame of another UMEM");
-        // SAFETY: address and length lie within one chunk of this UMEM (kept by every maker of a Frame and by
-        // `set_length`); the borrow of the only handle of this chunk excludes a writer.
+        // SAFETY: address and length lie within one frame of this UMEM (kept by every maker of a Frame and by
+        // `set_length`); the borrow of the only handle of this frame excludes a writer.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(frame.address as usize), frame.len()) }
     }
 
-    /// All bytes from the start of the frame's data to the end of its chunk, for writing.
+    /// All bytes from the start of the frame's data to the end of its frame, for writing.
     #[inline]
     #[must_use]
     pub fn room_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         assert!(frame.umem == self.id, "a frame of another UMEM");
-        let room = self.frame_size - self.offset(frame);
-        // SAFETY: as in `bytes`; the exclusive borrow of the only handle of this chunk excludes everybody else.
+        let room = self.size(frame) - self.offset(frame);
+        // SAFETY: as in `bytes`; the exclusive borrow of the only handle of this frame excludes everybody else.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(frame.address as usize), room) }
     }
 
@@ -336,7 +396,7 @@ impl Umem {
         if front > self.offset(frame) {
             return None;
         }
-        // SAFETY: as in `bytes`; what is in front lies within the same chunk, which the frame's owner alone touches.
+        // SAFETY: as in `bytes`; what is in front lies within the same frame, which the frame's owner alone touches.
         Some(unsafe {
             std::slice::from_raw_parts(
                 self.base.as_ptr().add(frame.address as usize - front),
@@ -345,7 +405,7 @@ impl Umem {
         })
     }
 
-    /// All bytes from so many in front of the frame's data to the end of its chunk, for writing; `None` if the headroom has
+    /// All bytes from so many in front of the frame's data to the end of its frame, for writing; `None` if the headroom has
     /// not so many.
     #[inline]
     #[must_use]
@@ -355,8 +415,8 @@ impl Umem {
         if front > offset {
             return None;
         }
-        let room = front + self.frame_size - offset;
-        // SAFETY: as in `with_front`; the exclusive borrow of the only handle of this chunk excludes everybody else.
+        let room = front + self.size(frame) - offset;
+        // SAFETY: as in `with_front`; the exclusive borrow of the only handle of this frame excludes everybody else.
         Some(unsafe {
             std::slice::from_raw_parts_mut(self.base.as_ptr().add(frame.address as usize - front), room)
         })
@@ -365,11 +425,11 @@ impl Umem {
     /// Sets the length of the frame's data.
     ///
     /// # Panics
-    /// If the data would reach beyond the chunk.
+    /// If the data would reach beyond the frame.
     #[inline]
     pub fn set_length(&self, frame: &mut Frame, length: usize) {
         assert!(
-            frame.umem == self.id && length <= self.frame_size - self.offset(frame),
+            frame.umem == self.id && length <= self.size(frame) - self.offset(frame),
             "data beyond the frame"
         );
         frame.length = length as u16;
@@ -381,7 +441,7 @@ impl Umem {
     pub fn take_head(&self, frame: &mut Frame) {
         assert!(frame.umem == self.id, "a frame of another UMEM");
         frame.address -= u64::from(frame.head);
-        frame.length += frame.head;
+        frame.length += u16::from(frame.head);
         frame.head = 0;
     }
 
@@ -400,9 +460,9 @@ impl Umem {
     ///
     /// A frame that has not so many is nothing that the program has handed over, and has no data.
     #[inline]
-    pub(super) fn skip_head(&self, frame: &mut Frame, head: u16) {
+    pub(super) fn skip_head(&self, frame: &mut Frame, head: u8) {
         assert!(frame.umem == self.id, "a frame of another UMEM");
-        if let Some(length) = frame.length.checked_sub(head) {
+        if let Some(length) = frame.length.checked_sub(head.into()) {
             frame.address += u64::from(head);
             (frame.length, frame.head) = (length, head);
         } else {
@@ -432,7 +492,7 @@ impl Umem {
             "no room for a stamp"
         );
         let mut stamp = [0u8; STAMP];
-        // SAFETY: the STAMP bytes before the data lie within the same chunk, which the frame's owner alone touches.
+        // SAFETY: the STAMP bytes before the data lie within the same frame, which the frame's owner alone touches.
         unsafe {
             let from = self.base.as_ptr().add(frame.address as usize - STAMP);
             std::ptr::copy_nonoverlapping(from, stamp.as_mut_ptr(), STAMP);
@@ -465,9 +525,10 @@ impl Umem {
     /// Turns a frame into the kernel's descriptor of it: from here on the kernel owns the frame, for `holder`.
     #[inline]
     pub(super) fn lend(&self, mut frame: Frame, holder: u16) -> FrameDesc {
+        assert!(!frame.is_long(), "the kernel never has a long frame");
         self.close_head(&mut frame);
         let chunk = self.chunk(&frame);
-        // SAFETY: `frame` is the only handle of this chunk, and it ends here.
+        // SAFETY: `frame` is the only handle of its chunk, and it ends here.
         let mut descriptor = unsafe { *self.slots[chunk].descriptor.get() };
         debug_assert_eq!(descriptor.addr() as u64, frame.address);
         if let Backing::Kernel(umem) = &self.backing {
@@ -490,10 +551,14 @@ impl Umem {
             address,
             length: descriptor.lengths().data() as u16,
             head: 0,
+            is_long: false,
             umem: self.id,
         };
         let chunk = self.chunk(&frame);
         self.slots[chunk].holder.store(0, Ordering::Relaxed);
+        // Whether more pieces followed is nothing that what is sent in this frame should say.
+        let mut descriptor = descriptor;
+        descriptor.set_options(0);
         // SAFETY: the kernel gave the frame back, so `frame` is its only handle.
         unsafe { *self.slots[chunk].descriptor.get() = descriptor };
         frame
@@ -527,6 +592,7 @@ mod tests {
         Shape {
             frame_size: 2048,
             frames: 64,
+            long_frames: 3,
             ring_size: 64,
             huge_pages: HugePages::Off,
         }
@@ -537,8 +603,14 @@ mod tests {
         let (umem, mut frames) = Umem::memory(shape()).unwrap();
         for (number, frame) in frames.iter_mut().enumerate() {
             umem.room_mut(frame).fill(number as u8);
-            umem.set_length(frame, umem.room());
+            let room = if frame.is_long() {
+                umem.most_room()
+            } else {
+                umem.room()
+            };
+            umem.set_length(frame, room);
         }
+        assert_eq!(frames.iter().filter(|frame| frame.is_long()).count(), 3);
         for (number, frame) in frames.iter().enumerate() {
             assert!(umem.bytes(frame).iter().all(|byte| *byte == number as u8));
         }

@@ -4,15 +4,10 @@
 //! completion that never comes (device gone, driver reset) costs nothing but the frames, and [`Port::close`]
 //! takes those back.
 //!
-//! A packet is one frame of the UMEM, and the kernel drops, and counts, what is longer. Linux could hand a longer one over as a chain
-//! (`XDP_USE_SG`): seen with 6.18 on veth in copy mode, 9,000 bytes come in three frames of 4096 (with native XDP only to a
-//! program for fragments, with generic XDP to any), and a chain of transmit descriptors leaves as one packet, also one whose
-//! pieces are neighbours in the UMEM. One long frame instead cannot be had: a UMEM's frames are at most a page, on huge
-//! pages too. Chains are not used, because everything behind this port is made for one piece of memory a packet: an AEAD
-//! engine's job, checksums and headers that are put in front, and a [`Frame`] that is in one place. A chain would have to be
-//! gathered into neighbouring frames before that (one more copy), and these would have to be set apart for it, dealt and
-//! counted as one by pool, rings and recovery; zero-copy drivers differ in whether they take chains at all. For guests it would
-//! be worth it with an uplink of 9,000 bytes only.
+//! A packet is one frame of the UMEM. What is longer comes and goes in several ([`super::pieces`]) if the socket was told so
+//! (`XDP_USE_SG`, since Linux 6.6, here in copy mode only: zero-copy drivers differ in whether they can), else the kernel drops
+//! and counts it. With native XDP it comes only to a program for fragments. Frames that are longer than a page cannot be had,
+//! on huge pages neither.
 
 #![allow(unsafe_code)]
 
@@ -21,13 +16,18 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arrayvec::ArrayVec;
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 
 use super::frame::Frame;
+use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
 use super::{BATCH, Burst, Held, KernelDrops, Port};
+
+/// Of a descriptor: more of its packet follow (`XDP_PKT_CONTD`).
+const MORE_FOLLOW: u32 = 1;
 
 /// Frames that one `sendto` makes the kernel transmit in copy mode (`XDP_MAX_TX_SKB_BUDGET`'s default).
 const KICK_BUDGET: u32 = 32;
@@ -61,7 +61,9 @@ pub struct XskConfig {
     /// Zero-copy or copy. The kernel gives all sockets of one UMEM the mode of the first.
     pub zero_copy: bool,
     /// Bytes that the XDP program puts in front of every packet that is received.
-    pub head: u16,
+    pub head: u8,
+    /// Take and give packets in pieces (`XDP_USE_SG`).
+    pub pieces: bool,
     /// A number of its own for every port ever opened on this UMEM, not 0.
     pub holder: u16,
     /// Whether this is the first socket on its UMEM: the kernel keeps it until the UMEM goes.
@@ -121,6 +123,14 @@ pub enum XskError {
     },
 }
 
+impl XskError {
+    /// Whether a kernel before 6.6 says so, to which pieces of packets are unknown.
+    #[must_use]
+    pub fn may_know_no_pieces(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+    }
+}
+
 /// An open queue.
 pub struct XskPort {
     rx: RxQueue,
@@ -128,7 +138,7 @@ pub struct XskPort {
     fill: FillQueue,
     completion: CompQueue,
     umem: Arc<Umem>,
-    head: u16,
+    head: u8,
     holder: u16,
     ring_size: u32,
     fill_level: usize,
@@ -138,6 +148,9 @@ pub struct XskPort {
     /// Whether the driver has been told of the first frames to receive into.
     begun: bool,
     too_long: Arc<AtomicU64>,
+    /// Whether packets may come in pieces.
+    pieces: bool,
+    gatherer: Gatherer,
     scratch: [FrameDesc; BATCH],
 }
 
@@ -167,11 +180,16 @@ impl XskPort {
         } else {
             BindFlags::XDP_COPY
         };
+        let pieces = if config.pieces {
+            BindFlags::XDP_USE_SG
+        } else {
+            BindFlags::empty()
+        };
         let socket = SocketConfig::builder()
             .rx_queue_size(size)
             .tx_queue_size(size)
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
+            .bind_flags(mode | pieces | BindFlags::XDP_USE_NEED_WAKEUP)
             .build();
         let refused = |source: std::io::Error, hint| XskError::Refused {
             interface: config.interface.clone(),
@@ -232,6 +250,8 @@ impl XskPort {
             first: config.first,
             begun: false,
             too_long: Arc::default(),
+            pieces: config.pieces,
+            gatherer: Gatherer::default(),
             scratch: [FrameDesc::default(); BATCH],
         })
     }
@@ -252,6 +272,25 @@ impl XskPort {
     #[must_use]
     pub fn zero_copy(&self) -> bool {
         self.zero_copy
+    }
+}
+
+impl XskPort {
+    #[cold]
+    fn transmit_in_pieces(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+        let mut pieces = ArrayVec::<FrameDesc, BATCH>::new();
+        let room = self.tx.nb_free(BATCH as u32).min(BATCH as u32);
+        let (umem, holder) = (&self.umem, self.holder);
+        scatter(frame, room as usize, pool, |piece, more| {
+            let mut descriptor = umem.lend(piece, holder);
+            descriptor.set_options(if more { MORE_FOLLOW } else { 0 });
+            pieces.push(descriptor);
+        })?;
+        // SAFETY: the descriptors are of frames just lent, which nobody else can touch.
+        let produced = unsafe { self.tx.produce(&pieces) };
+        assert_eq!(produced, pieces.len(), "the transmit ring had room");
+        self.held.transmit += produced;
+        Ok(())
     }
 }
 
@@ -277,14 +316,16 @@ fn mode_in_force(socket: RawFd) -> std::io::Result<bool> {
 
 impl Port for XskPort {
     #[inline]
-    fn receive(&mut self, burst: &mut Burst) {
+    fn receive(&mut self, burst: &mut Burst, pool: &mut FramePool) {
         let room = burst.remaining_capacity().min(BATCH);
         // SAFETY: `scratch` takes descriptors of this UMEM, which the kernel has given up.
         let count = unsafe { self.rx.consume(&mut self.scratch[..room]) };
         for descriptor in &self.scratch[..count] {
             let mut frame = self.umem.regain(*descriptor);
-            self.umem.skip_head(&mut frame, self.head);
-            burst.push(frame);
+            if self.gatherer.is_between() {
+                self.umem.skip_head(&mut frame, self.head);
+            }
+            burst.extend(self.gatherer.add(frame, descriptor.has_more_frames(), pool));
         }
         self.held.receive -= count;
     }
@@ -320,7 +361,10 @@ impl Port for XskPort {
     }
 
     #[inline]
-    fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn transmit(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+        if frame.is_long() {
+            return self.transmit_in_pieces(frame, pool);
+        }
         if self.tx.nb_free(1) == 0 {
             return Err(frame);
         }
@@ -371,18 +415,29 @@ impl Port for XskPort {
     }
 
     fn held(&self) -> Held {
-        self.held
+        Held {
+            receive: self.held.receive + self.gatherer.held(),
+            ..self.held
+        }
     }
 
     fn kernel_drops(&self) -> KernelDrops {
         let Ok(seen) = self.rx.fd().xdp_statistics() else {
             return KernelDrops::default();
         };
+        let ours = self.gatherer.dropped();
+        let (dropped, met_none) = (seen.rx_dropped(), seen.rx_fill_ring_empty_descs());
+        // Dropped is what found no frame in the fill ring, and what is longer than one; in pieces nothing is too long for the
+        // kernel, and what found too few frames is not among those that found none.
+        let (fill_empty, too_long) = if self.pieces {
+            (dropped.max(met_none), 0)
+        } else {
+            (met_none, dropped.saturating_sub(met_none))
+        };
         let drops = KernelDrops {
             ring_full: seen.rx_ring_full(),
-            fill_empty: seen.rx_fill_ring_empty_descs(),
-            // Dropped is what found no frame in the fill ring, and what is longer than one.
-            too_long: seen.rx_dropped().saturating_sub(seen.rx_fill_ring_empty_descs()),
+            fill_empty: fill_empty + ours.fill_empty,
+            too_long: too_long + ours.too_long,
             other: seen.rx_invalid_descs(),
         };
         self.too_long.store(drops.too_long, Ordering::Relaxed);
@@ -399,8 +454,10 @@ impl Port for XskPort {
             holder,
             held,
             first,
+            gatherer,
             ..
         } = *self;
+        gatherer.give_up(pool);
         // The socket is deleted with the last of its queues; only then has the kernel let go of its frames.
         drop((rx, tx, fill, completion));
         if first {

@@ -92,8 +92,8 @@ struct PeerRings {
     to: Producer<Item>,
     from: Consumer<Item>,
     waker: Waker,
-    /// Frames that came from this peer and did not go back yet.
-    owed: usize,
+    /// Frames that came from this peer and did not go back yet: others, and long ones.
+    owed: [usize; 2],
     /// Whether something went over since the peer was last woken.
     pushed: bool,
 }
@@ -116,7 +116,7 @@ impl Handoff {
                     to,
                     from,
                     waker: waker.clone(),
-                    owed: 0,
+                    owed: [0; 2],
                     pushed: false,
                 };
                 meshed[one].peers[two] = Some(rings(forth, back_end, &wakers[two]));
@@ -154,8 +154,8 @@ impl Handoff {
     pub fn pop(&mut self) -> Option<Item> {
         for peer in self.peers.iter_mut().flatten() {
             if let Ok(item) = peer.from.pop() {
-                if matches!(item, Item::Packet(..)) {
-                    peer.owed += 1;
+                if let Item::Packet(_, packet) = &item {
+                    peer.owed[usize::from(packet.frame.is_long())] += 1;
                 }
                 return Some(item);
             }
@@ -163,23 +163,27 @@ impl Handoff {
         None
     }
 
-    /// Gives frames back for those that came, as far as `take` has any and the rings have room, and wakes the workers
-    /// that something went to.
+    /// Gives frames back for those that came, as far as `take` has any (long ones if it is told so) and the rings have room, and
+    /// wakes the workers that something went to.
     #[inline]
-    pub fn settle(&mut self, mut take: impl FnMut() -> Option<Frame>, mut put: impl FnMut(Frame)) {
+    pub fn settle(&mut self, mut take: impl FnMut(bool) -> Option<Frame>, mut put: impl FnMut(Frame)) {
         for peer in self.peers.iter_mut().flatten() {
-            while peer.owed > 0 && peer.to.slots() > RING / 2 {
-                let Some(frame) = take() else { break };
-                match peer.to.push(Item::Free(frame)) {
-                    Ok(()) => {
-                        peer.owed -= 1;
-                        peer.pushed = true;
+            for (long, owed) in [false, true].into_iter().zip(&mut peer.owed) {
+                while *owed > 0 && peer.to.slots() > RING / 2 {
+                    let Some(frame) = take(long) else { break };
+                    match peer.to.push(Item::Free(frame)) {
+                        Ok(()) => {
+                            *owed -= 1;
+                            peer.pushed = true;
+                        }
+                        Err(rtrb::PushError::Full(Item::Free(frame))) => {
+                            put(frame);
+                            break;
+                        }
+                        Err(rtrb::PushError::Full(Item::Packet(..))) => {
+                            unreachable!("a free frame was pushed")
+                        }
                     }
-                    Err(rtrb::PushError::Full(Item::Free(frame))) => {
-                        put(frame);
-                        break;
-                    }
-                    Err(rtrb::PushError::Full(Item::Packet(..))) => unreachable!("a free frame was pushed"),
                 }
             }
             if peer.pushed {

@@ -214,20 +214,20 @@ struct WorkerExits<'a> {
 
 impl Exits for WorkerExits<'_> {
     #[inline]
-    fn uplink(&mut self, frame: Frame) -> Result<(), (Frame, DropReason)> {
+    fn uplink(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)> {
         match &mut self.ports.uplink {
             Some(port) => port
-                .transmit(frame)
+                .transmit(frame, pool)
                 .map_err(|frame| (frame, DropReason::TxRingFull)),
             None => Err((frame, DropReason::PortGone)),
         }
     }
 
     #[inline]
-    fn guest(&mut self, port: u16, frame: Frame) -> Result<(), (Frame, DropReason)> {
+    fn guest(&mut self, port: u16, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)> {
         match self.ports.guests.iter_mut().find(|(number, _)| *number == port) {
             Some((_, port)) => port
-                .transmit(frame)
+                .transmit(frame, pool)
                 .map_err(|frame| (frame, DropReason::TxRingFull)),
             None => Err((frame, DropReason::PortGone)),
         }
@@ -352,8 +352,10 @@ impl Worker {
         self.recorder.swap_if_asked();
         self.notices.settle();
         let pool = std::cell::RefCell::new(&mut self.pool);
-        self.handoff
-            .settle(|| pool.borrow_mut().take(), |frame| pool.borrow_mut().put(frame));
+        self.handoff.settle(
+            |long| pool.borrow_mut().take_as(long),
+            |frame| pool.borrow_mut().put(frame),
+        );
         work
     }
 
@@ -473,7 +475,7 @@ impl Worker {
         let ingress = match from {
             From::Uplink => match &mut self.ports.uplink {
                 Some(port) => {
-                    port.receive(&mut burst);
+                    port.receive(&mut burst, &mut self.pool);
                     port.refill(&mut self.pool);
                     None
                 }
@@ -481,7 +483,7 @@ impl Worker {
             },
             From::Guest(number) => match self.ports.guests.get_mut(number) {
                 Some((local, port)) => {
-                    port.receive(&mut burst);
+                    port.receive(&mut burst, &mut self.pool);
                     port.refill(&mut self.pool);
                     Some(*local)
                 }

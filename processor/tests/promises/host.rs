@@ -79,6 +79,8 @@ pub(crate) fn overlay_with(from: &str, to: &str) -> Policy {
 pub(crate) struct Options {
     pub(crate) workers: u16,
     pub(crate) frames: u32,
+    pub(crate) long_frames: u32,
+    pub(crate) uplink_mtu: usize,
     pub(crate) transmit_room: usize,
     pub(crate) tunnel: bool,
     pub(crate) tunnel_over_ip6: bool,
@@ -104,6 +106,8 @@ impl Default for Options {
         Self {
             workers: 1,
             frames: 512,
+            long_frames: 0,
+            uplink_mtu: 1500,
             transmit_room: 128,
             tunnel: false,
             tunnel_over_ip6: false,
@@ -195,10 +199,12 @@ impl Host {
         let shape = Shape {
             frame_size: 2048,
             frames: options.frames,
+            long_frames: options.long_frames,
             ring_size: 512,
             huge_pages: HugePages::Off,
         };
         let (umem, mut frames) = Umem::memory(shape).unwrap();
+        let mut long = frames.split_off(options.frames as usize);
         let share = frames.len() / usize::from(count);
         let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
         let (table, mut owned, reservations) = security_associations(policy, number, options);
@@ -253,7 +259,7 @@ impl Host {
                 endpoints: Arc::new(Endpoints::new(policy)),
                 host: HostIndex(number as u16),
                 uplink_mac: host_mac(number),
-                uplink_mtu: 1500,
+                uplink_mtu: options.uplink_mtu,
                 places,
                 next_hops: (0..policy.hosts.len()).map(next_hops).collect(),
                 sas: Arc::new(table),
@@ -274,6 +280,8 @@ impl Host {
                 } else {
                     share
                 };
+                let long_take = long.len() / (usize::from(count) - index);
+                let mine = frames.drain(..take).chain(long.drain(..long_take)).collect();
                 let (sampler, sampled) = samples();
                 logged.push(sampled);
                 let (commander, commanded) = rtrb::RingBuffer::new(64);
@@ -283,7 +291,7 @@ impl Host {
                 Worker {
                     id: WorkerId(index as u16),
                     tables: Arc::clone(&tables),
-                    pool: FramePool::new(Arc::clone(&umem), frames.drain(..take).collect()),
+                    pool: FramePool::new(Arc::clone(&umem), mine),
                     sas: owned.remove(0),
                     decisions: Decisions::new(Arc::clone(&rules), sampler),
                     mirror: mirror(Arc::clone(&counters[index])).0,
@@ -551,7 +559,8 @@ impl Host {
             .iter()
             .map(|worker| {
                 let held = worker.ports.held();
-                worker.pool.available() + worker.waiting.len() + held.receive + held.transmit
+                let free = worker.pool.available() + worker.pool.available_long();
+                free + worker.waiting.len() + held.receive + held.transmit
             })
             .sum();
         assert_eq!(frames, self.umem.frames(), "every frame is in one place");

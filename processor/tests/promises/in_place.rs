@@ -9,16 +9,16 @@ use crate::host::{Host, Options, overlay_with, policy};
 
 /// What is in front of the guest's frame when it is sealed, by the way: Ethernet, IP, (UDP,) ESP, (UDP and VXLAN,) less what of
 /// the frame is not sealed.
-const TRANSPORT: u16 = 16;
-const TUNNEL: u16 = 14 + 20 + 16 - 14;
-const TUNNEL_IP6: u16 = 14 + 40 + 16 - 14;
-const OVERLAY: u16 = 14 + 20 + 16 + 16;
-const OVERLAY_UDP: u16 = OVERLAY + 8;
-const OVERLAY_IP6: u16 = 14 + 40 + 16 + 16;
-const OVERLAY_IP6_UDP: u16 = OVERLAY_IP6 + 8;
+const TRANSPORT: u8 = 16;
+const TUNNEL: u8 = 14 + 20 + 16 - 14;
+const TUNNEL_IP6: u8 = 14 + 40 + 16 - 14;
+const OVERLAY: u8 = 14 + 20 + 16 + 16;
+const OVERLAY_UDP: u8 = OVERLAY + 8;
+const OVERLAY_IP6: u8 = 14 + 40 + 16 + 16;
+const OVERLAY_IP6_UDP: u8 = OVERLAY_IP6 + 8;
 
 /// Every way to seal, and the head that it takes.
-fn ways() -> Vec<(Policy, Options, u16)> {
+fn ways() -> Vec<(Policy, Options, u8)> {
     let flat = |tunnel, tunnel_over_ip6, esn, head| {
         let options = Options {
             tunnel,
@@ -73,7 +73,7 @@ fn frames() -> Vec<Vec<u8>> {
 }
 
 /// What leaves for each frame, by the uplink and by the ports.
-fn carried(policy: &Policy, options: &Options, head: u16) -> Vec<[Vec<Vec<u8>>; 3]> {
+fn carried(policy: &Policy, options: &Options, head: u8) -> Vec<[Vec<Vec<u8>>; 3]> {
     let mut host = Host::new(policy, 0, options);
     let device = host.guests.get_mut(BLUE1.id).expect("a guest of this host");
     device.set_head(head);
@@ -89,7 +89,7 @@ fn carried(policy: &Policy, options: &Options, head: u16) -> Vec<[Vec<Vec<u8>>; 
 #[test]
 fn what_leaves_is_the_same_whatever_the_head() {
     let ways = ways();
-    let mut heads: Vec<u16> = ways.iter().map(|(_, _, head)| *head).collect();
+    let mut heads: Vec<u8> = ways.iter().map(|(_, _, head)| *head).collect();
     heads.extend([8, 12, 40, 100, 160]);
     for (policy, options, exact) in &ways {
         let without = carried(policy, options, 0);

@@ -10,6 +10,7 @@ mod hostile_wire;
 mod in_place;
 mod key_of_rule;
 mod known_flows;
+mod long_packets;
 mod no_allocation;
 mod no_nonce_twice;
 mod no_plaintext_leaks;

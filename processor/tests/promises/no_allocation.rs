@@ -75,6 +75,8 @@ fn a_turn_allocates_nothing() {
             tunnel,
             in_udp,
             frames: 1024,
+            long_frames: 64,
+            uplink_mtu: 9000,
             ..Options::default()
         };
         let (mut one, mut two) = (Host::new(&policy, 0, &options), Host::new(&policy, 1, &options));
@@ -86,6 +88,7 @@ fn a_turn_allocates_nothing() {
                 datagram(BLUE2, 9),
                 between(BLUE1, BLUE2, true, UDP, &udp(round, 9, b"IPv6")),
                 datagram(BLUE2, 514),
+                between(BLUE1, BLUE2, false, UDP, &udp(round, 9, &[7; 5000])),
                 datagram(BLUE3, 9),
                 spoofed,
                 datagram(BLUE2, 9)[..30].to_vec(),

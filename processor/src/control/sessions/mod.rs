@@ -45,7 +45,7 @@ use crate::sa::sequence::Sequence;
 use crate::sa::slots::Owned;
 use crate::sa::spi::Spi;
 use crate::sa::table::SaTable;
-use crate::wire::esp;
+use crate::wire::{esp, ip4, ip6, udp};
 use crate::worker::run::monotonic;
 
 use super::assemble::DataPlane;
@@ -245,8 +245,8 @@ impl Sessions {
     /// Does everything that there is to do. `sas` becomes the table that is published.
     pub fn turn(&mut self, plane: &mut DataPlane, sas: &mut Arc<SaTable>) {
         let now = clocks();
-        if self.uplink_mtu != plane.uplink.mtu {
-            self.uplink_mtu = plane.uplink.mtu;
+        if self.uplink_mtu != plane.longest_packet() {
+            self.uplink_mtu = plane.longest_packet();
             self.engine.set_uplink_mtu(self.uplink_mtu, now);
         }
         self.hear(plane, now);
@@ -313,14 +313,18 @@ impl Sessions {
         let (left, at) = self.allowance;
         let more = now.monotonic.saturating_sub(at).as_secs_f64() * RATE;
         let mut left = (left + more).min(BURST);
-        let mut bytes = [0; 4096];
+        let mut bytes = [0; 1 << 14];
         for socket in &self.sockets {
             while left >= 1.0 {
                 // An error that the kernel remembers (ICMP unreachable) is taken by this, too.
                 match socket.recv_from(&mut bytes) {
                     Ok((length, from)) => {
-                        self.engine
-                            .receive(bytes.get(..length).unwrap_or_default(), from, now);
+                        // A probe that guests' packets of its length could not follow must not be answered.
+                        let headers = udp::HEADER + if from.is_ipv4() { ip4::HEADER } else { ip6::HEADER };
+                        if length + headers <= self.uplink_mtu {
+                            self.engine
+                                .receive(bytes.get(..length).unwrap_or_default(), from, now);
+                        }
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(_) => {}

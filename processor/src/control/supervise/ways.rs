@@ -14,6 +14,13 @@ impl Control {
         if news.uplink && plane.follow_uplink() {
             let (mac, mtu) = (plane.uplink.mac, plane.uplink.mtu);
             tracing::info!("uplink {}: MAC {mac}, MTU {mtu}", plane.uplink.name);
+            let longest = plane.longest_packet();
+            if longest < mtu {
+                tracing::warn!(
+                    "uplink {}: packets of more than {longest} bytes have no room in frames of the UMEM: restart, which makes frames for them",
+                    plane.uplink.name
+                );
+            }
             plane.publish(&self.plan);
         }
         self.reach.concerns(&news)
