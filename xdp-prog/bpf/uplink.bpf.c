@@ -155,7 +155,7 @@ int uplink(struct xdp_md *ctx)
 
 	/* An array's element always exists; the verifier does not know. */
 	if (on && is_guestseals((void *)(long)ctx->data, (void *)(long)ctx->data_end, on))
-		return hand_over(ctx);
+		return hand_over(ctx, 0);
 	count(COUNTER_PASSED);
 	return XDP_PASS;
 }

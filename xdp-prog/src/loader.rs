@@ -101,11 +101,25 @@ struct Common {
 impl GuestProgram {
     /// Loads a copy of the program, with maps of its own: one a guest port.
     pub fn load() -> Result<Self, XdpError> {
+        Self::with_head(0)
+    }
+
+    /// The same, for a port whose frames get so many bytes in front, of which the last 8 are the time of arrival.
+    ///
+    /// # Panics
+    /// If the time of arrival would not fit.
+    pub fn with_head(head: u8) -> Result<Self, XdpError> {
+        assert!(head == 0 || head >= 8, "a head has room for the time of arrival");
         log_libbpf();
         let mut object = MaybeUninit::uninit();
         let skeleton = GuestSkelBuilder::default()
             .open(&mut object)
-            .and_then(|open| open.load())
+            .and_then(|mut open| {
+                if let Some(constants) = &mut open.maps.rodata_data {
+                    constants.head = head.into();
+                }
+                open.load()
+            })
             .map_err(|error| not_loaded("guest_port", error))?;
         let common = Common::take(
             skeleton.progs.guest_port.as_fd(),

@@ -26,8 +26,9 @@ fn main() {
     };
     tunnels(&mut uplink);
     flat_networks(&mut uplink);
-    let single: [(&str, Body); 7] = [
+    let single: [(&str, Body); 8] = [
         ("guest::every_length_is_guestseals", guest_every_length),
+        ("guest::a_head_is_exact_and_stamped", guest_head),
         ("guest::a_queue_without_a_socket_drops", guest_other_queue),
         ("uplink::every_prefix_has_a_verdict", every_prefix),
         ("uplink::macs_change_while_it_runs", macs_change),
@@ -397,6 +398,29 @@ fn guest_every_length() -> Result<(), Failed> {
     namespace::wait_for("a closed socket to leave the map", || {
         program.trial(&bytes[..64]).unwrap().verdict == Verdict::Drop
     });
+    Ok(())
+}
+
+fn guest_head() -> Result<(), Failed> {
+    let socket = LiveSocket::bind("lo");
+    let bytes: Vec<u8> = (0..1514_u32).map(|at| at as u8).collect();
+    for head in [8, 16, 66, 94, 200] {
+        let program = GuestProgram::with_head(head)?;
+        assert_eq!(program.trial(&bytes[..64])?.verdict, Verdict::Drop, "no socket");
+        program.register_socket(0, &socket.fd)?;
+        for length in [14, 15, 60, 1514] {
+            let outcome = program.trial(&bytes[..length])?;
+            assert_eq!(outcome.verdict, Verdict::Redirect, "head {head}, {length} bytes");
+            let (front, frame) = outcome.frame.split_at(head.into());
+            assert_eq!((frame, outcome.metadata), (&bytes[..length], vec![]));
+            assert_stamped(&front[front.len() - 8..]);
+        }
+    }
+    // No driver has so much room in front of a frame: what cannot be stamped is dropped.
+    let program = GuestProgram::with_head(u8::MAX)?;
+    program.register_socket(0, &socket.fd)?;
+    assert_eq!(program.trial(&bytes[..64])?.verdict, Verdict::Drop);
+    assert_eq!(program.counters()?.no_stamp, 1);
     Ok(())
 }
 

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The mode is read back from the kernel twice, by Guestseal and by `ss`. Sealed traffic goes both ways for a while, then the
-//! uplink goes down and up and Guestseal is started anew, all under load. At each end the totals must balance.
+//! uplink goes down and up and Guestseal is started anew, all under load; and it seals in place and out of place, in turns. At each
+//! end the totals must balance.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -135,6 +136,8 @@ fn run(setting: &Setting, driver: &Driver, tally: &mut Tally) -> Result<(), Perf
             "XDP is detached and attached twice under load, totals balance",
             survived,
         )?;
+        let compared = bench.in_place_and_not(if setting.short { 5 } else { 10 });
+        step("sealed in place and out of place, in turns", compared)?;
     }
     if driver.frame_size > 2048 {
         let refused = bench.refuses_small_frames();
@@ -205,7 +208,7 @@ impl Bench {
             &deployment,
             1,
             &format!(
-                "workers: [{{queue: 0, cpu: 0}}]\numem: {{frames: 4096, frame-size: {}}}",
+                "workers: [{{queue: 0, cpu: 0}}]\numem: {{frames: 4096, frame-size: {}}}\nin-place: false",
                 driver.frame_size
             ),
         )?;
@@ -382,6 +385,67 @@ impl Bench {
                 .start(&mut self.machine, "--uplink eth0 --zero-copy require")?;
         }
         self.flows("restarts")
+    }
+
+    /// The same traffic sealed out of place and in place, twice each, and what Guestseal had of the CPU for it. Without KVM the
+    /// figures are worth something beside one another only.
+    fn in_place_and_not(&mut self, seconds: u32) -> Result<(), PerfError> {
+        const FILE: &str = "/etc/guestseal/h2.yaml";
+        let mut taken = [[0; 2]; 2];
+        for (turn, in_place) in [false, true, true, false].into_iter().enumerate() {
+            self.stop_inside()?;
+            self.machine
+                .run(&format!("sed -i 's/^in-place:.*/in-place: {in_place}/' {FILE}"))?;
+            let said = self
+                .inside
+                .start(&mut self.machine, "--uplink eth0 --zero-copy require")?;
+            if said.contains("sealed in place") != in_place {
+                return Err(PerfError::Wrong(format!(
+                    "`in-place: {in_place}` is not in force: {said}"
+                )));
+            }
+            self.zero_copy_by_ss()?;
+            self.reach()?;
+            let before = self.cpu_ticks()?;
+            self.both_ways(&format!("turn-{turn}"), RATE * seconds, 0)?;
+            let after = self.cpu_ticks()?;
+            for (sum, (after, before)) in taken[usize::from(in_place)]
+                .iter_mut()
+                .zip(after.into_iter().zip(before))
+            {
+                *sum += after - before;
+            }
+        }
+        // A tick is 10 ms; so many packets were sealed, and as many opened.
+        let each = |ticks: u64| ticks as f64 * 10_000.0 / f64::from(2 * RATE * seconds);
+        for (what, [user, system]) in ["out of place", "in place"].into_iter().zip(taken) {
+            println!(
+                "         {what}: {:.0} us of the CPU for a packet out and one in, {:.0} of them not in the kernel",
+                each(user + system),
+                each(user)
+            );
+        }
+        self.stop_inside()?;
+        self.machine
+            .run(&format!("sed -i 's/^in-place:.*/in-place: false/' {FILE}"))?;
+        self.inside
+            .start(&mut self.machine, "--uplink eth0 --zero-copy require")?;
+        self.reach()
+    }
+
+    /// What Guestseal has had of the CPU, in its own code and in the kernel.
+    fn cpu_ticks(&mut self) -> Result<[u64; 2], PerfError> {
+        let stat = self.machine.run("cat /proc/$(cat /tmp/guestseal.pid)/stat")?;
+        // proc_pid_stat(5): utime and stime are the 14th and 15th, the second is a name in parentheses.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let mut fields = after_name.split_whitespace().skip(11).map(str::parse);
+        match (fields.next(), fields.next()) {
+            (Some(Ok(user)), Some(Ok(system))) => Ok([user, system]),
+            _ => Err(PerfError::Malformed {
+                what: "/proc/*/stat".into(),
+                why: stat,
+            }),
+        }
     }
 
     fn refuses_small_frames(&mut self) -> Result<(), PerfError> {

@@ -8,6 +8,7 @@ mod devices;
 mod foreign;
 mod forge;
 mod frames;
+mod in_place;
 mod key_manager;
 mod key_usage;
 mod killed;
@@ -38,6 +39,8 @@ type Body = fn() -> Result<()>;
 const TESTS: &[(&str, Body)] = &[
     ("overlay::tenants_of_equal_addresses_never_meet", overlay::tenants),
     ("overlay::every_size_and_bulk", overlay::sizes),
+    ("in_place::an_overlay_at_every_size_and_bulk", in_place::overlay),
+    ("in_place::flat_networks_in_either_xdp_mode", in_place::flat),
     ("overlay::linux_vxlan_is_the_far_end", overlay::linux_vxlan),
     ("overlay::routes_are_followed", overlay::routes),
     ("ways::another_mac_is_met_at_once", ways::next_hop),

@@ -131,7 +131,10 @@ pub(crate) fn tenants() -> Result<()> {
 
 /// Every size around the largest that fits, path MTU discovery by both families, and TCP and UDP in bulk.
 pub(crate) fn sizes() -> Result<()> {
-    let mut net = running("sizes", POLICY)?;
+    sizes_over(running("sizes", POLICY)?)
+}
+
+pub(crate) fn sizes_over(mut net: Net) -> Result<()> {
     for guest in ["blue-1", "blue-2", "red-1", "red-2"] {
         net.guest(guest).ip("link set eth0 mtu 1500")?;
     }

@@ -4,6 +4,7 @@
 //! when its fill ring has frames. The uplink's first socket is also the one that registered the UMEM, which lives as long
 //! as the data plane: when the uplink goes, the whole plane is taken apart and put together anew.
 
+mod head;
 mod places;
 
 use std::collections::{HashMap, VecDeque};
@@ -203,7 +204,13 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    fn open(&mut self, link: &Link, queue: u32, first: bool) -> Result<(RawFd, bool, XskPort), XskError> {
+    fn open(
+        &mut self,
+        link: &Link,
+        queue: u32,
+        head: u8,
+        first: bool,
+    ) -> Result<(RawFd, bool, XskPort), XskError> {
         let (room, longest) = (link.zero_copy_room(self.frame_size), link.mtu + LONGEST_ETHERNET);
         if self.manner.zero_copy && longest > room {
             return Err(XskError::FrameTooSmall {
@@ -224,7 +231,7 @@ impl Opener<'_> {
                 ring_size: self.ring_size,
                 fill_level: self.fill_level,
                 zero_copy: self.manner.zero_copy,
-                head: 0,
+                head,
                 pieces: self.manner.pieces,
                 holder,
                 first,
@@ -337,7 +344,7 @@ impl DataPlane {
         let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
         let mut uplink_sockets = Vec::new();
         for (number, worker) in config.workers.iter().enumerate() {
-            let (socket, zero_copy, mut port) = opener.open(&uplink, worker.queue, number == 0)?;
+            let (socket, zero_copy, mut port) = opener.open(&uplink, worker.queue, 0, number == 0)?;
             in_force = zero_copy;
             port.refill(&mut pools[number]);
             worker_ports[number].uplink = Some(Box::new(port));
@@ -348,7 +355,7 @@ impl DataPlane {
             open.owners.clear();
             for queue in 0..open.link.queues {
                 let owner = WorkerId(((u32::from(local) + queue) % count as u32) as u16);
-                let (socket, _, mut socket_port) = opener.open(&open.link, queue, false)?;
+                let (socket, _, mut socket_port) = opener.open(&open.link, queue, open.head, false)?;
                 open.lookout.watch(socket_port.too_long());
                 socket_port.refill(&mut pools[owner.index()]);
                 worker_ports[owner.index()]
@@ -490,9 +497,13 @@ impl DataPlane {
         let numbers = (0..self.places.all.len()).filter(|number| self.places.has_interface(*number));
         lines.extend(numbers.map(|number| match &self.places.all[number].open {
             Some(open) => format!(
-                "guest port {}: XDP {}, sockets {sockets}",
+                "guest port {}: XDP {}, sockets {sockets}{}",
                 open.link.name,
-                mode_of(&open.program)
+                mode_of(&open.program),
+                match open.head {
+                    0 => String::new(),
+                    head => format!(", sealed in place: {head} bytes in front"),
+                }
             ),
             None => format!(
                 "guest port {}: no such interface yet",
@@ -689,7 +700,7 @@ impl DataPlane {
         let mut opened = Vec::new();
         for queue in 0..open.link.queues {
             let owner = WorkerId(((number as u32 + queue) % self.wakers.len() as u32) as u16);
-            let (socket, _, port) = opener.open(&open.link, queue, false)?;
+            let (socket, _, port) = opener.open(&open.link, queue, open.head, false)?;
             open.lookout.watch(port.too_long());
             open.program.register_socket(queue, &socket)?;
             open.owners.push(owner);

@@ -167,6 +167,8 @@ pub struct HostConfig {
     pub xdp_mode: ModeChoice,
     /// Zero-copy wanted.
     pub zero_copy: ZeroCopy,
+    /// Whether guests' packets come with room in front, to be sealed where they are.
+    pub in_place: bool,
     /// Never sleep.
     pub busy_poll: bool,
     /// What guests leave to their cards and would be lost is turned off, and put back at the end.
@@ -236,6 +238,8 @@ struct RawHost {
     xdp_mode: RawXdpMode,
     #[serde(default)]
     zero_copy: ZeroCopy,
+    #[serde(default)]
+    in_place: bool,
     #[serde(default)]
     busy_poll: bool,
     #[serde(default)]
@@ -611,6 +615,7 @@ impl HostConfig {
                 RawXdpMode::Generic => ModeChoice::Only(XdpMode::Generic),
             }),
             zero_copy: overrides.zero_copy.unwrap_or(raw.zero_copy),
+            in_place: raw.in_place,
             busy_poll: overrides.busy_poll || raw.busy_poll,
             fix_offloads: overrides.fix_offloads || raw.fix_offloads,
             aead: overrides.aead.unwrap_or(raw.aead),

@@ -223,7 +223,8 @@ fn read_keymats(config: &HostConfig) -> Result<Vec<Keymat>, ManualSaError> {
     Ok(keymats)
 }
 
-fn mode(sa: &SaConfig, config: &HostConfig) -> Result<Mode, ManualSaError> {
+/// What ESP wraps.
+pub(super) fn mode(sa: &SaConfig, config: &HostConfig) -> Result<Mode, ManualSaError> {
     let is_overlay = !config.policy.is_flat(sa.network);
     if !is_overlay && sa.mode == SaMode::Transport {
         return Ok(Mode::Transport);

@@ -173,6 +173,7 @@ fn fixed(before: &HostConfig, now: &HostConfig) -> Vec<&'static str> {
         ("umem", before.umem == now.umem),
         ("xdp-mode", before.xdp_mode == now.xdp_mode),
         ("zero-copy", before.zero_copy == now.zero_copy),
+        ("in-place", before.in_place == now.in_place),
         ("busy-poll", before.busy_poll == now.busy_poll),
         ("fix-offloads", before.fix_offloads == now.fix_offloads),
         ("aead", before.aead == now.aead),

@@ -6,6 +6,8 @@
 //! reason. A sequence number is taken only once nothing else can fail.
 //! Never allocates. RFC 4303 3.3, RFC 4106, RFC 4543, RFC 3948.
 
+use std::net::IpAddr;
+
 use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
 use zerocopy::IntoBytes;
@@ -64,6 +66,24 @@ pub fn select_sa(batch: &mut Batch, tables: &Tables, own: WorkerId) -> bool {
         }
     }
     some_wait
+}
+
+/// Bytes that sealing puts in front of what a guest sent: a frame with a head of just so many is sealed where it is.
+#[must_use]
+pub fn in_front(mode: Mode) -> usize {
+    let ip = |local: IpAddr| if local.is_ipv6() { ip6::HEADER } else { ip4::HEADER };
+    let headers = match mode {
+        Mode::Transport => 0,
+        // Instead of the guest's Ethernet header there is one between the hosts.
+        Mode::Tunnel { local, .. } => ip(local),
+        Mode::Overlay {
+            local, udp_source, ..
+        } => {
+            let in_udp = udp_source.map_or(0, |_| udp::HEADER);
+            ethernet::HEADER + ip(local) + in_udp + encapsulate::HEADER
+        }
+    };
+    headers + esp::HEADER
 }
 
 /// How a packet is laid out when it is sealed.

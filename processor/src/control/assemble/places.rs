@@ -17,7 +17,7 @@ use crate::control::offloads::{self, Lookout};
 use crate::path::batch::WorkerId;
 use crate::path::tables::PlaceOf;
 
-use super::{StartError, counters_of, detach_or_say};
+use super::{StartError, counters_of, detach_or_say, head};
 
 /// How long a place is nobody's before another port gets it: longer than any packet is on its way.
 const REST: Duration = Duration::from_secs(60);
@@ -56,6 +56,8 @@ pub(super) struct OpenPort {
     pub(super) link: Link,
     pub(super) program: Attached<GuestProgram>,
     pub(super) owners: Vec<WorkerId>,
+    /// Bytes that the program puts in front of what comes, which the sockets must be told.
+    pub(super) head: u8,
     pub(super) lookout: Lookout,
 }
 
@@ -260,7 +262,8 @@ impl Places {
 
 fn attach(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<OpenPort, StartError> {
     let link = link::describe(interface)?;
-    let program = GuestProgram::load()?.attach(Attachment {
+    let head = head::of(interface, config, link.mtu);
+    let program = GuestProgram::with_head(head)?.attach(Attachment {
         ifindex: link.index,
         mode: config.xdp_mode,
         pins: Some(pins),
@@ -275,6 +278,7 @@ fn attach(interface: &str, config: &HostConfig, pins: &PinDirectory) -> Result<O
         lookout: Lookout::new(&link, mode),
         link,
         program,
+        head,
         owners: Vec::new(),
     })
 }
