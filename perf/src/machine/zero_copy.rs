@@ -129,6 +129,8 @@ fn run(setting: &Setting, driver: &Driver, tally: &mut Tally) -> Result<(), Perf
             &format!("{seconds} s both ways, every datagram whole and once"),
             passed,
         )?;
+        let compared = bench.in_place_and_not(if setting.short { 5 } else { 10 });
+        step("sealed in place and out of place, in turns", compared)?;
         let survived = bench.link_flaps();
         step("the uplink goes down and up three times under load", survived)?;
         let survived = bench.restarts();
@@ -136,8 +138,6 @@ fn run(setting: &Setting, driver: &Driver, tally: &mut Tally) -> Result<(), Perf
             "XDP is detached and attached twice under load, totals balance",
             survived,
         )?;
-        let compared = bench.in_place_and_not(if setting.short { 5 } else { 10 });
-        step("sealed in place and out of place, in turns", compared)?;
     }
     if driver.frame_size > 2048 {
         let refused = bench.refuses_small_frames();
