@@ -10,22 +10,18 @@
 //! where one rule is to blame.
 //!
 //! Measured on one Zen 4 core, TSC cycles a look-up past the flow cache in bursts of 64, 1,000 guests, seeds acl, fw and ipc
-//! of `guestseal-perf classify`: 356, 397, 405 at 10,000 rules and 237, 252, 263 at 1,000 (medians of seven runs, the least
-//! 333, 379, 377; 570, 624, 546 and 238, 247, 264 on a busier machine before entries were cut by addresses first and between
-//! words, where it had 379, 433, 518). Of that earlier form 422, 488, 466 on a less busy machine (473, 543, 557 in the same
-//! minutes with all parts of a row read, and summaries apart from block numbers), and 171, 160, 162 at 10 rules. The lines of
-//! memory are what others on the machine make dearer: with all of them hot it is 220, 257, 255 at 10,000 rules. The plain
-//! list takes 240,000 to 330,000 there. A row for each field by itself (five or more rows to intersect, in blocks first, one
-//! packet after the other) took 254, 252, 256 and 466, 508, 533 in the same minute: what costs is instructions for each row
-//! and word, then lines of memory, so the fields that a packet has only together (a guest with its address and network;
-//! EtherType, protocol and ports) share a row, and packets wait together. Tuple-space search (tuples in the order of their
-//! best rule, 70 to 79 of them, each asked in both directions) took 2.3 to 2.6 times as long as that
-//! earlier form at 10,000 rules and 4.9 to 5.4 times at 1,000; it also pays for every label name and prefix length that rules
+//! of `guestseal-perf classify`: 312, 395, 385 at 10,000 rules and 225, 240, 240 at 1,000 (medians of fifteen runs while a
+//! build shared the machine; the least 285, 353, 336). The lines of memory are what others on the machine make dearer: with
+//! all of them hot it is 189, 234, 224 at 10,000 rules. The plain list takes 240,000 to 330,000 there. What it was before, in
+//! turns with what came next: entries in the order of their rules instead of cut by addresses first and between words, 570,
+//! 624, 546 beside 379, 433, 518; then groups of 32 packets, slots of addresses of one size and a part's rows found anew for
+//! each word, 1.17, 1.11, 1.15 of what is there now. Before all that, a row for each field by itself (five or more rows to
+//! intersect, in blocks first, one packet after the other) took 254, 252, 256 and 466, 508, 533 beside 238, 247, 264 and 422, 488, 466:
+//! what costs is instructions for each row and word, then lines of memory, so the fields that a packet has only together (a
+//! guest with its address and network; EtherType, protocol and ports) share a row, and packets wait together. Tuple-space
+//! search (tuples in the order of their best rule, 70 to 79 of them, each asked in both directions) took 2.3 to 2.6 times as
+//! long as that at 10,000 rules and 4.9 to 5.4 times at 1,000; it also pays for every label name and prefix length that rules
 //! use, which a guest's operator chooses; rows do not.
-//!
-//! All figures up to here are of groups of 32 packets, slots of addresses of one size, and parts of rows found anew for each word.
-//! What is there now takes 0.85 to 0.86, 0.90 to 0.92 and 0.85 to 0.89 of that at 10,000 rules (the two in turns in one program, three
-//! runs on a busy machine); with all memory hot 189, 234 and 224 cycles beside 227, 263 and 263.
 //!
 //! After Lakshman and Stiliadis (bit vectors, 1998), Baboescu and Varghese (summaries, 2001).
 
