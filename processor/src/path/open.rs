@@ -124,6 +124,7 @@ pub fn open(
     engine: &dyn Engine,
 ) {
     let umem = Arc::clone(pool.umem());
+    let most = umem.room();
     let is_concerned = batch.iter().any(|descriptor| descriptor.sa.is_some());
     let mut fresh = pool.take_many(if is_concerned { batch.len() } else { 0 });
     let mut additional = [[0; 12]; BATCH];
@@ -142,12 +143,14 @@ pub fn open(
         };
         let admitted = admit(descriptor, position, sa, &umem);
         let admitted = admitted.and_then(|admitted| {
-            let end = admitted.0.most();
-            if !pool.has_room_for(end) {
+            let is_long = admitted.0.most() > most;
+            if is_long && pool.available_long() == 0 {
                 return Err(DropReason::NoFrame);
             }
             let room = rooms.next().ok_or(DropReason::NoFrame)?;
-            pool.widen(room.0, end);
+            if is_long {
+                pool.widen(room.0);
+            }
             Ok((admitted, room))
         });
         let ((candidate, header), room) = match admitted {

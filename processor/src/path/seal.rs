@@ -147,6 +147,7 @@ pub fn seal(
 ) -> bool {
     let mut too_long = false;
     let umem = std::sync::Arc::clone(pool.umem());
+    let room = umem.room();
     let is_concerned = batch.iter().any(|descriptor| descriptor.sa.is_some());
     let mut fresh = pool.take_many(if is_concerned { batch.len() } else { 0 });
     let mut additional = [[0; 12]; BATCH];
@@ -171,7 +172,7 @@ pub fn seal(
         };
         let planned = plan(descriptor, (place, sa), &mut last, tables, &umem);
         let planned = planned.and_then(|plan| {
-            if !plan.in_place && (rooms.len() == 0 || !pool.has_room_for(plan.end())) {
+            if !plan.in_place && (rooms.len() == 0 || plan.end() > room && pool.available_long() == 0) {
                 return Err(DropReason::NoFrame);
             }
             Ok((plan, sa.sequence.take()?))
@@ -198,7 +199,9 @@ pub fn seal(
         let Some(frame) = rooms.next() else {
             unreachable!("there was one a moment ago")
         };
-        pool.widen(frame, plan.end());
+        if plan.end() > room {
+            pool.widen(frame);
+        }
         let number = sealed.len();
         let note = |one| overwritten.push((number, one));
         jobs.push(job(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use super::frame::Frame;
+use super::frame::{Frame, Kind};
 use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
@@ -18,9 +18,8 @@ use super::{Burst, Held, KernelDrops, Port};
 pub struct MemoryPort {
     umem: Arc<Umem>,
     fill: Producer<Frame>,
-    /// Each with whether more pieces of its packet follow.
-    receive: Consumer<(Frame, bool)>,
-    transmit: Producer<(Frame, bool)>,
+    receive: Consumer<Frame>,
+    transmit: Producer<Frame>,
     completion: Consumer<Frame>,
     gatherer: Gatherer,
     held: Held,
@@ -33,8 +32,8 @@ pub struct MemoryPort {
 pub struct Device {
     umem: Arc<Umem>,
     fill: Consumer<Frame>,
-    receive: Producer<(Frame, bool)>,
-    transmit: Consumer<(Frame, bool)>,
+    receive: Producer<Frame>,
+    transmit: Consumer<Frame>,
     completion: Producer<Frame>,
     /// Sent and not completed yet.
     sent: VecDeque<Frame>,
@@ -107,7 +106,10 @@ impl Device {
             self.umem.set_length(&mut frame, head + bytes.len());
             self.umem.skip_head(&mut frame, head as u8);
             self.umem.set_stamp(&mut frame, arrival);
-            self.receive.push((frame, number + 1 < pieces)).is_ok()
+            if number + 1 < pieces {
+                frame.kind = Kind::PIECE;
+            }
+            self.receive.push(frame).is_ok()
         })
     }
 
@@ -116,7 +118,9 @@ impl Device {
     pub fn leave(&mut self) -> Option<Vec<u8>> {
         let mut packet = Vec::new();
         loop {
-            let (frame, more) = self.transmit.pop().ok()?;
+            let mut frame = self.transmit.pop().ok()?;
+            let more = frame.is_piece();
+            frame.kind = Kind::LAST;
             packet.extend_from_slice(&self.umem.with_front(&frame, frame.head())?[..frame.len()]);
             self.sent.push_back(frame);
             if !more {
@@ -128,7 +132,8 @@ impl Device {
     /// Sends everything that leaves nowhere. Gives how many packets that were.
     pub fn discard(&mut self) -> usize {
         let before = self.sent.len();
-        while let Ok((frame, _)) = self.transmit.pop() {
+        while let Ok(mut frame) = self.transmit.pop() {
+            frame.kind = Kind::LAST;
             self.sent.push_back(frame);
         }
         self.sent.len() - before
@@ -149,16 +154,25 @@ impl Device {
     }
 }
 
+impl MemoryPort {
+    #[cold]
+    fn transmit_in_pieces(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+        scatter(frame, self.transmit_room - self.held.transmit, pool, |piece| {
+            let sent = self.transmit.push(piece);
+            debug_assert!(sent.is_ok(), "the ring has a slot for each that is not completed");
+            self.held.transmit += 1;
+        })
+    }
+}
+
 impl Port for MemoryPort {
     fn receive(&mut self, burst: &mut Burst, pool: &mut FramePool) {
         let count = self.receive.slots().min(burst.remaining_capacity());
         if let Ok(chunk) = self.receive.read_chunk(count) {
             self.held.receive -= count;
-            burst.extend(
-                chunk
-                    .into_iter()
-                    .filter_map(|(frame, more)| self.gatherer.add(frame, more, pool)),
-            );
+            let from = burst.len();
+            burst.extend(chunk);
+            self.gatherer.gather(burst, from, pool);
         }
     }
 
@@ -171,21 +185,20 @@ impl Port for MemoryPort {
     }
 
     fn transmit(&mut self, mut frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+        if self.umem.is_long(&frame) {
+            return self.transmit_in_pieces(frame, pool);
+        }
         // Sent and not completed counts too, as on a device.
-        let room = self.transmit_room - self.held.transmit;
+        if self.held.transmit == self.transmit_room {
+            return Err(frame);
+        }
         self.umem.close_head(&mut frame);
-        let mut send = |frame, more| {
-            let sent = self.transmit.push((frame, more));
-            debug_assert!(sent.is_ok(), "the ring has a slot for each that is not completed");
-            self.held.transmit += 1;
-        };
-        if frame.is_long() {
-            scatter(frame, room, pool, send)
-        } else if room > 0 {
-            send(frame, false);
-            Ok(())
-        } else {
-            Err(frame)
+        match self.transmit.push(frame) {
+            Ok(()) => {
+                self.held.transmit += 1;
+                Ok(())
+            }
+            Err(rtrb::PushError::Full(frame)) => Err(frame),
         }
     }
 
@@ -219,7 +232,7 @@ impl Port for MemoryPort {
     /// What the device has not given back stays with it.
     fn close(mut self: Box<Self>, pool: &mut FramePool) {
         self.reclaim(pool);
-        while let Ok((frame, _)) = self.receive.pop() {
+        while let Ok(frame) = self.receive.pop() {
             pool.put(frame);
         }
         self.gatherer.give_up(pool);

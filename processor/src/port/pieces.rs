@@ -4,9 +4,9 @@
 //! in front. So a packet in pieces is put together in a long frame when it is received, and taken apart when it is sent: two copies,
 //! which only packets pay that are longer than a frame. Never allocates.
 
-use super::KernelDrops;
-use super::frame::Frame;
+use super::frame::{Frame, Kind};
 use super::pool::FramePool;
+use super::{Burst, KernelDrops};
 
 /// Puts received packets together.
 #[derive(Debug, Default)]
@@ -34,19 +34,35 @@ impl Gatherer {
         matches!(self.state, State::Between)
     }
 
-    /// Takes the next piece; gives the packet if it was the last. Its other frames go to `pool`.
+    /// Puts what was received into `burst`, from this place on, together: what is left there are packets. Frames that are not
+    /// needed any more go to `pool`.
     #[inline]
-    pub fn add(&mut self, piece: Frame, more_follow: bool, pool: &mut FramePool) -> Option<Frame> {
-        let fits = piece.head() + piece.len() <= pool.umem().longest_in_short();
-        if fits && !more_follow && self.is_between() {
-            return Some(piece);
+    pub fn gather(&mut self, burst: &mut Burst, from: usize, pool: &mut FramePool) {
+        let longest = pool.umem().longest_in_short();
+        let is_whole = |frame: &Frame| !frame.is_piece() && frame.head() + frame.len() <= longest;
+        if !(self.is_between() && burst[from..].iter().all(is_whole)) {
+            self.gather_pieces(burst, from, pool);
         }
-        self.gather(piece, more_follow, pool)
     }
 
     #[cold]
-    fn gather(&mut self, piece: Frame, more_follow: bool, pool: &mut FramePool) -> Option<Frame> {
+    fn gather_pieces(&mut self, burst: &mut Burst, from: usize, pool: &mut FramePool) {
+        let received: Burst = burst.drain(from..).collect();
+        for frame in received {
+            let is_whole = frame.head() + frame.len() <= pool.umem().longest_in_short();
+            if self.is_between() && is_whole && !frame.is_piece() {
+                burst.push(frame);
+            } else {
+                burst.extend(self.add(frame, pool));
+            }
+        }
+    }
+
+    /// Takes the next piece; gives the packet if it was the last.
+    fn add(&mut self, mut piece: Frame, pool: &mut FramePool) -> Option<Frame> {
         let umem = std::sync::Arc::clone(pool.umem());
+        let more_follow = piece.is_piece();
+        piece.kind = Kind::LAST;
         let whole = match std::mem::take(&mut self.state) {
             State::Within(whole) => Some(whole),
             State::Dropping => None,
@@ -103,7 +119,7 @@ impl Gatherer {
     }
 }
 
-/// Takes a packet in a long frame apart: `send` gets at most `room` pieces in frames of the pool, each with whether more follow.
+/// Takes a packet in a long frame apart: `send` gets at most `room` pieces in frames of the pool, each of which says whether more follow.
 ///
 /// # Errors
 /// Gives the frame back if there is no room for all of it, or no frames; then nothing was sent.
@@ -111,7 +127,7 @@ pub fn scatter(
     frame: Frame,
     room: usize,
     pool: &mut FramePool,
-    mut send: impl FnMut(Frame, bool),
+    mut send: impl FnMut(Frame),
 ) -> Result<(), Frame> {
     let umem = std::sync::Arc::clone(pool.umem());
     let mut left = frame.len().div_ceil(umem.room());
@@ -125,7 +141,10 @@ pub fn scatter(
         umem.room_mut(&mut piece)[..bytes.len()].copy_from_slice(bytes);
         umem.set_length(&mut piece, bytes.len());
         left -= 1;
-        send(piece, left > 0);
+        if left > 0 {
+            piece.kind = Kind::PIECE;
+        }
+        send(piece);
     }
     pool.put(frame);
     Ok(())
@@ -153,10 +172,10 @@ mod tests {
     }
 
     /// The pieces of a packet as a kernel makes them.
-    fn pieces(packet: &[u8], pool: &mut FramePool) -> Vec<(Frame, bool)> {
+    fn pieces(packet: &[u8], pool: &mut FramePool) -> Vec<Frame> {
         let umem = Arc::clone(pool.umem());
         let count = packet.len().div_ceil(umem.room()).max(1);
-        let cut: Vec<(Frame, bool)> = (0..count)
+        (0..count)
             .map(|number| {
                 let from = number * umem.room();
                 let bytes = &packet[from..packet.len().min(from + umem.room())];
@@ -164,10 +183,14 @@ mod tests {
                 umem.room_mut(&mut frame)[..bytes.len()].copy_from_slice(bytes);
                 umem.set_length(&mut frame, bytes.len());
                 umem.set_stamp(&mut frame, number as u64 + 7);
-                (frame, number + 1 < count)
+                frame.kind = if number + 1 < count {
+                    Kind::PIECE
+                } else {
+                    Kind::LAST
+                };
+                frame
             })
-            .collect();
-        cut
+            .collect()
     }
 
     proptest! {
@@ -180,13 +203,16 @@ mod tests {
             let (mut too_long, mut unmet) = (0, 0);
             for (number, length) in lengths.into_iter().enumerate() {
                 let packet: Vec<u8> = (0..length).map(|at| (at * 7 + number) as u8).collect();
-                let mut received = None;
-                for (piece, more) in pieces(&packet, &mut pool) {
-                    prop_assert!(received.is_none(), "given before its end");
-                    received = gatherer.add(piece, more, &mut pool);
-                    prop_assert!(more || gatherer.held() == 0);
-                }
-                match received {
+                // They come in two bursts, of which the second has been begun by another packet.
+                let mut all = pieces(&packet, &mut pool).into_iter();
+                let mut burst: Burst = all.by_ref().take(2).collect();
+                gatherer.gather(&mut burst, 0, &mut pool);
+                let from = burst.len();
+                burst.extend(all);
+                gatherer.gather(&mut burst, from, &mut pool);
+                prop_assert_eq!(gatherer.held(), 0);
+                prop_assert!(burst.len() <= 1);
+                match burst.pop() {
                     Some(frame) => {
                         prop_assert_eq!(umem.bytes(&frame), &packet[..]);
                         prop_assert_eq!(umem.stamp(&frame), 7);
@@ -194,9 +220,10 @@ mod tests {
                         if frame.is_long() {
                             let mut sent = Vec::new();
                             let mut ended = false;
-                            let taken_apart = scatter(frame, 9, &mut pool, |piece, more| {
+                            let taken_apart = scatter(frame, 9, &mut pool, |mut piece| {
                                 assert!(!ended && !piece.is_long());
-                                ended = !more;
+                                ended = !piece.is_piece();
+                                piece.kind = Kind::LAST;
                                 sent.push(piece);
                             });
                             prop_assert!(taken_apart.is_ok() && ended);
@@ -223,10 +250,10 @@ mod tests {
         let umem = Arc::clone(pool.umem());
         let mut frame = pool.take_long().unwrap();
         umem.set_length(&mut frame, 9000);
-        let frame = scatter(frame, 5, &mut pool, |_, _| panic!("it takes six")).unwrap_err();
+        let frame = scatter(frame, 5, &mut pool, |_| panic!("it takes six")).unwrap_err();
         assert_eq!(frame.len(), 9000);
         let kept: Vec<Frame> = (0..59).map(|_| pool.take().unwrap()).collect();
-        let frame = scatter(frame, 6, &mut pool, |_, _| panic!("there are five")).unwrap_err();
+        let frame = scatter(frame, 6, &mut pool, |_| panic!("there are five")).unwrap_err();
         kept.into_iter().chain([frame]).for_each(|frame| pool.put(frame));
         assert_eq!((pool.available(), pool.available_long()), (64, 1));
     }
@@ -236,11 +263,12 @@ mod tests {
         let mut pool = pool(1);
         let mut gatherer = Gatherer::default();
         let mut all = pieces(&[1; 3000], &mut pool).into_iter();
-        let (first, more) = all.next().unwrap();
-        assert!(gatherer.add(first, more, &mut pool).is_none());
+        let mut burst: Burst = all.next().into_iter().collect();
+        gatherer.gather(&mut burst, 0, &mut pool);
+        assert!(burst.is_empty());
         assert_eq!((gatherer.held(), pool.available_long()), (1, 0));
         gatherer.give_up(&mut pool);
-        all.for_each(|(piece, _)| pool.put(piece));
+        all.for_each(|piece| pool.put(piece));
         assert_eq!((pool.available(), pool.available_long()), (64, 1));
     }
 }

@@ -68,19 +68,10 @@ impl FramePool {
         }
     }
 
-    /// Whether there is a long frame for what needs so many bytes; true if a frame of any kind has room.
-    #[inline]
-    #[must_use]
-    pub fn has_room_for(&self, length: usize) -> bool {
-        length <= self.umem.room() || length <= self.umem.most_room() && !self.long.is_empty()
-    }
-
-    /// Exchanges a fresh frame for a long one if so many bytes have no room in it: see [`Self::has_room_for`].
-    #[inline]
-    pub fn widen(&mut self, frame: &mut Frame, length: usize) {
-        if length > self.umem.room()
-            && let Some(long) = self.take_long()
-        {
+    /// Exchanges a fresh frame for a long one, if one is free.
+    #[cold]
+    pub fn widen(&mut self, frame: &mut Frame) {
+        if let Some(long) = self.take_long() {
             let short = std::mem::replace(frame, long);
             self.put(short);
         }
@@ -103,13 +94,23 @@ impl FramePool {
     /// Takes a frame back.
     #[inline]
     pub fn put(&mut self, frame: Frame) {
-        let stack = if frame.is_long() {
-            &mut self.long
-        } else {
-            &mut self.free
-        };
-        debug_assert!(stack.len() < stack.capacity(), "more frames than the UMEM has");
-        stack.push(frame);
+        if self.umem.is_long(&frame) {
+            return self.put_long(frame);
+        }
+        debug_assert!(
+            self.free.len() < self.umem.frames(),
+            "more frames than the UMEM has"
+        );
+        self.free.push(frame);
+    }
+
+    #[cold]
+    fn put_long(&mut self, frame: Frame) {
+        debug_assert!(
+            self.long.len() < self.umem.long_frames(),
+            "more frames than the UMEM has"
+        );
+        self.long.push(frame);
     }
 
     /// How many are free, besides long ones.
@@ -120,6 +121,7 @@ impl FramePool {
     }
 
     /// How many long ones are free.
+    #[inline]
     #[must_use]
     pub fn available_long(&self) -> usize {
         self.long.len()

@@ -281,9 +281,10 @@ impl XskPort {
         let mut pieces = ArrayVec::<FrameDesc, BATCH>::new();
         let room = self.tx.nb_free(BATCH as u32).min(BATCH as u32);
         let (umem, holder) = (&self.umem, self.holder);
-        scatter(frame, room as usize, pool, |piece, more| {
+        scatter(frame, room as usize, pool, |piece| {
+            let more_follow = piece.is_piece();
             let mut descriptor = umem.lend(piece, holder);
-            descriptor.set_options(if more { MORE_FOLLOW } else { 0 });
+            descriptor.set_options(if more_follow { MORE_FOLLOW } else { 0 });
             pieces.push(descriptor);
         })?;
         // SAFETY: the descriptors are of frames just lent, which nobody else can touch.
@@ -320,13 +321,17 @@ impl Port for XskPort {
         let room = burst.remaining_capacity().min(BATCH);
         // SAFETY: `scratch` takes descriptors of this UMEM, which the kernel has given up.
         let count = unsafe { self.rx.consume(&mut self.scratch[..room]) };
+        let from = burst.len();
+        let mut begins = self.gatherer.is_between();
         for descriptor in &self.scratch[..count] {
             let mut frame = self.umem.regain(*descriptor);
-            if self.gatherer.is_between() {
+            if begins {
                 self.umem.skip_head(&mut frame, self.head);
             }
-            burst.extend(self.gatherer.add(frame, descriptor.has_more_frames(), pool));
+            begins = !frame.is_piece();
+            burst.push(frame);
         }
+        self.gatherer.gather(burst, from, pool);
         self.held.receive -= count;
     }
 
@@ -362,7 +367,7 @@ impl Port for XskPort {
 
     #[inline]
     fn transmit(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
-        if frame.is_long() {
+        if self.umem.is_long(&frame) {
             return self.transmit_in_pieces(frame, pool);
         }
         if self.tx.nb_free(1) == 0 {
