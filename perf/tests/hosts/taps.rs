@@ -75,7 +75,7 @@ pub(crate) fn left_to_the_host() -> Result<()> {
         wait_for("each to be counted", PATIENCE, || {
             Ok((net.dropped(0, "FrameTooLong").unwrap_or_default() == 5).then_some(()))
         })?;
-        let lost = "guest port gp-blue-1: frames longer than one of the UMEM were dropped";
+        let lost = "guest port gp-blue-1: what no frame of the UMEM has room for was dropped";
         net.wait_for_word(0, lost)?;
         sends(&net, &["tcp", "20000", "1000"])?;
         wait_for("one more", PATIENCE, || {

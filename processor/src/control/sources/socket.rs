@@ -8,12 +8,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::lines::{CHUNK, Partial};
 use crate::files;
 
 /// Writers at once.
 pub(super) const MOST: usize = 16;
+
+/// Held while a socket is put at its path or taken away: whoever takes one away must not find its own there and remove its
+/// successor.
+static PLACES: Mutex<()> = Mutex::new(());
 
 /// A socket and who has connected to it.
 #[derive(Debug)]
@@ -36,6 +41,7 @@ struct Writer {
 impl Socket {
     /// Listens at a path; only its owner and the group, if one is said, may connect.
     pub(super) fn open(path: &Path, group: Option<u32>) -> io::Result<Self> {
+        let _held = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
         let listener = files::listen(path, group, if group.is_some() { 0o660 } else { 0o600 })?;
         let inode = std::fs::metadata(path)?.ino();
         Ok(Self {
@@ -94,6 +100,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        let _held = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
         // Its successor may be there already.
         if std::fs::metadata(&self.path).is_ok_and(|now| now.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
