@@ -38,7 +38,7 @@ use guestseal_rules::classify::Protection;
 use guestseal_rules::compile::Ruleset;
 use guestseal_rules::containers::Containers;
 use guestseal_rules::event::Moment;
-use guestseal_rules::model::{HostIndex, KeyIndex, Policy, PortIndex, Suite};
+use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex, Suite};
 
 use super::packets::{Network, Packets, policy};
 use crate::process::PerfError;
@@ -74,6 +74,25 @@ impl Rules {
             why: error.to_string(),
         })?;
         Ok(Self { policy, ruleset, sas })
+    }
+
+    fn network(&self) -> NetworkIndex {
+        let network = self.policy.network("bench");
+        network.unwrap_or_else(|| unreachable!("the policy has it"))
+    }
+
+    /// What ESP wraps of what a host sends.
+    #[must_use]
+    pub(super) fn mode(&self, host: usize) -> Mode {
+        if self.policy.is_flat(self.network()) {
+            return Mode::Transport;
+        }
+        let address = |host: usize| self.policy.hosts[host].addresses[0];
+        Mode::Overlay {
+            local: address(host),
+            remote: address(1 - host),
+            udp_source: None,
+        }
     }
 }
 
@@ -259,19 +278,7 @@ pub(super) fn expanded(engine: &dyn Engine, number: u32) -> ExpandedKey {
 fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (SaTable, Owned) {
     let (mut table, mut owned) = (SaTable::default(), Owned::default());
     let protection = Protection::Encrypt;
-    let Some(network) = rules.policy.network("bench") else {
-        unreachable!("the policy has it")
-    };
-    let address = |host: usize| rules.policy.hosts[host].addresses[0];
-    let mode = if rules.policy.is_flat(network) {
-        Mode::Transport
-    } else {
-        Mode::Overlay {
-            local: address(number),
-            remote: address(1 - number),
-            udp_source: None,
-        }
-    };
+    let (network, mode) = (rules.network(), rules.mode(number));
     for slot in 0..rules.sas {
         let Ok(spi) = Spi::new(FIRST_SPI + slot) else {
             unreachable!("above the reserved ones")

@@ -20,6 +20,7 @@ use guestseal::aead::choice::{Choice, ENGINES, choose};
 use guestseal::aead::engine::Engine;
 use guestseal::control::supervise::chain;
 use guestseal::path::outcome::{Outcome, SentAs};
+use guestseal::path::seal::in_front;
 use guestseal::port::BATCH;
 use serde::Serialize;
 
@@ -302,7 +303,7 @@ fn measure(
         Host::new(rules, 1, rotation, engine)?,
     );
     if case.in_place {
-        one.guest.set_head(case.network.head());
+        one.guest.set_head(in_front(rules.mode(0)) as u8);
     }
     let mut cipher = Cipher::new(engine, case.network, case.size, case.sas, rotation, clock.clone())?;
     let timed_engine = Arc::new(TimedEngine::new(engine, clock.clone()));

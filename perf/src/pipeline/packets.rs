@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use guestseal::path::encapsulate;
-use guestseal::wire::{esp, ethernet, ip4, transport};
+use guestseal::wire::{ethernet, ip4, transport};
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::Policy;
 use serde::{Serialize, Serializer};
@@ -89,18 +89,6 @@ impl Network {
             Network::Vxlan => "vxlan",
             Network::Geneve => "geneve",
         }
-    }
-
-    /// Bytes that sealing puts in front of a guest's frame, between hosts of IPv4 addresses.
-    #[must_use]
-    pub(super) fn head(self) -> u8 {
-        let bytes = match self {
-            Network::Flat => esp::HEADER,
-            Network::Vxlan | Network::Geneve => {
-                ethernet::HEADER + ip4::HEADER + esp::HEADER + encapsulate::HEADER
-            }
-        };
-        bytes as u8
     }
 
     /// Bytes that ESP wraps of a guest's frame of so many.

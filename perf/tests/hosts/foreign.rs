@@ -80,14 +80,7 @@ pub(crate) fn opens_elsewhere() -> Result<()> {
     net.start(0, &[])?;
     net.start(1, &[])?;
     let capture = net.capture()?;
-    for (from, to) in [
-        ("blue-1", "10.1.0.2"),
-        ("blue-2", "fd00:1::1"),
-        ("red-1", "10.2.0.2"),
-        ("red-2", "fd00:2::1"),
-    ] {
-        net.pings(from, to)?;
-    }
+    net.pings_of_both_tenants()?;
     let _mail = net.serve(net.guest("blue-2"), &["mail-server"])?;
     net.play(
         net.guest("blue-1"),

@@ -40,14 +40,7 @@ pub(crate) fn flat() -> Result<()> {
         let ports = [("gp-blue-1", 16), ("gp-red-1", 36)];
         let mut net = running(net, &["--xdp-mode", mode], &ports)?;
         let capture = net.capture()?;
-        for (from, to) in [
-            ("blue-1", "10.1.0.2"),
-            ("blue-2", "fd00:1::1"),
-            ("red-1", "10.2.0.2"),
-            ("red-2", "fd00:2::1"),
-        ] {
-            net.pings(from, to)?;
-        }
+        net.pings_of_both_tenants()?;
         let text = "marker-in-place";
         let mut messages = net.serve(net.guest("blue-2"), &["receive", "7001"])?;
         wait_for("the message", PATIENCE, || {

@@ -139,6 +139,19 @@ impl Net {
         Ok(())
     }
 
+    /// Pings in both directions and families between the guests of each tenant of the flat policy.
+    pub(crate) fn pings_of_both_tenants(&self) -> Result<()> {
+        for (from, to) in [
+            ("blue-1", "10.1.0.2"),
+            ("blue-2", "fd00:1::1"),
+            ("red-1", "10.2.0.2"),
+            ("red-2", "fd00:2::1"),
+        ] {
+            self.pings(from, to)?;
+        }
+        Ok(())
+    }
+
     /// Packets that the guest's own interface has sent.
     pub(crate) fn sent_by(&self, guest: &str) -> u64 {
         let said = self

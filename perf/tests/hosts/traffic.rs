@@ -18,14 +18,7 @@ pub(crate) fn both_modes() -> Result<()> {
     let _flood = net.flood("both-modes", 5000)?;
     let host = &net.topology.hosts[0];
     let _server = net.serve(host, &["listen", "2222"])?;
-    for (from, to) in [
-        ("blue-1", "10.1.0.2"),
-        ("blue-2", "fd00:1::1"),
-        ("red-1", "10.2.0.2"),
-        ("red-2", "fd00:2::1"),
-    ] {
-        net.pings(from, to)?;
-    }
+    net.pings_of_both_tenants()?;
     for address in ["192.0.2.1", "2001:db8::1"] {
         let seen = net.play(&net.topology.hosts[1], &["connect", address, "2222"])?;
         ensure(seen == "connected", || {

@@ -197,7 +197,7 @@ struct Manner {
 struct Opener<'a> {
     umem: &'a Arc<Umem>,
     frame_size: u32,
-    manner: Manner,
+    zero_copy: bool,
     ring_size: u32,
     fill_level: u32,
     next_holder: &'a mut u16,
@@ -212,7 +212,7 @@ impl Opener<'_> {
         first: bool,
     ) -> Result<(RawFd, bool, XskPort), XskError> {
         let (room, longest) = (link.zero_copy_room(self.frame_size), link.mtu + LONGEST_ETHERNET);
-        if self.manner.zero_copy && longest > room {
+        if self.zero_copy && longest > room {
             return Err(XskError::FrameTooSmall {
                 interface: link.name.clone(),
                 driver: link.driver.clone().unwrap_or_else(|| "unknown".to_owned()),
@@ -230,9 +230,8 @@ impl Opener<'_> {
                 queue,
                 ring_size: self.ring_size,
                 fill_level: self.fill_level,
-                zero_copy: self.manner.zero_copy,
+                zero_copy: self.zero_copy,
                 head,
-                pieces: self.manner.pieces,
                 holder,
                 first,
             },
@@ -331,10 +330,7 @@ impl DataPlane {
         let mut opener = Opener {
             umem: &umem,
             frame_size: config.umem.frame_size,
-            manner: Manner {
-                zero_copy,
-                pieces: long_frames > 0,
-            },
+            zero_copy,
             ring_size,
             fill_level,
             next_holder: &mut next_holder,
@@ -392,7 +388,7 @@ impl DataPlane {
         let (mut told, mut obeyed) = (Vec::new(), Vec::new());
         let pairs = plan.counters.iter().map(|counters| mirror(Arc::clone(counters)));
         let (mirrors_of_workers, mirrored): (Vec<_>, Vec<_>) = pairs.unzip();
-        let mirrors = Mirrors::start(mirrored, long_frames > 0)?;
+        let mirrors = Mirrors::start(mirrored, umem.takes_pieces())?;
         let mut mirrors_of_workers = mirrors_of_workers.into_iter();
         let mut handoffs = Handoff::mesh(&wakers).into_iter();
         let mut all_owned = owned.take().unwrap_or_default().into_iter();
@@ -689,10 +685,7 @@ impl DataPlane {
         let mut opener = Opener {
             umem: &self.umem,
             frame_size: config.umem.frame_size,
-            manner: Manner {
-                zero_copy: self.zero_copy,
-                pieces: self.umem.long_frames() > 0,
-            },
+            zero_copy: self.zero_copy,
             ring_size: self.ring_size,
             fill_level: self.fill_level,
             next_holder: &mut self.next_holder,

@@ -222,7 +222,6 @@ impl Sender {
                 fill_level: 0,
                 zero_copy: false,
                 head: 0,
-                pieces,
                 holder: 1,
                 first: true,
             },

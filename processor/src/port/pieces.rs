@@ -41,16 +41,21 @@ impl Gatherer {
         let longest = pool.umem().longest_in_short();
         let is_whole = |frame: &Frame| !frame.is_piece() && frame.head() + frame.len() <= longest;
         if !(self.is_between() && burst[from..].iter().all(is_whole)) {
-            self.gather_pieces(burst, from, pool);
+            self.gather_pieces(burst, from, pool, is_whole);
         }
     }
 
     #[cold]
-    fn gather_pieces(&mut self, burst: &mut Burst, from: usize, pool: &mut FramePool) {
+    fn gather_pieces(
+        &mut self,
+        burst: &mut Burst,
+        from: usize,
+        pool: &mut FramePool,
+        is_whole: impl Fn(&Frame) -> bool,
+    ) {
         let received: Burst = burst.drain(from..).collect();
         for frame in received {
-            let is_whole = frame.head() + frame.len() <= pool.umem().longest_in_short();
-            if self.is_between() && is_whole && !frame.is_piece() {
+            if self.is_between() && is_whole(&frame) {
                 burst.push(frame);
             } else {
                 burst.extend(self.add(frame, pool));
@@ -194,6 +199,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Whatever comes, in whatever order of lengths: each packet is whole or counted, and no frame is lost.
         #[test]
         fn packets_come_together_and_apart(lengths in prop::collection::vec(0usize..20_000, 1..20), free in 0u32..3) {

@@ -329,6 +329,12 @@ impl Umem {
         self.long_frames
     }
 
+    /// Whether packets may come and go in pieces: there are long frames to put them together in.
+    #[must_use]
+    pub fn takes_pieces(&self) -> bool {
+        self.long_frames > 0
+    }
+
     /// Bytes that a fresh frame has room for that is no long one.
     #[inline]
     #[must_use]

@@ -4,8 +4,8 @@
 //! completion that never comes (device gone, driver reset) costs nothing but the frames, and [`Port::close`]
 //! takes those back.
 //!
-//! A packet is one frame of the UMEM. What is longer comes and goes in several ([`super::pieces`]) if the socket was told so
-//! (`XDP_USE_SG`, since Linux 6.6, here in copy mode only: zero-copy drivers differ in whether they can), else the kernel drops
+//! A packet is one frame of the UMEM. What is longer comes and goes in several ([`super::pieces`])
+//! (`XDP_USE_SG`, where the UMEM has long frames; since Linux 6.6, here in copy mode only: zero-copy drivers differ in whether they can), else the kernel drops
 //! and counts it. With native XDP it comes only to a program for fragments. Frames that are longer than a page cannot be had,
 //! on huge pages neither.
 
@@ -62,8 +62,6 @@ pub struct XskConfig {
     pub zero_copy: bool,
     /// Bytes that the XDP program puts in front of every packet that is received.
     pub head: u8,
-    /// Take and give packets in pieces (`XDP_USE_SG`).
-    pub pieces: bool,
     /// A number of its own for every port ever opened on this UMEM, not 0.
     pub holder: u16,
     /// Whether this is the first socket on its UMEM: the kernel keeps it until the UMEM goes.
@@ -104,6 +102,8 @@ pub enum XskError {
         queue: u32,
         /// `copy` or `zero-copy`.
         mode: &'static str,
+        /// Whether packets in pieces were asked for.
+        pieces: bool,
         /// What to do.
         hint: &'static str,
         /// What the kernel said.
@@ -127,7 +127,7 @@ impl XskError {
     /// Whether a kernel before 6.6 says so, to which pieces of packets are unknown.
     #[must_use]
     pub fn may_know_no_pieces(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+        matches!(self, Self::Refused { pieces: true, source, .. } if source.raw_os_error() == Some(libc::EINVAL))
     }
 }
 
@@ -148,8 +148,6 @@ pub struct XskPort {
     /// Whether the driver has been told of the first frames to receive into.
     begun: bool,
     too_long: Arc<AtomicU64>,
-    /// Whether packets may come in pieces.
-    pieces: bool,
     gatherer: Gatherer,
     scratch: [FrameDesc; BATCH],
 }
@@ -180,7 +178,8 @@ impl XskPort {
         } else {
             BindFlags::XDP_COPY
         };
-        let pieces = if config.pieces {
+        let pieces = umem.takes_pieces();
+        let mode_of_pieces = if pieces {
             BindFlags::XDP_USE_SG
         } else {
             BindFlags::empty()
@@ -189,12 +188,13 @@ impl XskPort {
             .rx_queue_size(size)
             .tx_queue_size(size)
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(mode | pieces | BindFlags::XDP_USE_NEED_WAKEUP)
+            .bind_flags(mode | mode_of_pieces | BindFlags::XDP_USE_NEED_WAKEUP)
             .build();
         let refused = |source: std::io::Error, hint| XskError::Refused {
             interface: config.interface.clone(),
             queue: config.queue,
             mode: if config.zero_copy { "zero-copy" } else { "copy" },
+            pieces,
             hint,
             source,
         };
@@ -250,7 +250,6 @@ impl XskPort {
             first: config.first,
             begun: false,
             too_long: Arc::default(),
-            pieces: config.pieces,
             gatherer: Gatherer::default(),
             scratch: [FrameDesc::default(); BATCH],
         })
@@ -434,7 +433,7 @@ impl Port for XskPort {
         let (dropped, met_none) = (seen.rx_dropped(), seen.rx_fill_ring_empty_descs());
         // Dropped is what found no frame in the fill ring, and what is longer than one; in pieces nothing is too long for the
         // kernel, and what found too few frames is not among those that found none.
-        let (fill_empty, too_long) = if self.pieces {
+        let (fill_empty, too_long) = if self.umem.takes_pieces() {
             (dropped.max(met_none), 0)
         } else {
             (met_none, dropped.saturating_sub(met_none))
