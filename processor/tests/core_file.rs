@@ -59,6 +59,7 @@ fn child(directory: &Path) -> ! {
     let expected = Census {
         locked: 2,
         unlocked: 0,
+        all_memory: false,
     };
     assert_eq!(census(), expected, "secrets that could not be locked");
     // What passed through registers and the stack is what later work leaves there.

@@ -26,6 +26,7 @@ enum counter {
 	COUNTER_NO_SOCKET,  /* dropped: no socket serves the queue it came by */
 	COUNTER_NO_STAMP,   /* dropped: the driver gives no room for the stamp */
 	COUNTER_PASSED,     /* left to the kernel (uplink only) */
+	COUNTER_HANDSHAKES, /* dropped: more to the port of handshakes than is taken (uplink only) */
 	COUNTERS,
 };
 

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Once;
 
@@ -30,6 +31,8 @@ pub struct Counters {
     pub no_stamp: u64,
     /// Left to the kernel; always 0 at a guest port.
     pub passed: u64,
+    /// Dropped because more came to the port of handshakes than is taken there; always 0 at a guest port.
+    pub handshakes: u64,
 }
 
 /// What the uplink program takes for Guestseal.
@@ -47,6 +50,8 @@ pub struct UplinkConfig {
     pub vxlan: bool,
     /// UDP port 6081 to the host (RFC 8926).
     pub geneve: bool,
+    /// The UDP port of handshakes: the kernel's, up to 5,000 datagrams a second and 1,024 at once by each queue.
+    pub handshakes: Option<NonZeroU16>,
 }
 
 /// A program in the kernel that can be attached. This crate's are all there are.
@@ -175,8 +180,11 @@ impl UplinkProgram {
             config.host_addresses.iter().map(address_key),
         )?;
         self.set_guest_macs(&config.guest_macs)?;
-        let switches = [config.flat, config.udp_encapsulation, config.vxlan, config.geneve].map(u8::from);
-        put(&self.settings, "settings", &0_u32.to_ne_bytes(), &switches)
+        let [flat, udp_encapsulation, vxlan, geneve] =
+            [config.flat, config.udp_encapsulation, config.vxlan, config.geneve].map(u8::from);
+        let [one, other] = config.handshakes.map_or(0, NonZeroU16::get).to_ne_bytes();
+        let settings = [flat, udp_encapsulation, vxlan, geneve, one, other];
+        put(&self.settings, "settings", &0_u32.to_ne_bytes(), &settings)
     }
 
     /// Changes the MACs of the local guests, while the program runs.
@@ -271,6 +279,7 @@ impl Common {
             no_socket: read(1)?,
             no_stamp: read(2)?,
             passed: read(3)?,
+            handshakes: read(4)?,
         })
     }
 }

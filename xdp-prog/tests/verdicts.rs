@@ -26,7 +26,7 @@ fn main() {
     };
     tunnels(&mut uplink);
     flat_networks(&mut uplink);
-    let single: [(&str, Body); 8] = [
+    let single: [(&str, Body); 9] = [
         ("guest::every_length_is_guestseals", guest_every_length),
         ("guest::a_head_is_exact_and_stamped", guest_head),
         ("guest::a_queue_without_a_socket_drops", guest_other_queue),
@@ -34,6 +34,7 @@ fn main() {
         ("uplink::macs_change_while_it_runs", macs_change),
         ("uplink::settings_change_while_it_runs", settings_change),
         ("uplink::counters_add_up", counters_add_up),
+        ("uplink::handshakes_pass_up_to_a_rate", handshakes_up_to_a_rate),
         (
             "kernel::refuses_less_than_an_ethernet_header",
             too_short_for_the_kernel,
@@ -421,6 +422,51 @@ fn guest_head() -> Result<(), Failed> {
     program.register_socket(0, &socket.fd)?;
     assert_eq!(program.trial(&bytes[..64])?.verdict, Verdict::Drop);
     assert_eq!(program.counters()?.no_stamp, 1);
+    Ok(())
+}
+
+/// So many at once as the kernel is given time for pass, then as many as time brings; nothing else is held to it.
+fn handshakes_up_to_a_rate() -> Result<(), Failed> {
+    const AT_ONCE: u64 = 1024;
+    const A_SECOND: u64 = 5_000;
+    let port = 51829;
+    let config = UplinkConfig {
+        handshakes: std::num::NonZeroU16::new(port),
+        ..flat()
+    };
+    for (host, other) in HOST.into_iter().zip(OTHER) {
+        let program = UplinkProgram::load(&config)?;
+        let handshake = to_host(ip(host, UDP, &udp(port)));
+        let begin = std::time::Instant::now();
+        let (mut passed, mut dropped) = (0, 0);
+        // A slow machine gives more allowance; it comes to an end all the same.
+        while dropped < 100 {
+            match program.trial(&handshake)?.verdict {
+                Verdict::Pass => passed += 1,
+                Verdict::Drop => dropped += 1,
+                other => return Err(format!("{other:?}").into()),
+            }
+        }
+        let most = AT_ONCE + begin.elapsed().as_micros() as u64 * A_SECOND / 1_000_000 + 1;
+        assert!((AT_ONCE..=most).contains(&passed), "{passed} of at most {most}");
+        assert_eq!(program.counters()?.handshakes, dropped);
+        for frame in [
+            to_host(ip(host, UDP, &udp(port + 1))),
+            to_host(ip(host, TCP, &[0; 20])),
+            to_host(ip(other, UDP, &udp(port))),
+        ] {
+            assert_eq!(program.trial(&frame)?.verdict, Verdict::Pass);
+        }
+        let later = std::time::Instant::now();
+        while program.trial(&handshake)?.verdict != Verdict::Pass {
+            assert!(later.elapsed().as_secs() < 10, "none passes any more");
+        }
+    }
+    let program = UplinkProgram::load(&flat())?;
+    let frame = to_host(ip(HOST[0], UDP, &udp(port)));
+    for _ in 0..3 * AT_ONCE {
+        assert_eq!(program.trial(&frame)?.verdict, Verdict::Pass, "no port is set");
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-"""What an operator does at a key manager, by PyKMIP's client: register NAME HEX, or revoke NAME."""
+"""What an operator does at a key manager, by PyKMIP's client: register NAME HEX, revoke NAME, or count NAME."""
 import os
 import sys
 
@@ -21,10 +21,15 @@ with ProxyKmipClient(
         masks = [CryptographicUsageMask.DERIVE_KEY]
         made = SymmetricKey(CryptographicAlgorithm.AES, 8 * len(material), material, masks=masks, name=name)
         client.activate(client.register(made))
+        sys.exit(0)
+    named = []
+    for identifier in client.locate():
+        _, attributes = client.get_attributes(identifier, ["Name"])
+        if any(str(one.attribute_value.name_value.value) == name for one in attributes):
+            named.append(identifier)
+    if verb == "count":
+        print(len(named))
+    elif named:
+        client.revoke(RevocationReasonCode.CESSATION_OF_OPERATION, named[0])
     else:
-        for identifier in client.locate():
-            _, attributes = client.get_attributes(identifier, ["Name"])
-            if any(str(one.attribute_value.name_value.value) == name for one in attributes):
-                client.revoke(RevocationReasonCode.CESSATION_OF_OPERATION, identifier)
-                sys.exit(0)
         sys.exit(f"{name}: no such key")

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guestseal_perf::deployment::{Deployment, random_hex};
+use guestseal::control::journal::{Deed, Journal};
+use guestseal_perf::deployment::{Deployment, number, random_hex};
 use guestseal_perf::process::{Running, run, run_line, wait_for};
 
+use crate::control::state;
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
 use crate::sessions::{current, datagrams, finish, ping};
 
@@ -89,24 +91,63 @@ impl KeyManager {
     }
 
     /// What its operator does.
-    fn operator(&self, net: &Net, arguments: &[&str]) -> Result<()> {
+    fn operator(&self, net: &Net, arguments: &[&str]) -> Result<String> {
         let mut command: Command = net.topology.hosts[0].command(pykmip("python")?);
         command.arg(self.directory.join("manage.py")).arg(ADDRESS);
         for file in ["ca.pem", "guestseal.pem", "guestseal.key"] {
             command.arg(self.directory.join(file));
         }
-        run(command.args(arguments))?;
-        Ok(())
+        Ok(run(command.args(arguments))?)
     }
 }
 
+/// Two hosts whose first keys a key manager has.
+fn running(name: &str, kmip: &str, sessions: &str) -> Result<(Net, KeyManager, Vec<String>)> {
+    let deployment = Deployment::with_sessions(name, POLICY)?;
+    let guests = deployment.guests(1);
+    let mut net = Net::of(deployment, 1, &guests)?;
+    let mut manager = KeyManager::new(net.deployment.directory())?;
+    manager.start(&net)?;
+    let keys = net.deployment.policy.keys.iter();
+    let keys: Vec<String> = keys.map(|key| key.id.clone()).collect();
+    for key in &keys {
+        manager.operator(&net, &["register", &format!("{key}.1"), &random_hex(32)?])?;
+    }
+    // What is no key of ours, and what is none at all, is left alone.
+    manager.operator(&net, &["register", "backup", &random_hex(32)?])?;
+    for host in 0..2 {
+        let path = net.write_session_host(host, sessions)?;
+        let text = std::fs::read_to_string(&path)?;
+        let name = format!("h{}", host + 1);
+        let from = format!("  keys: {{directory: {name}.keys}}\n");
+        let to = format!(
+            "  keys:\n    kmip:\n      server: {ADDRESS}\n      authority: kms/ca.pem\n      certificate: kms/guestseal.pem\n      \
+             key: kms/guestseal.key\n      every: 1s\n{kmip}"
+        );
+        ensure(text.contains(&from), || text.clone())?;
+        std::fs::write(&path, text.replace(&from, &to))?;
+        net.start(host, &[])?;
+    }
+    ping(&net, "blue-1", "10.1.0.2")?;
+    both_at(&net, 1)?;
+    Ok((net, manager, keys))
+}
+
 /// Both hosts seal under this generation, by one session each way.
-fn both_at(net: &Net, generation: u32) -> Result<()> {
+fn both_at(net: &Net, generation: u64) -> Result<()> {
+    both_seal(net, |is| is == Some(generation))
+}
+
+/// Both hosts seal under a generation that holds.
+fn both_seal(net: &Net, holds: impl Fn(Option<u64>) -> bool) -> Result<()> {
     wait_for("both to seal under the generation", PATIENCE, || {
         let both = (0..2).all(|host| {
             net.deployment.status(host).is_ok_and(|status| {
                 let sessions = current(&status, "blue-any");
-                sessions.len() == 1 && sessions.iter().all(|session| session["generation"] == generation)
+                sessions.len() == 1
+                    && sessions
+                        .iter()
+                        .all(|session| holds(session["generation"].as_u64()))
             })
         });
         Ok(both.then_some(()))
@@ -134,39 +175,7 @@ fn status_says(net: &Net, answers: bool, taken: u64) -> Result<()> {
 
 /// Keys come from it, new generations under traffic; it goes and nothing stops; what is revoked there seals no more.
 pub(crate) fn followed() -> Result<()> {
-    let deployment = Deployment::with_sessions("kmip", POLICY)?;
-    let guests = deployment.guests(1);
-    let mut net = Net::of(deployment, 1, &guests)?;
-    let mut manager = KeyManager::new(net.deployment.directory())?;
-    manager.start(&net)?;
-    let keys: Vec<String> = net
-        .deployment
-        .policy
-        .keys
-        .iter()
-        .map(|key| key.id.clone())
-        .collect();
-    for key in &keys {
-        manager.operator(&net, &["register", &format!("{key}.1"), &random_hex(32)?])?;
-    }
-    // What is no key of ours, and what is none at all, is left alone.
-    manager.operator(&net, &["register", "backup", &random_hex(32)?])?;
-    for host in 0..2 {
-        let path = net.write_session_host(host, "")?;
-        let text = std::fs::read_to_string(&path)?;
-        let name = format!("h{}", host + 1);
-        let from = format!("  keys: {{directory: {name}.keys}}\n");
-        let to = format!(
-            "  keys:\n    kmip:\n      server: {ADDRESS}\n      authority: kms/ca.pem\n      certificate: kms/guestseal.pem\n      \
-             key: kms/guestseal.key\n      every: 1s\n"
-        );
-        ensure(text.contains(&from), || text.clone())?;
-        std::fs::write(&path, text.replace(&from, &to))?;
-        net.start(host, &[])?;
-    }
-    ping(&net, "blue-1", "10.1.0.2")?;
-    both_at(&net, 1)?;
-
+    let (mut net, mut manager, keys) = running("kmip", "", "")?;
     let load = datagrams(&net, 15)?;
     manager.operator(&net, &["register", "blue-any.2", &random_hex(32)?])?;
     both_at(&net, 2)?;
@@ -208,6 +217,47 @@ pub(crate) fn followed() -> Result<()> {
         "a revoked key still seals".to_owned()
     })?;
     ping(&net, "red-1", "10.2.0.2")?;
+    for host in 0..2 {
+        net.stop(host)?;
+    }
+    Ok(())
+}
+
+/// Both hosts use a generation up at once, and order the next one: one is made, both go on under it, and nothing is lost.
+pub(crate) fn ordered() -> Result<()> {
+    let (mut net, manager, _) = running(
+        "kmip-order",
+        "      order: true\n",
+        "  key-limit: {packets: 1000}\n",
+    )?;
+    let count = |name: &str| manager.operator(&net, &["count", name]);
+    ensure(count("blue-any.2")?.trim() == "0", || {
+        "it was there before".to_owned()
+    })?;
+    let load = datagrams(&net, 40)?;
+    wait_for("the next generation", PATIENCE, || {
+        let both = (0..2).all(|host| {
+            let entries = Journal::read_after(&state(&net, host), 0, usize::MAX);
+            let is_it = |deed: &Deed| matches!(deed, Deed::Keys { came, .. } if came.contains(&"blue-any.2".to_owned()));
+            entries.is_ok_and(|entries| entries.iter().any(|entry| is_it(&entry.done.deed)))
+        });
+        Ok(both.then_some(()))
+    })?;
+    both_seal(&net, |generation| generation > Some(1))?;
+    let lost = finish(load)?;
+    ensure(lost == 0, || format!("{lost} datagrams lost"))?;
+    let mut orders = 0;
+    for host in 0..2 {
+        let status = net.deployment.status(host)?;
+        orders += number(&status, "/sessions/key_manager/generations_ordered");
+    }
+    ensure(orders > 0, || "neither has ordered it".to_owned())?;
+    // What was made twice and not chosen is destroyed by who made it.
+    wait_for("one key of each name", PATIENCE, || {
+        Ok(count("blue-any.2")
+            .is_ok_and(|said| said.trim() == "1")
+            .then_some(()))
+    })?;
     for host in 0..2 {
         net.stop(host)?;
     }

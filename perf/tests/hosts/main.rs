@@ -132,6 +132,10 @@ const TESTS: &[(&str, Body)] = &[
     ),
     ("key_manager::its_keys_are_followed", key_manager::followed),
     (
+        "key_manager::it_makes_what_follows_a_key_that_is_used_up",
+        key_manager::ordered,
+    ),
+    (
         "key_usage::through_restarts_until_it_is_used_up",
         key_usage::used_up,
     ),

@@ -83,9 +83,12 @@ pub(crate) fn first_packet() -> Result<()> {
     )?;
     let secrets = &status["sessions"]["secrets"];
     ensure(
-        secrets["locked"].as_u64() > Some(4) && secrets["unlocked"] == 0,
+        secrets["locked"].as_u64() > Some(4) && secrets["unlocked"] == 0 && secrets["all_memory"] == true,
         || format!("secrets in memory: {secrets}"),
     )?;
+    for host in 0..2 {
+        never_swapped(net.host(host).process.pid())?;
+    }
     for host in 0..2 {
         let totals = net.stop(host)?;
         ensure(number(&totals, "/outcomes/dropped/NoSessionInTime") == 0, || {
@@ -93,6 +96,28 @@ pub(crate) fn first_packet() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Wherever a process keeps its traffic keys: all memory that is no file's is locked, as the kernel has it.
+fn never_swapped(pid: u32) -> Result<()> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut mapping, mut locked) = ("", 0);
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let mut words = mapping.split_whitespace().skip(1);
+            let access = words.next().unwrap_or_default();
+            let name = words.nth(3).unwrap_or_default();
+            if access.starts_with("rw") && ["", "[heap]", "[stack]"].contains(&name) {
+                ensure(flags.split_whitespace().any(|flag| flag == "lo"), || {
+                    format!("may be swapped out: {mapping}")
+                })?;
+                locked += 1;
+            }
+        } else if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) {
+            mapping = line;
+        }
+    }
+    ensure(locked > 3, || format!("{locked} mappings of process {pid}"))
 }
 
 /// TCP while sessions are made anew each second: no packet is lost.
@@ -234,7 +259,10 @@ pub(crate) fn forged_handshakes() -> Result<()> {
         format!("forged handshakes take {met:.0} of {dropped:.0} Mbit/s")
     })?;
     ping(&net, "blue-1", "10.1.0.2")?;
-    net.stop(0)?;
+    let totals = net.stop(0)?;
+    ensure(number(&totals, "/xdp/uplink/handshakes") > 1000, || {
+        format!("the XDP program has passed them all: {totals}")
+    })?;
     Ok(())
 }
 

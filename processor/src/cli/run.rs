@@ -8,13 +8,15 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use guestseal_xdp::{ModeChoice, XdpMode};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::aead::choice::Choice;
 use crate::control::config::{Overrides, WorkerConfig};
 use crate::control::shared::operator::load_to_start;
 use crate::control::supervise::{RunOptions, run};
+use crate::keys::locked::lock_all;
 use crate::port::xsk::ZeroCopy;
 
 use super::Failure;
@@ -133,6 +135,7 @@ impl Run {
             // Where it matters the kernel refuses the UMEM, and says so.
             tracing::debug!("the limit of locked memory cannot be raised (CAP_SYS_RESOURCE)");
         }
+        lock_memory();
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             // In this order: the first signal finds the flag unset and sets it, the second ends the process.
@@ -173,20 +176,15 @@ impl Run {
 
 /// Says in one sentence why no packet can be processed here, before anything else fails for that reason.
 fn check_possible() -> Result<(), Failure> {
-    const NEEDED: [(u64, &str); 4] = [
-        (12, "CAP_NET_ADMIN"),
-        (13, "CAP_NET_RAW"),
-        (21, "CAP_SYS_ADMIN"),
-        (39, "CAP_BPF"),
+    const NEEDED: [(CapabilitySet, &str); 4] = [
+        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+        (CapabilitySet::NET_RAW, "CAP_NET_RAW"),
+        (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
+        (CapabilitySet::BPF, "CAP_BPF"),
     ];
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(bit, _)| effective.is_some_and(|mask| mask & 1 << bit == 0))
-        .map(|(_, name)| *name)
-        .collect();
+    let effective = capabilities(None)?.effective;
+    let lacks = |one: &&(CapabilitySet, &str)| !effective.contains(one.0);
+    let missing: Vec<&str> = NEEDED.iter().filter(lacks).map(|(_, name)| *name).collect();
     if !missing.is_empty() {
         return Err(format!("run needs root, or at least {}", missing.join(", ")).into());
     }
@@ -209,4 +207,20 @@ fn keep_secrets() -> Result<(), Failure> {
     )?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
+}
+
+/// No traffic key is swapped out; under a limit nothing is locked, since what is allocated later would be refused.
+fn lock_memory() {
+    let limited = getrlimit(Resource::Memlock).current.is_some();
+    let may = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::IPC_LOCK);
+    let refused = if limited && !capabilities(None).is_ok_and(may) {
+        Some("needs CAP_IPC_LOCK, or LimitMEMLOCK=infinity in the unit".to_owned())
+    } else {
+        lock_all().err().map(|error| error.to_string())
+    };
+    if let Some(why) = refused {
+        tracing::warn!(
+            "traffic keys are in memory that may be swapped out: {why}; or encrypt swap or turn it off"
+        );
+    }
 }

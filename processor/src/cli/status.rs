@@ -103,7 +103,7 @@ pub(super) fn render_sessions(status: &Value) -> String {
             usage["sas"],
             usage["hosts"].as_array().map_or(0, Vec::len),
             if usage["used_up"] == true {
-                ": USED UP, give all hosts the next generation"
+                ": USED UP, the next generation is due"
             } else {
                 ""
             }
@@ -116,13 +116,15 @@ pub(super) fn render_sessions(status: &Value) -> String {
             "DOES NOT ANSWER"
         };
         out += &format!(
-            "  key manager {}: {answers} since {}, last asked {}, {} generations taken{}\n",
+            "  key manager {}: {answers} since {}, last asked {}, {} generations taken, {} ordered{}\n",
             text(&manager["server"]),
             text(&manager["since"]),
             text(&manager["looked"]),
             manager["generations_taken"],
+            manager["generations_ordered"],
             manager["why"]
                 .as_str()
+                .or(manager["why_no_order"].as_str())
                 .map_or_else(String::new, |why| format!(": {why}"))
         );
     }
@@ -131,6 +133,9 @@ pub(super) fn render_sessions(status: &Value) -> String {
             "  {} secrets are in memory that may be swapped out\n",
             status["secrets"]["unlocked"]
         );
+    }
+    if status["secrets"]["all_memory"] == false {
+        out += "  traffic keys are in memory that may be swapped out\n";
     }
     for (reason, count) in status["ended"].as_object().into_iter().flatten() {
         out += &format!("  ended, {reason}: {count}\n");

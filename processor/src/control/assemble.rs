@@ -8,6 +8,7 @@ mod head;
 mod places;
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -964,6 +965,7 @@ fn uplink_config(config: &HostConfig) -> UplinkConfig {
             || config.sessions.as_ref().is_some_and(|one| one.udp_encapsulation),
         vxlan: has(|kind| matches!(kind, NetworkKind::Vxlan(_))),
         geneve: has(|kind| matches!(kind, NetworkKind::Geneve(_))),
+        handshakes: config.sessions.as_ref().and_then(|one| NonZeroU16::new(one.port)),
     }
 }
 
@@ -976,6 +978,7 @@ fn either(one: &UplinkConfig, other: &UplinkConfig) -> UplinkConfig {
         udp_encapsulation: one.udp_encapsulation || other.udp_encapsulation,
         vxlan: one.vxlan || other.vxlan,
         geneve: one.geneve || other.geneve,
+        handshakes: one.handshakes.or(other.handshakes),
     }
 }
 

@@ -149,6 +149,15 @@ pub enum Deed {
         /// Why.
         why: String,
     },
+    /// Generations of keys have come to this host, or are gone: from its file, its directory or its key manager.
+    Keys {
+        /// Those that it holds since, each by key and generation; after a start all of them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        came: Vec<String>,
+        /// Those that are revoked since.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<String>,
+    },
     /// So much was done under the newest generation of a key as may be: another one is due.
     KeyUsedUp {
         /// The key and its generation.

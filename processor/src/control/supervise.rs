@@ -374,8 +374,8 @@ impl Control {
                 if sessions.follow_path_mtus(&mut self.plan.path_mtus) {
                     plane.publish_path_mtus(&self.plan.path_mtus);
                 }
-                for key in sessions.used_up() {
-                    self.guests.note(now(), "guestseal", Deed::KeyUsedUp { key });
+                for deed in sessions.deeds() {
+                    self.guests.note(now(), "guestseal", deed);
                 }
                 let next_hops = &self.plan.next_hops;
                 let fresh = sessions.fresh_peers();

@@ -1,13 +1,15 @@
 //! Memory for secrets: a page for each, locked so that it is never swapped out, and in no core file, whatever the process's own
 //! limits are.
 //!
-//! All of the process's memory is not locked: that makes a start on a loaded machine slow, and fail where frames, tables and
-//! threads' stacks are more than may be locked. Where the system refuses, the secret is kept all the same, counted, and an
-//! operator is told ([`census`]).
+//! Traffic keys lie among what workers read for each packet, where a page for each would cost a TLB entry for each; so all
+//! other memory of the process is locked too, page by page as it is touched ([`lock_all`]). That takes CAP_IPC_LOCK: under a
+//! limit, frames, tables and threads' stacks would use it up and then fail. Where the system refuses either, secrets are kept
+//! all the same, and an operator is told ([`census`]).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut};
+use rustix::mm::MlockAllFlags;
 use serde::Serialize;
 use zeroize::Zeroize;
 
@@ -16,6 +18,7 @@ const PAGE: usize = 4096;
 
 static LOCKED: AtomicUsize = AtomicUsize::new(0);
 static UNLOCKED: AtomicUsize = AtomicUsize::new(0);
+static ALL_MEMORY: AtomicBool = AtomicBool::new(false);
 
 /// Secrets that this process holds.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,6 +27,18 @@ pub struct Census {
     pub locked: usize,
     /// In memory that may be swapped out, since the system refuses to lock more.
     pub unlocked: usize,
+    /// Whether all other memory of the process is locked, traffic keys with it.
+    pub all_memory: bool,
+}
+
+/// Locks each page of this process as soon as it is touched, those of later on too.
+///
+/// # Errors
+/// If the system refuses: then nothing is locked.
+pub fn lock_all() -> std::io::Result<()> {
+    rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?;
+    ALL_MEMORY.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Counts the secrets that there are now.
@@ -32,6 +47,7 @@ pub fn census() -> Census {
     Census {
         locked: LOCKED.load(Ordering::Relaxed),
         unlocked: UNLOCKED.load(Ordering::Relaxed),
+        all_memory: ALL_MEMORY.load(Ordering::Relaxed),
     }
 }
 

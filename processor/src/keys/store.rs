@@ -193,6 +193,11 @@ impl KeyStore {
         }
     }
 
+    /// Whether a generation of a key is here.
+    pub(super) fn has(&self, id: &str, generation: Generation) -> bool {
+        self.keys.get(id).is_some_and(|all| all.contains_key(&generation))
+    }
+
     /// The generations of a key, the newest first.
     pub fn generations(&self, id: &str) -> impl Iterator<Item = &Arc<RuleKey>> {
         self.keys

@@ -64,7 +64,7 @@ fn read(datagram: &[u8]) -> Result<(u16, Vni, Inside), DropReason> {
 
 /// Reads the frame that was inside over the outer packet, and lets it know of congestion that that one met. Frames of `most`
 /// bytes fit the way back.
-#[inline]
+#[inline(always)]
 pub(super) fn enter(
     packet: &mut Packet,
     frame: &mut [u8],
@@ -72,19 +72,27 @@ pub(super) fn enter(
 ) -> Result<(), DropReason> {
     let outer_class = packet.traffic_class;
     packet.read(frame)?;
-    if packet.l3 == L3::Ip {
-        let before = packet.traffic_class & 3;
-        let after = ecn::combine(before, outer_class).ok_or(DropReason::CongestionUnheard)?;
-        if after != before {
-            packet.traffic_class = packet.traffic_class & !3 | after;
-            if let Some(header) = frame.get_mut(usize::from(packet.l3_offset)..) {
-                ecn::write(header, packet.ethertype, after);
-            }
+    // Nearly every packet has met no congestion, and opens no connection.
+    let is_marked = (packet.traffic_class ^ outer_class) & ecn::MASK != 0;
+    if packet.l3 == L3::Ip && (is_marked || packet.tcp_flags & transport::SYN != 0) {
+        change(packet, frame, outer_class, most())?;
+    }
+    Ok(())
+}
+
+#[cold]
+fn change(packet: &mut Packet, frame: &mut [u8], outer_class: u8, most: usize) -> Result<(), DropReason> {
+    let before = packet.traffic_class & ecn::MASK;
+    let after = ecn::combine(before, outer_class).ok_or(DropReason::CongestionUnheard)?;
+    if after != before {
+        packet.traffic_class = packet.traffic_class & !ecn::MASK | after;
+        if let Some(header) = frame.get_mut(usize::from(packet.l3_offset)..) {
+            ecn::write(header, packet.ethertype, after);
         }
-        if packet.tcp_flags & transport::SYN != 0 {
-            let fits = most().saturating_sub(packet.l3_offset.into());
-            fit::clamp(packet, frame, fits as u16);
-        }
+    }
+    if packet.tcp_flags & transport::SYN != 0 {
+        let fits = most.saturating_sub(packet.l3_offset.into());
+        fit::clamp(packet, frame, fits as u16);
     }
     Ok(())
 }

@@ -126,7 +126,7 @@ fn make_bare(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Resul
         .peer
         .and_then(|host| tables.addresses_towards(host))
         .ok_or(DropReason::NoNextHop)?;
-    let outer = Outer::new(tables, descriptor.peer, local, remote)?;
+    let outer = Outer::new(tables, descriptor.peer, local, remote, transport::UDP)?;
     let packet = &descriptor.packet;
     let frame = usize::from(packet.end);
     let front = outer.length() + HEADER;
@@ -140,7 +140,7 @@ fn make_bare(descriptor: &mut Descriptor, tables: &Tables, umem: &Umem) -> Resul
     fit::clamp(packet, room, fits);
     room.copy_within(..frame, front);
     let (headers, _) = room.split_at_mut(front);
-    outer.write(headers, transport::UDP, packet.traffic_class, HEADER + frame);
+    outer.write(headers, packet.traffic_class, HEADER + frame);
     let Some(inner) = headers.last_chunk_mut() else {
         return Err(DropReason::TooLong);
     };

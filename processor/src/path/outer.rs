@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use guestseal_rules::model::HostIndex;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::wire::{checksum, ethernet, ip4, ip6};
 
@@ -15,38 +15,55 @@ use super::tables::Tables;
 const V4: usize = ethernet::HEADER + ip4::HEADER;
 const V6: usize = ethernet::HEADER + ip6::HEADER;
 
+/// Where the fields that differ from packet to packet stand.
+mod at {
+    use crate::wire::ethernet::HEADER as IP;
+
+    pub(super) const CLASS: usize = IP + 1;
+    pub(super) const TOTAL: usize = IP + 2;
+    pub(super) const CHECKSUM: usize = IP + 10;
+    pub(super) const CLASS_6: usize = IP;
+    pub(super) const PAYLOAD_6: usize = IP + 4;
+}
+
 /// Ethernet and IP from this host to another.
 pub(super) struct Outer {
-    /// Of a packet without payload, protocol and traffic class.
+    /// Of a packet without payload and traffic class.
     headers: [u8; V6],
+    /// The sum of the IPv4 header's words without them.
+    sum: u16,
     length: usize,
     mtu: usize,
 }
 
 impl Outer {
-    /// From one of this host's addresses to one of the host's.
+    /// From one of this host's addresses to one of the host's, with `protocol` behind it.
     pub(super) fn new(
         tables: &Tables,
         to: Option<HostIndex>,
         local: IpAddr,
         remote: IpAddr,
+        protocol: u8,
     ) -> Result<Self, DropReason> {
         let host = to.and_then(|host| tables.hosts.get(usize::from(host.0)));
         let next_hop = host.and_then(|host| host.next_hops.towards(remote));
         let mut outer = Self {
             headers: [0; V6],
+            sum: 0,
             length: V4,
             mtu: tables.mtu_towards(to, remote),
         };
         let (front, ip) = outer.headers.split_at_mut(ethernet::HEADER);
         let ethertype = match (local, remote) {
             (IpAddr::V4(local), IpAddr::V4(remote)) => {
-                let header = ip4::outer(local, remote, 0, 0, 0);
+                let header = ip4::outer(local, remote, protocol, 0, 0);
                 ip[..ip4::HEADER].copy_from_slice(&header);
+                // All but the checksum itself, whose word makes them all ones.
+                outer.sum = !checksum::sum(&header[at::CHECKSUM - ethernet::HEADER..][..2]);
                 ethernet::IPV4
             }
             (IpAddr::V6(local), IpAddr::V6(remote)) => {
-                ip.copy_from_slice(&ip6::outer(local, remote, 0, 0, 0));
+                ip.copy_from_slice(&ip6::outer(local, remote, protocol, 0, 0));
                 outer.length = V6;
                 ethernet::IPV6
             }
@@ -74,35 +91,26 @@ impl Outer {
         self.mtu
     }
 
-    /// Writes them into the first bytes of `front`, which has room for them: so many bytes of `protocol` follow.
+    /// Writes them into the first bytes of `front`, which has room for them: so many bytes follow.
     ///
     /// DSCP and ECN are those of the packet inside (RFC 4301 5.1.2, RFC 6040 4.1).
     #[inline]
-    pub(super) fn write(&self, front: &mut [u8], protocol: u8, traffic_class: u8, payload: usize) {
-        if self.length == V4 {
-            let front = &mut front[..V4];
+    pub(super) fn write(&self, front: &mut [u8], traffic_class: u8, payload: usize) {
+        if self.length == V4
+            && let Some(front) = front.first_chunk_mut::<V4>()
+        {
+            let total = (ip4::HEADER + payload) as u16;
+            let changes = [(0, total), (0, traffic_class.into())];
+            let sum = checksum::update(!self.sum, changes);
             front.copy_from_slice(&self.headers[..V4]);
-            if let Ok((ip, _)) = ip4::Header::mut_from_prefix(&mut front[ethernet::HEADER..]) {
-                let total = (ip4::HEADER + payload) as u16;
-                let changes = [
-                    (0, total),
-                    (0, u16::from(traffic_class)),
-                    (0, u16::from(protocol)),
-                ];
-                let sum = checksum::update(ip.checksum.get(), changes);
-                ip.traffic_class = traffic_class;
-                ip.total_length.set(total);
-                ip.protocol = protocol;
-                ip.checksum.set(sum);
-            }
-        } else {
-            front[..V6].copy_from_slice(&self.headers);
-            if let Ok((ip, _)) = ip6::Header::mut_from_prefix(&mut front[ethernet::HEADER..]) {
-                ip.version_class_flow
-                    .set(6 << 28 | u32::from(traffic_class) << 20);
-                ip.payload_length.set(payload as u16);
-                ip.next_header = protocol;
-            }
+            front[at::CLASS] = traffic_class;
+            front[at::TOTAL..][..2].copy_from_slice(&total.to_be_bytes());
+            front[at::CHECKSUM..][..2].copy_from_slice(&sum.to_be_bytes());
+        } else if let Some(front) = front.first_chunk_mut::<V6>() {
+            let class = 6 << 28 | u32::from(traffic_class) << 20;
+            front.copy_from_slice(&self.headers);
+            front[at::CLASS_6..][..4].copy_from_slice(&class.to_be_bytes());
+            front[at::PAYLOAD_6..][..2].copy_from_slice(&(payload as u16).to_be_bytes());
         }
     }
 }

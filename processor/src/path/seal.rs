@@ -267,11 +267,11 @@ fn plan(
     let payload = front + end - from;
     let outer_length = esp::length(payload);
     let mut mtu = tables.uplink_mtu;
-    let mut outer_for = |local, remote| -> Result<usize, DropReason> {
+    let mut outer_for = |local, remote, protocol| -> Result<usize, DropReason> {
         let outer = match last {
             Some((known, outer)) if *known == place => outer,
             _ => {
-                let outer = Outer::new(tables, descriptor.far_host(), local, remote)?;
+                let outer = Outer::new(tables, descriptor.far_host(), local, remote, protocol)?;
                 &mut last.insert((place, outer)).1
             }
         };
@@ -285,14 +285,18 @@ fn plan(
             local,
             remote,
             udp_source: None,
-        } => (ethernet::HEADER, outer_for(local, remote)?, Before::Hosts),
+        } => (
+            ethernet::HEADER,
+            outer_for(local, remote, esp::ESP)?,
+            Before::Hosts,
+        ),
         Mode::Overlay {
             local,
             remote,
             udp_source: Some(source),
         } => (
             ethernet::HEADER,
-            outer_for(local, remote)? + udp::HEADER,
+            outer_for(local, remote, transport::UDP)? + udp::HEADER,
             Before::HostsAndUdp(source),
         ),
     };
@@ -451,10 +455,10 @@ fn write_before(before: &mut [u8], plan: &Plan, packet: &Packet, outer: Option<&
                 ip6::rewrite(ip, outer_length as u16, esp::ESP);
             }
         }
-        (Before::Hosts, Some(outer)) => outer.write(before, esp::ESP, packet.traffic_class, outer_length),
+        (Before::Hosts, Some(outer)) => outer.write(before, packet.traffic_class, outer_length),
         (Before::HostsAndUdp(source), Some(outer)) => {
             let length = udp::HEADER + outer_length;
-            outer.write(before, transport::UDP, packet.traffic_class, length);
+            outer.write(before, packet.traffic_class, length);
             before[outer.length()..].copy_from_slice(esp::in_udp(source, length as u16).as_bytes());
         }
         (Before::Hosts | Before::HostsAndUdp(_), None) => unreachable!("the plan has made them"),

@@ -148,6 +148,8 @@ pub struct Xdp {
     pub no_stamp: u64,
     /// Left to the kernel.
     pub passed: u64,
+    /// Dropped: more came to the port of handshakes than is taken there.
+    pub handshakes: u64,
 }
 
 impl Totals {
@@ -220,6 +222,7 @@ impl Totals {
         xdp.no_socket += counters.no_socket;
         xdp.no_stamp += counters.no_stamp;
         xdp.passed += counters.passed;
+        xdp.handshakes += counters.handshakes;
     }
 
     /// Sets the latencies.
@@ -267,6 +270,7 @@ impl fmt::Display for Totals {
         let xdp = |of: fn(&Xdp) -> u64| self.xdp.values().map(of).sum();
         line(f, "dropped by XDP: no socket", xdp(|one| one.no_socket))?;
         line(f, "dropped by XDP: no stamp", xdp(|one| one.no_stamp))?;
+        line(f, "dropped by XDP: handshakes", xdp(|one| one.handshakes))?;
         line(f, "passed to the kernel", xdp(|one| one.passed))?;
         line(f, "flows known, packets", self.flows.hits)?;
         line(f, "flows looked up, packets", self.flows.misses)?;

@@ -4,6 +4,8 @@ use zerocopy::FromBytes;
 
 use super::{checksum, ethernet, ip4, ip6};
 
+/// The bits of a traffic class that it has.
+pub const MASK: u8 = 3;
 /// Congestion experienced.
 const CE: u8 = 3;
 /// Not capable of it.
@@ -16,7 +18,7 @@ const ECT_1: u8 = 1;
 #[inline]
 #[must_use]
 pub fn combine(inner: u8, outer: u8) -> Option<u8> {
-    match (inner & 3, outer & 3) {
+    match (inner & MASK, outer & MASK) {
         (NOT_ECT, CE) => None,
         (NOT_ECT, _) => Some(NOT_ECT),
         (_, CE) => Some(CE),
@@ -34,7 +36,7 @@ pub fn write(header: &mut [u8], ethertype: u16, ecn: u8) {
         ethernet::IPV4 => {
             if let Ok((fields, _)) = ip4::Header::mut_from_prefix(header) {
                 let word = |class| u16::from_be_bytes([fields.version_length, class]);
-                let class = fields.traffic_class & !3 | ecn;
+                let class = fields.traffic_class & !MASK | ecn;
                 let changes = [(word(fields.traffic_class), word(class))];
                 let sum = checksum::update(fields.checksum.get(), changes);
                 fields.traffic_class = class;

@@ -94,6 +94,8 @@ struct RawManager {
     key: PathBuf,
     #[serde(default)]
     every: Option<Spanned<String>>,
+    #[serde(default)]
+    order: bool,
 }
 
 impl RawSessions {
@@ -158,6 +160,7 @@ impl RawSessions {
                         certificate: base.join(&raw.certificate),
                         key: base.join(&raw.key),
                         every: every.unwrap_or(EVERY),
+                        order: raw.order,
                     })
                 }
             },

@@ -8,7 +8,7 @@ use crate::keys::store::{KeySource, KeyStore};
 
 use super::SessionsError;
 use super::config::KeysFrom;
-use super::manager::{Manager, ManagerStatus};
+use super::manager::{Manager, ManagerStatus, UsedUp};
 
 /// A file's name, size and time of change, or that it cannot be looked at.
 pub(super) type Stamp = Vec<(std::ffi::OsString, Option<(u64, SystemTime, u64)>)>;
@@ -59,6 +59,14 @@ impl FollowedKeys {
                 held.clone_from(&now);
                 Some(now)
             }
+        }
+    }
+
+    /// These generations are used up, and no others. Says whether the next ones are ordered from a manager.
+    pub(super) fn order(&mut self, used_up: UsedUp) -> bool {
+        match self {
+            Self::Files { .. } => false,
+            Self::Manager { manager, .. } => manager.order(used_up),
         }
     }
 

@@ -3,13 +3,13 @@
 //! What it gave last holds until it gives something else; that it cannot be reached, or gives something that is no key,
 //! changes nothing and is said once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use guestseal_rules::event::Moment;
@@ -21,6 +21,7 @@ use crate::control::api::tls::{TlsError, connector};
 use crate::control::guests::now;
 use crate::control::supervise::chain;
 use crate::keys::handshake::random::{System, jitter};
+use crate::keys::kmip::order::{Ordered, Orders, SETTLE};
 use crate::keys::kmip::{Fetched, KmipError};
 use crate::keys::store::{Generation, KeyStore};
 
@@ -44,6 +45,8 @@ pub struct ManagerConfig {
     pub key: PathBuf,
     /// How often it is asked.
     pub every: Duration,
+    /// Whether it is to make the next generation of a key that is used up.
+    pub order: bool,
 }
 
 /// A key's id, its generation, and a fingerprint of its bytes.
@@ -82,22 +85,32 @@ pub struct ManagerStatus {
     pub why: Option<String>,
     /// Generations of keys that have come from it since the start.
     pub generations_taken: u64,
+    /// Those that this host has it make since the start.
+    pub generations_ordered: u64,
+    /// Why it makes none.
+    pub why_no_order: Option<String>,
 }
+
+/// The newest generation of each key that is used up.
+pub(super) type UsedUp = BTreeMap<String, Generation>;
 
 /// The keys of a manager, as they come.
 #[derive(Debug)]
 pub(super) struct Manager {
     news: Receiver<KeyStore>,
     status: Arc<ArcSwap<ManagerStatus>>,
-    /// Its end ends the thread.
-    _stop: Sender<()>,
+    /// Whether it is to make keys, and which are used up; its end ends the thread.
+    orders: bool,
+    used_up: Sender<UsedUp>,
+    told: UsedUp,
 }
 
 impl Manager {
     /// Begins to follow it. Gives the keys that it has now, or none if it does not say in time.
     pub(super) fn follow(config: ManagerConfig) -> io::Result<(Self, KeyStore)> {
         let (sender, news) = channel();
-        let (stop, stopped) = channel();
+        let (used_up, wanted) = channel();
+        let orders = config.order;
         let status = Arc::new(ArcSwap::from_pointee(ManagerStatus {
             server: format!("{}:{}", config.host, config.port),
             answers: false,
@@ -105,11 +118,13 @@ impl Manager {
             looked: None,
             why: None,
             generations_taken: 0,
+            generations_ordered: 0,
+            why_no_order: None,
         }));
         let told = Arc::clone(&status);
         std::thread::Builder::new()
             .name("key-manager".to_owned())
-            .spawn(move || ask_and_ask(&config, &told, &sender, &stopped))?;
+            .spawn(move || ask_and_ask(&config, &told, &sender, &wanted))?;
         let first = news.recv_timeout(FIRST).unwrap_or_else(|_| {
             tracing::warn!("the key manager gives no keys: what they seal is dropped until it does");
             KeyStore::default()
@@ -117,9 +132,21 @@ impl Manager {
         let manager = Self {
             news,
             status,
-            _stop: stop,
+            orders,
+            used_up,
+            told: UsedUp::new(),
         };
         Ok((manager, first))
+    }
+
+    /// These generations are used up, and no others: what follows them is ordered, if it is to be. Says whether it is.
+    pub(super) fn order(&mut self, used_up: UsedUp) -> bool {
+        if self.orders && self.told != used_up {
+            self.told.clone_from(&used_up);
+            // The thread ends only with this one.
+            let _ = self.used_up.send(used_up);
+        }
+        self.orders
     }
 
     /// How it is with it.
@@ -137,14 +164,28 @@ fn ask_and_ask(
     config: &ManagerConfig,
     told: &ArcSwap<ManagerStatus>,
     sender: &Sender<KeyStore>,
-    stopped: &Receiver<()>,
+    wanted: &Receiver<UsedUp>,
 ) {
+    let begin = Instant::now();
     let mut fetched = Fetched::default();
+    let mut orders = Orders::default();
+    let mut used_up = UsedUp::new();
     let mut held: Option<BTreeSet<Known>> = None;
     let mut said: Option<String> = None;
     let mut status = ManagerStatus::clone(&told.load());
     loop {
-        let answer = fetch(config, &mut fetched);
+        let answer = connect(config).and_then(|mut stream| {
+            let store = fetched.fetch(&mut stream)?;
+            // What is there by now is not ordered.
+            let mut wanted = used_up.clone();
+            wanted.retain(|key, used| store.generations(key).all(|one| one.generation <= *used));
+            let ordered = if wanted.is_empty() {
+                Ok(Ordered::default())
+            } else {
+                orders.place(&mut stream, &wanted, begin.elapsed())
+            };
+            Ok((store, ordered))
+        });
         let looked = now();
         status.looked = Some(looked);
         if answer.is_ok() != status.answers {
@@ -152,7 +193,7 @@ fn ask_and_ask(
         }
         status.why = answer.as_ref().err().map(|error| chain(error));
         match answer {
-            Ok(store) => {
+            Ok((store, ordered)) => {
                 if said.take().is_some() {
                     tracing::info!("the key manager {}:{} answers again", config.host, config.port);
                 }
@@ -167,6 +208,7 @@ fn ask_and_ask(
                         return;
                     }
                 }
+                say_ordered(&mut status, ordered);
             }
             Err(error) => {
                 let text = chain(&error);
@@ -177,27 +219,57 @@ fn ask_and_ask(
             }
         }
         told.store(Arc::new(status.clone()));
+        let every = if used_up.is_empty() {
+            config.every
+        } else {
+            config.every.min(SETTLE)
+        };
         // Up to a tenth less: hosts that started together do not ask together.
-        let wait = config.every - jitter(config.every / 10, &mut System);
-        if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
-            return;
+        let wait = every - jitter(every / 10, &mut System);
+        match wanted.recv_timeout(wait) {
+            Ok(news) => used_up = news,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn fetch(config: &ManagerConfig, fetched: &mut Fetched) -> Result<KeyStore, ManagerError> {
+/// Says what was ordered, or once why nothing is.
+fn say_ordered(status: &mut ManagerStatus, ordered: Result<Ordered, KmipError>) {
+    match ordered {
+        Ok(Ordered { made, active }) => {
+            for name in made {
+                tracing::info!("key {name} is ordered: it is made at the key manager");
+                status.generations_ordered += 1;
+            }
+            for name in active {
+                tracing::info!("key {name} is active at the key manager");
+            }
+            status.why_no_order = None;
+        }
+        Err(error) => {
+            let why = chain(&error);
+            if status.why_no_order.as_ref() != Some(&why) {
+                tracing::error!("no key is ordered: {why}");
+            }
+            status.why_no_order = Some(why);
+        }
+    }
+}
+
+fn connect(config: &ManagerConfig) -> Result<StreamOwned<ClientConnection, TcpStream>, ManagerError> {
     let tls = connector(&config.authority, &config.certificate, &config.key)?;
     let name =
         ServerName::try_from(config.host.clone()).map_err(|_| ManagerError::Name(config.host.clone()))?;
-    let stream = connect(config).map_err(|source| ManagerError::Unreachable {
+    let stream = dial(config).map_err(|source| ManagerError::Unreachable {
         address: format!("{}:{}", config.host, config.port),
         source,
     })?;
     let connection = ClientConnection::new(Arc::clone(tls.config()), name)?;
-    Ok(fetched.fetch(&mut StreamOwned::new(connection, stream))?)
+    Ok(StreamOwned::new(connection, stream))
 }
 
-fn connect(config: &ManagerConfig) -> io::Result<TcpStream> {
+fn dial(config: &ManagerConfig) -> io::Result<TcpStream> {
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
     for address in (config.host.as_str(), config.port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, STEP) {

@@ -50,6 +50,7 @@ use crate::worker::run::monotonic;
 
 use super::assemble::DataPlane;
 use super::config::HostConfig;
+use super::journal::Deed;
 use super::supervise::chain;
 use installer::Installer;
 use keys::FollowedKeys;
@@ -59,7 +60,7 @@ use usage::{KeyBook, KeyUsage};
 
 /// Datagrams that are taken in a second, and at once: what a flood brings beyond that the kernel drops, and it costs the
 /// workers' CPUs no more.
-const RATE: f64 = 5000.0;
+const RATE: f64 = 2500.0;
 const BURST: f64 = 512.0;
 /// How long a flood waits when its allowance is used up.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -125,7 +126,7 @@ pub struct Sessions {
     known: HashMap<SessionId, (Generation, u64)>,
     ended: BTreeMap<EndReason, u64>,
     book: KeyBook,
-    used_up: Vec<String>,
+    deeds: Vec<Deed>,
     /// Secrets whose memory could not be locked, when that was said.
     unlocked: usize,
     /// Hosts with which a session was established since they were asked for.
@@ -183,7 +184,7 @@ impl Sessions {
         engine.set_keys(&store, clocks());
         say_missing(&policy, &scope, &store);
         let mut book = KeyBook::open(&config.state_directory, wanted.key_limit);
-        book.hold(&store, policy.keys.iter().map(|key| &*key.id));
+        let held = hold(&mut book, &store, &policy);
         let mut locals: Vec<IpAddr> = scope.peers().map(|peer| peer.local).collect();
         locals.sort_unstable();
         locals.dedup();
@@ -208,7 +209,7 @@ impl Sessions {
             known: HashMap::new(),
             ended: BTreeMap::new(),
             book,
-            used_up: Vec::new(),
+            deeds: held.into_iter().collect(),
             unlocked: 0,
             fresh: Vec::new(),
             uplink_mtu: 0,
@@ -352,14 +353,25 @@ impl Sessions {
             }
         }
         let mut all = self.usage(now);
-        for (one, usage) in self.book.mark(&mut all) {
+        let news = self.book.mark(&mut all);
+        let used_up = self
+            .book
+            .used_up(&all)
+            .map(|(id, generation)| (id.to_owned(), generation));
+        let ordered = self.keys.order(used_up.collect());
+        for (key, usage) in news {
             tracing::error!(
-                "key {one} is used up: {} packets, {} bytes under it on this host, with {} hosts. Give all hosts the next generation",
+                "key {key} is used up: {} packets, {} bytes under it on this host, with {} hosts. {}",
                 usage.packets,
                 usage.bytes,
-                usage.hosts.len()
+                usage.hosts.len(),
+                if ordered {
+                    "The key manager is asked for the next generation"
+                } else {
+                    "Give all hosts the next generation"
+                }
             );
-            self.used_up.push(one);
+            self.deeds.push(Deed::KeyUsedUp { key });
         }
         self.say_unlocked();
     }
@@ -569,19 +581,18 @@ impl Sessions {
         }
     }
 
-    /// Generations of keys that were used up since the last call.
-    pub fn used_up(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.used_up)
+    /// What is to be journalled since the last call: generations of keys that came, went, or were used up.
+    pub fn deeds(&mut self) -> Vec<Deed> {
+        std::mem::take(&mut self.deeds)
     }
 
     fn hold(&mut self, store: &KeyStore) {
-        let keys = self.policy.keys.iter().map(|key| &*key.id);
-        self.book.hold(store, keys);
+        self.deeds.extend(hold(&mut self.book, store, &self.policy));
     }
 
     /// Says that secrets may be swapped out, if there are more of them than before.
     fn say_unlocked(&mut self) {
-        let Census { locked, unlocked } = census();
+        let Census { locked, unlocked, .. } = census();
         if unlocked > self.unlocked {
             tracing::warn!(
                 "{unlocked} of {} secrets are in memory that may be swapped out, since the system locks no more: raise the limit \
@@ -651,6 +662,12 @@ impl Sessions {
             handshakes: self.engine.counters(),
         }
     }
+}
+
+/// Takes note of what this host holds; gives what of it is to be journalled.
+fn hold(book: &mut KeyBook, store: &KeyStore, policy: &Policy) -> Option<Deed> {
+    let (came, gone) = book.hold(store, policy.keys.iter().map(|key| &*key.id));
+    (!came.is_empty() || !gone.is_empty()).then_some(Deed::Keys { came, gone })
 }
 
 /// A socket that handshakes come to and go from.

@@ -71,7 +71,9 @@ pub(super) struct KeyBook {
     pub(super) over: ByName,
     limit: KeyLimit,
     /// The newest generation of each key that this host holds.
-    newest: BTreeSet<String>,
+    newest: BTreeMap<String, Generation>,
+    /// All of them.
+    held: BTreeSet<String>,
     said: BTreeSet<String>,
 }
 
@@ -85,25 +87,48 @@ impl KeyBook {
         }
     }
 
-    /// This host holds these keys now; what was done under keys that no rule names is forgotten.
-    pub(super) fn hold<'a>(&mut self, store: &KeyStore, keys: impl Iterator<Item = &'a str>) {
+    /// This host holds these keys now; what was done under keys that no rule names is forgotten. Gives the generations that
+    /// have come, and those that are gone.
+    pub(super) fn hold<'a>(
+        &mut self,
+        store: &KeyStore,
+        keys: impl Iterator<Item = &'a str>,
+    ) -> (Vec<String>, Vec<String>) {
         let keys: BTreeSet<&str> = keys.collect();
-        let newest = |id: &&str| Some(name(id, store.generations(id).next()?.generation));
+        let newest = |id: &&str| Some(((*id).to_owned(), store.generations(id).next()?.generation));
         self.newest = keys.iter().filter_map(newest).collect();
         let is_named = |one: &String| one.rsplit_once('.').is_some_and(|(id, _)| keys.contains(id));
         self.over.retain(|one, _| is_named(one));
+        let generations = keys.iter().flat_map(|id| store.generations(id));
+        let held = generations.map(|key| name(&key.id, key.generation)).collect();
+        let before = std::mem::replace(&mut self.held, held);
+        let without = |these: &BTreeSet<String>, those| these.difference(those).cloned().collect();
+        (without(&self.held, &before), without(&before, &self.held))
     }
 
     /// Marks what is used up in all that was done; gives the newest generations of which that was not said yet.
     pub(super) fn mark(&mut self, all: &mut ByName) -> Vec<(String, KeyUsage)> {
-        let mut news = Vec::new();
-        for (one, usage) in all {
+        for usage in all.values_mut() {
             usage.used_up = self.limit.is_reached(usage);
-            if usage.used_up && self.newest.contains(one) && self.said.insert(one.clone()) {
-                news.push((one.clone(), usage.clone()));
-            }
         }
-        news
+        let used_up = self.used_up(all).map(|(id, generation)| name(id, generation));
+        let news: Vec<String> = used_up.filter(|one| !self.said.contains(one)).collect();
+        self.said.extend(news.iter().cloned());
+        news.into_iter()
+            .map(|one| {
+                let usage = all[&one].clone();
+                (one, usage)
+            })
+            .collect()
+    }
+
+    /// The newest generations that are marked.
+    pub(super) fn used_up(&self, all: &ByName) -> impl Iterator<Item = (&str, Generation)> {
+        let newest = self
+            .newest
+            .iter()
+            .map(|(id, generation)| (id.as_str(), *generation));
+        newest.filter(|(id, generation)| all.get(&name(id, *generation)).is_some_and(|usage| usage.used_up))
     }
 }
 
@@ -158,7 +183,13 @@ mod tests {
         let secret = || Secret::new(&[7; 32]).unwrap();
         store.add(RuleKey::new("blue".into(), Generation(1), secret()));
         let mut book = KeyBook::open(state.path(), limit);
-        book.hold(&store, ["blue"].into_iter());
+        let held = |came: &[&str], gone: &[&str]| {
+            (
+                came.iter().map(ToString::to_string).collect(),
+                gone.iter().map(ToString::to_string).collect(),
+            )
+        };
+        assert_eq!(book.hold(&store, ["blue"].into_iter()), held(&["blue.1"], &[]));
         let mut all = book.over.clone();
         all.entry("blue.1".into()).or_default().add("h2", 2, usage(6));
         all.entry("gone.1".into()).or_default().add("h2", 2, usage(6));
@@ -177,9 +208,17 @@ mod tests {
         assert_eq!((one.as_str(), used.packets, used.bytes), ("blue.1", 10, 1000));
         assert_eq!((used.hosts.len(), used.sessions, used.sas), (2, 2, 4));
         assert!(book.mark(&mut all).is_empty(), "said once");
+        assert_eq!(book.used_up(&all).collect::<Vec<_>>(), [("blue", Generation(1))]);
         written(state.path(), &all);
         assert_eq!(used_up(state.path()), ["blue.1"]);
         // The next generation is there: nothing is to be said of the one before any more.
+        store.remove("blue", Generation(1));
+        store.add(RuleKey::new("blue".into(), Generation(2), secret()));
+        assert_eq!(
+            book.hold(&store, ["blue"].into_iter()),
+            held(&["blue.2"], &["blue.1"])
+        );
+        assert_eq!(book.used_up(&all).count(), 0);
         all.entry("blue.2".into()).or_default().add("h3", 2, usage(1));
         written(state.path(), &all);
         assert!(used_up(state.path()).is_empty());

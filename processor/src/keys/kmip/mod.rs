@@ -2,18 +2,21 @@
 //!
 //! A key is an active symmetric key of 32 bytes there, with a name ID.GENERATION as a directory of keys has it; what this
 //! host may see of others is left alone. Three requests: Locate, Get Attributes for the names, Get for the bytes, each key's
-//! once. This module writes and reads them over any stream; nothing of it knows of TLS or threads.
+//! once; and Create, Activate, Destroy for the next generation of a key, if this host is to order it ([`order`]). This module writes and reads them over any stream; nothing of it knows of TLS or threads.
 
+pub mod order;
 mod ttlv;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::secret::Secret;
-use super::store::{KeyStore, RuleKey, StoreError, ends_in_number, parse_name};
+use super::store::{Generation, KeyStore, RuleKey, StoreError, ends_in_number, parse_name};
+use order::{Keys, Ordered, Orders};
 use ttlv::{HEAD, Items, Writer};
 
 /// The longest answer.
@@ -36,7 +39,9 @@ mod tag {
     pub(super) const KEY_VALUE: Tag = 0x42_0045;
     pub(super) const MAXIMUM_ITEMS: Tag = 0x42_004f;
     pub(super) const MAXIMUM_RESPONSE: Tag = 0x42_0050;
+    pub(super) const NAME_TYPE: Tag = 0x42_0054;
     pub(super) const NAME_VALUE: Tag = 0x42_0055;
+    pub(super) const OBJECT_TYPE: Tag = 0x42_0057;
     pub(super) const OPERATION: Tag = 0x42_005c;
     pub(super) const PROTOCOL_VERSION: Tag = 0x42_0069;
     pub(super) const MAJOR: Tag = 0x42_006a;
@@ -49,32 +54,55 @@ mod tag {
     pub(super) const RESULT_MESSAGE: Tag = 0x42_007d;
     pub(super) const RESULT_STATUS: Tag = 0x42_007f;
     pub(super) const SYMMETRIC_KEY: Tag = 0x42_008f;
+    pub(super) const TEMPLATE_ATTRIBUTE: Tag = 0x42_0091;
     pub(super) const UNIQUE_IDENTIFIER: Tag = 0x42_0094;
 }
 
 /// Operations (9.1.3.2.27).
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Operation {
+    Create = 0x01,
     Locate = 0x08,
     Get = 0x0a,
     GetAttributes = 0x0b,
+    Activate = 0x12,
+    Destroy = 0x14,
 }
 
 impl Operation {
     fn name(self) -> &'static str {
         match self {
+            Operation::Create => "Create",
             Operation::Locate => "Locate",
             Operation::Get => "Get",
             Operation::GetAttributes => "Get Attributes",
+            Operation::Activate => "Activate",
+            Operation::Destroy => "Destroy",
         }
     }
 }
 
-/// Object Type Symmetric Key, State Active, Key Format Type Raw, Result Status Success.
+/// Object Type Symmetric Key, States Pre-Active and Active, Key Format Type Raw, Result Status Success.
 const SYMMETRIC_KEY: u32 = 2;
+const PRE_ACTIVE: u32 = 1;
 const ACTIVE: u32 = 2;
 const RAW: u32 = 1;
 const SUCCESS: u32 = 0;
+/// Cryptographic Algorithm AES, Cryptographic Usage Mask Derive Key, Name Type Uninterpreted Text String.
+const AES: u32 = 3;
+const DERIVE_KEY: u32 = 0x200;
+const UNINTERPRETED: u32 = 1;
+
+/// How it is with a key (KMIP 1.4, 3.22).
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// It is not active yet.
+    Waiting,
+    /// It is there for all who may see it.
+    Active,
+    /// It was deactivated, compromised or destroyed.
+    Over,
+}
 
 /// Why a key manager gives no keys. Nothing of a key is ever shown.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +135,12 @@ pub enum KmipError {
         /// Its name.
         name: String,
     },
+    /// Which of two keys is it?
+    #[error("{name}: two active keys have this name: deactivate one")]
+    Twice {
+        /// Their name.
+        name: String,
+    },
     /// A name, or two keys of the same bytes.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -118,13 +152,29 @@ pub struct Fetched {
     secrets: HashMap<String, Arc<Secret>>,
 }
 
+impl Orders {
+    /// Does at a manager what is due for the keys of which a generation behind this one is wanted; `now` is on a clock that
+    /// never goes back.
+    ///
+    /// # Errors
+    /// See [`KmipError`]: at the next call it goes on.
+    pub fn place(
+        &mut self,
+        stream: &mut (impl Read + Write),
+        wanted: &BTreeMap<String, Generation>,
+        now: Duration,
+    ) -> Result<Ordered, KmipError> {
+        self.follow(&mut Asked(stream), wanted, now)
+    }
+}
+
 impl Fetched {
     /// All keys that the manager has for this host now: all of them, or an error.
     ///
     /// # Errors
     /// See [`KmipError`].
     pub fn fetch(&mut self, stream: &mut (impl Read + Write)) -> Result<KeyStore, KmipError> {
-        let found = locate(stream)?;
+        let found = locate(stream, Attribute::Active)?;
         self.secrets.retain(|id, _| found.contains(id));
         let mut store = KeyStore::default();
         for id in found {
@@ -141,6 +191,9 @@ impl Fetched {
                         secret
                     }
                 };
+                if store.has(&key, generation) {
+                    return Err(KmipError::Twice { name });
+                }
                 let copy = Secret::made_by(|place| place.copy_from_slice(secret.expose()));
                 store.add(RuleKey::new(key, generation, copy));
             }
@@ -149,17 +202,55 @@ impl Fetched {
     }
 }
 
-/// The identifiers of the active symmetric keys that this host may see.
-fn locate(stream: &mut (impl Read + Write)) -> Result<Vec<String>, KmipError> {
+/// What a key is made of on a manager, and found by.
+#[derive(Copy, Clone)]
+enum Attribute<'a> {
+    ObjectType,
+    Active,
+    Algorithm,
+    Bits(u32),
+    DeriveKey,
+    Name(&'a str),
+}
+
+impl Attribute<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ObjectType => "Object Type",
+            Self::Active => "State",
+            Self::Algorithm => "Cryptographic Algorithm",
+            Self::Bits(_) => "Cryptographic Length",
+            Self::DeriveKey => "Cryptographic Usage Mask",
+            Self::Name(_) => "Name",
+        }
+    }
+
+    fn write(self, writer: &mut Writer) {
+        writer.structure(tag::ATTRIBUTE, |attribute| {
+            attribute.text(tag::ATTRIBUTE_NAME, self.name());
+            let value = tag::ATTRIBUTE_VALUE;
+            match self {
+                Self::ObjectType => attribute.enumeration(value, SYMMETRIC_KEY),
+                Self::Active => attribute.enumeration(value, ACTIVE),
+                Self::Algorithm => attribute.enumeration(value, AES),
+                Self::Bits(bits) => attribute.integer(value, bits),
+                Self::DeriveKey => attribute.integer(value, DERIVE_KEY),
+                Self::Name(name) => attribute.structure(value, |inside| {
+                    inside
+                        .text(tag::NAME_VALUE, name)
+                        .enumeration(tag::NAME_TYPE, UNINTERPRETED);
+                }),
+            };
+        });
+    }
+}
+
+/// The identifiers of the symmetric keys that this host may see and that have an attribute.
+fn locate(stream: &mut (impl Read + Write), which: Attribute<'_>) -> Result<Vec<String>, KmipError> {
     let answer = ask(stream, Operation::Locate, |payload| {
         payload.integer(tag::MAXIMUM_ITEMS, MOST_KEYS);
-        for (name, value) in [("Object Type", SYMMETRIC_KEY), ("State", ACTIVE)] {
-            payload.structure(tag::ATTRIBUTE, |attribute| {
-                attribute
-                    .text(tag::ATTRIBUTE_NAME, name)
-                    .enumeration(tag::ATTRIBUTE_VALUE, value);
-            });
-        }
+        Attribute::ObjectType.write(payload);
+        which.write(payload);
     })?;
     let payload = answer.payload(Operation::Locate)?;
     let all: Vec<String> = payload.texts(tag::UNIQUE_IDENTIFIER).map(str::to_owned).collect();
@@ -171,17 +262,87 @@ fn locate(stream: &mut (impl Read + Write)) -> Result<Vec<String>, KmipError> {
 
 /// The names of a key.
 fn names(stream: &mut (impl Read + Write), id: &str) -> Result<Vec<String>, KmipError> {
-    let answer = ask(stream, Operation::GetAttributes, |payload| {
-        payload
-            .text(tag::UNIQUE_IDENTIFIER, id)
-            .text(tag::ATTRIBUTE_NAME, "Name");
-    })?;
+    let answer = attributes(stream, id, "Name")?;
     let payload = answer.payload(Operation::GetAttributes)?;
     Ok(payload
         .structures(tag::ATTRIBUTE)
         .filter_map(|attribute| attribute.structure(tag::ATTRIBUTE_VALUE))
         .filter_map(|name| name.texts(tag::NAME_VALUE).next().map(str::to_owned))
         .collect())
+}
+
+/// What a manager is asked to make, over a stream.
+struct Asked<'a, S>(&'a mut S);
+
+impl<S: Read + Write> Keys for Asked<'_, S> {
+    fn find(&mut self, name: &str) -> Result<Vec<(String, State)>, KmipError> {
+        let found = locate(self.0, Attribute::Name(name))?;
+        found
+            .into_iter()
+            .map(|id| {
+                let answer = attributes(self.0, &id, "State")?;
+                let payload = answer.payload(Operation::GetAttributes)?;
+                let mut values = payload.structures(tag::ATTRIBUTE);
+                let state = match values.find_map(|one| one.enumeration(tag::ATTRIBUTE_VALUE)) {
+                    Some(PRE_ACTIVE) => State::Waiting,
+                    Some(ACTIVE) => State::Active,
+                    Some(_) => State::Over,
+                    None => return Err(malformed(Operation::GetAttributes, "it has no state")),
+                };
+                Ok((id, state))
+            })
+            .collect()
+    }
+
+    fn make(&mut self, name: &str) -> Result<String, KmipError> {
+        let answer = ask(self.0, Operation::Create, |payload| {
+            payload.enumeration(tag::OBJECT_TYPE, SYMMETRIC_KEY);
+            payload.structure(tag::TEMPLATE_ATTRIBUTE, |template| {
+                let all = [
+                    Attribute::Algorithm,
+                    Attribute::Bits(256),
+                    Attribute::DeriveKey,
+                    Attribute::Name(name),
+                ];
+                all.into_iter().for_each(|one| one.write(template));
+            });
+        })?;
+        let payload = answer.payload(Operation::Create)?;
+        let id = payload.texts(tag::UNIQUE_IDENTIFIER).next();
+        id.map(str::to_owned)
+            .ok_or_else(|| malformed(Operation::Create, "it has no identifier"))
+    }
+
+    fn activate(&mut self, id: &str) -> Result<(), KmipError> {
+        self.bring(Operation::Activate, id)
+    }
+
+    fn destroy(&mut self, id: &str) -> Result<(), KmipError> {
+        self.bring(Operation::Destroy, id)
+    }
+}
+
+impl<S: Read + Write> Asked<'_, S> {
+    /// Brings a key into another state.
+    fn bring(&mut self, operation: Operation, id: &str) -> Result<(), KmipError> {
+        let answer = ask(self.0, operation, |payload| {
+            payload.text(tag::UNIQUE_IDENTIFIER, id);
+        })?;
+        answer.payload(operation).map(|_| ())
+    }
+}
+
+/// What a key has of an attribute.
+fn attributes(
+    stream: &mut (impl Read + Write),
+    id: &str,
+    attribute: &'static str,
+) -> Result<Answer, KmipError> {
+    ask(stream, Operation::GetAttributes, |payload| {
+        payload
+            .text(tag::UNIQUE_IDENTIFIER, id)
+            .text(tag::ATTRIBUTE_NAME, attribute);
+    })
 }
 
 /// The bytes of a key.

@@ -1,7 +1,7 @@
 //! Tag, type, length, value: how KMIP writes its messages (KMIP 1.4, 9.1).
 //!
 //! Our own, since what is read here is keys: the message is one piece of memory that is wiped, and items borrow from it.
-//! Only the types that the three requests of [`super`] need.
+//! Only the types that the requests of [`super`] need.
 
 /// What an item is called, 24 bits (KMIP 1.4, 9.1.3.1).
 pub(super) type Tag = u32;
