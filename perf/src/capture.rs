@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -177,6 +178,26 @@ pub fn kind_of(frame: &[u8]) -> String {
         (L3::Ip, protocol, _) => format!("IP protocol {protocol}"),
         (L3::Other, ..) => format!("EtherType {:#06x}", packet.ethertype),
     }
+}
+
+/// Whether one of the hosts makes its kernel look for another one's MAC by it (an empty datagram to the discard port), or
+/// answers that nobody listens there.
+#[must_use]
+pub fn is_solicitation(frame: &[u8], hosts: &[IpAddr]) -> bool {
+    const DISCARD: u16 = 9;
+    /// Port unreachable, of ICMP and of ICMPv6.
+    const UNREACHABLE: [(u8, u8); 2] = [(3, 3), (1, 4)];
+    Packet::parse(frame).is_ok_and(|packet| {
+        let is_empty = usize::from(packet.end - packet.l4_offset) == udp::HEADER;
+        let asks = packet.protocol == transport::UDP
+            && packet.ports.is_some_and(|(_, to)| to == DISCARD)
+            && is_empty;
+        let answers = packet.icmp.is_some_and(|message| UNREACHABLE.contains(&message));
+        packet.l3 == L3::Ip
+            && hosts.contains(&packet.source)
+            && hosts.contains(&packet.destination)
+            && (asks || answers)
+    })
 }
 
 /// How many frames of each kind.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::event::{Event, Lasts, Login, Logout, Moment, TagClear, TagSet, What};
 use crate::load::parse_mac;
 use crate::model::source::{By, Finder, Says, Source, Test, Text};
-use crate::model::{GuestIndex, HostIndex, NetworkIndex, Policy};
+use crate::model::{GuestIndex, NetworkIndex, Policy};
 
 /// Bytes of a name that is made of a report's fields.
 const LONGEST_NAME: usize = 200;
@@ -33,10 +33,10 @@ pub enum Unmapped {
 }
 
 /// By what guests are known.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Directory {
     ids: HashMap<String, GuestIndex>,
-    /// Of this host.
+    /// Of the guests that are here.
     interfaces: HashMap<(String, Option<u16>), GuestIndex>,
     /// Nothing if several guests have it.
     macs: HashMap<[u8; 6], Option<GuestIndex>>,
@@ -45,9 +45,9 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The guests of a policy as a host knows them.
+    /// The guests of a policy as a host knows them: those that are here by their interfaces, too.
     #[must_use]
-    pub fn new(policy: &Policy, host: HostIndex) -> Self {
+    pub fn new(policy: &Policy, is_here: impl Fn(GuestIndex) -> bool) -> Self {
         let mut directory = Self {
             ids: HashMap::new(),
             interfaces: HashMap::new(),
@@ -63,7 +63,7 @@ impl Directory {
         }
         for port in &policy.ports {
             let guest = port.guest;
-            if policy.guests[guest.index()].host == host {
+            if is_here(guest) {
                 directory
                     .interfaces
                     .insert((port.interface.clone(), port.vlan), guest);
@@ -76,6 +76,18 @@ impl Directory {
             }
         }
         directory
+    }
+
+    /// A guest is here from now on, or is not any more.
+    pub fn place(&mut self, policy: &Policy, guest: GuestIndex, is_here: bool) {
+        for port in policy.ports.iter().filter(|port| port.guest == guest) {
+            let at = (port.interface.clone(), port.vlan);
+            if is_here {
+                self.interfaces.insert(at, guest);
+            } else if self.interfaces.get(&at) == Some(&guest) {
+                self.interfaces.remove(&at);
+            }
+        }
     }
 
     fn find(&self, finder: &Finder, report: &Value) -> Option<GuestIndex> {

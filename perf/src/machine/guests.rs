@@ -6,12 +6,13 @@
 //!
 //! What docs/guests.md tells users to type is what is done here.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::capture::{Capture, count_kinds, esp_of, kinds_with};
+use crate::capture::{Capture, count_kinds, esp_of, is_solicitation, kinds_with};
 use crate::deployment::{Deployment, Host, imbalance, number};
 use crate::namespaces::{GUEST_MTU, Topology};
 use crate::process::{PerfError, cpus, wait_for};
@@ -418,9 +419,11 @@ impl Bench {
         };
         let frames = capture.stop()?;
         let readable = kinds_with(&frames, MARKER);
+        let hosts = &self.deployment.policy.hosts;
+        let hosts: Vec<IpAddr> = hosts.iter().flat_map(|host| host.addresses.clone()).collect();
         let others: Vec<_> = frames
             .iter()
-            .filter(|frame| esp_of(frame).is_none())
+            .filter(|frame| esp_of(frame).is_none() && !is_solicitation(frame, &hosts))
             .cloned()
             .collect();
         let kinds = count_kinds(&others);

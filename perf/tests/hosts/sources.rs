@@ -419,5 +419,13 @@ pub(crate) fn agent_in_guest() -> Result<()> {
         !journal()?.iter().any(|entry| entry["by"] == "agent in red-1"),
         || "it was believed".into(),
     )?;
+    // Where the guest goes, its socket goes.
+    let socket = directory.join("agents/blue-1.sock");
+    for (host, here) in [("h2", false), ("h1", true)] {
+        net.ctl(0, &["move", "blue-1", "--to", host])?;
+        wait_for("the socket to go with its guest", PATIENCE, || {
+            Ok((socket.exists() == here).then_some(()))
+        })?;
+    }
     net.stop(0).map(drop)
 }

@@ -486,18 +486,35 @@ impl World {
         }
         let recovered = self.at - begin;
         // Old sessions that are still under way to their end may be replaced, and no packet is lost by it.
-        let first = self.sent;
+        let mut sent = Vec::new();
         for _ in 0..20 {
             for pair in &pairs {
-                self.send(pair.0, pair.1, pair.2);
+                sent.push((self.send(pair.0, pair.1, pair.2), pair));
             }
             self.pass(Duration::from_millis(100));
         }
         self.pass(Duration::from_secs(1));
-        let lost = (first..self.sent)
-            .filter(|id| !self.delivered.contains_key(id))
-            .count();
-        assert_eq!(lost, 0, "packets lost after recovery");
+        let lost: Vec<_> = sent
+            .iter()
+            .filter(|(id, _)| !self.delivered.contains_key(id))
+            .collect();
+        if let Some((_, (from, to, channel))) = lost.first() {
+            let pairs: std::collections::BTreeSet<_> = lost.iter().map(|(_, pair)| pair).collect();
+            eprintln!("after {recovered:?} lost of {pairs:?}; talked since {talking:?}");
+            for (one, other) in [(*from, *to), (*to, *from)] {
+                eprintln!(
+                    "{one}->{other} on {channel}: accepts {:?}, seals {}",
+                    self.accepted(one, *channel, limit),
+                    self.hosts[one].seals(other, *channel)
+                );
+                let now = self.hosts[one].now(self.at);
+                self.hosts[one]
+                    .engine
+                    .sessions(now)
+                    .for_each(|one| eprintln!("  {one:?}"));
+            }
+        }
+        assert!(lost.is_empty(), "{} packets lost after recovery", lost.len());
         recovered
     }
 

@@ -25,6 +25,11 @@ rules:
 
 /// What is made of a report by a source with these fields.
 fn event(fields: &str, report: &Value) -> Result<Event, Unmapped> {
+    event_after(&[], fields, report)
+}
+
+/// The same, after guests have come to this host or left it.
+fn event_after(moves: &[(&str, bool)], fields: &str, report: &Value) -> Result<Event, Unmapped> {
     let source = |name: &str, text: &str| load::Source {
         name: name.to_owned(),
         text: text.to_owned(),
@@ -33,7 +38,11 @@ fn event(fields: &str, report: &Value) -> Result<Event, Unmapped> {
     let text = format!("sources:\n  - {{name: ids, suricata: {{file: eve.json}}, {fields}}}\n");
     let sources =
         load_sources(&source("sources.yaml", &text), &policy).unwrap_or_else(|errors| panic!("{errors}"));
-    let directory = Directory::new(&policy, policy.host("h1").unwrap());
+    let host = policy.host("h1").unwrap();
+    let mut directory = Directory::new(&policy, |guest| policy.guests[guest.index()].host == host);
+    for (guest, is_here) in moves {
+        directory.place(&policy, policy.guest(guest).unwrap(), *is_here);
+    }
     sources[0].event(report, &policy, &directory)
 }
 
@@ -46,6 +55,21 @@ fn guest(finders: &str, report: &Value) -> Option<String> {
         Err(Unmapped::Nobody) => None,
         Err(why) => panic!("{why:?}"),
     }
+}
+
+#[test]
+fn an_interface_is_that_of_the_guest_that_is_here() {
+    let report = json!({"in_iface": "gp1"});
+    let fields = format!("guest: [{{interface: '{{interface}}'}}], {TAG}");
+    let after = |moves: &[(&str, bool)]| event_after(moves, &fields, &report).map(|event| event.guest);
+    assert_eq!(after(&[("web", false)]), Err(Unmapped::Nobody));
+    assert_eq!(after(&[("web", false), ("db", true)]), Ok("db".to_owned()));
+    // Told in the other order, and of one that was never here.
+    assert_eq!(after(&[("db", true), ("web", false)]), Ok("db".to_owned()));
+    assert_eq!(
+        after(&[("db", true), ("web", false), ("db", false)]),
+        Err(Unmapped::Nobody)
+    );
 }
 
 #[test]

@@ -106,6 +106,11 @@ impl Feed {
         }
     }
 
+    /// Whether they are the lines of the agent in the guest of a UUID.
+    pub(super) fn is_of(&self, uuid: &str) -> bool {
+        matches!(&self.voice, Voice::Agent(guest) if guest == uuid)
+    }
+
     /// What can be read when something has come; of nothing while what came before waits.
     pub(super) fn wait_on(&self) -> Vec<BorrowedFd<'_>> {
         match &self.reader {

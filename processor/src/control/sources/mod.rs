@@ -22,7 +22,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use guestseal_rules::event::Event;
 use guestseal_rules::load::{self, FileErrors, load_sources};
 pub use guestseal_rules::model::source::Source;
 use guestseal_rules::model::source::{Input, Way};
-use guestseal_rules::model::{HostIndex, Policy};
+use guestseal_rules::model::{Guest, GuestIndex, Policy};
 use guestseal_rules::report::Directory;
 use serde::Serialize;
 use serde_json::Value;
@@ -39,6 +39,7 @@ use serde_saphyr::Location;
 use super::api::HookConfig;
 use super::api::access::group_number;
 use super::api::problem::Problem;
+use super::supervise::chain;
 use super::wake::{Doorbell, wait};
 use feed::{Feed, Reader, Turn, name_of};
 use file::Position;
@@ -159,7 +160,8 @@ pub struct Sources {
     statuses: Arc<Mutex<Statuses>>,
     tellers: ToldSources,
     policy: Arc<Policy>,
-    known: Arc<Directory>,
+    known: Directory,
+    moves: Sender<(GuestIndex, bool)>,
     stop: Arc<AtomicBool>,
     wake: Doorbell,
 }
@@ -203,14 +205,14 @@ fn hold(statuses: &Mutex<Statuses>) -> MutexGuard<'_, Statuses> {
 }
 
 impl Sources {
-    /// Starts the thread that reads them, each from where the journal knows it.
+    /// Starts the thread that reads them, each from where the journal knows it; guests that are here have sockets for agents.
     ///
     /// # Errors
     /// See [`SourcesError`].
     pub fn open(
         sources: &[Source],
         policy: &Arc<Policy>,
-        host: HostIndex,
+        is_here: impl Fn(GuestIndex) -> bool,
         read: impl Fn(&str) -> Option<Position>,
     ) -> Result<Self, SourcesError> {
         let (sender, told) = sync_channel(WAITING);
@@ -219,16 +221,22 @@ impl Sources {
         let now = Instant::now();
         let mut feeds = Vec::new();
         for source in sources {
-            feeds.extend(open_feeds(source, policy, host, &read, now)?);
+            feeds.extend(open_feeds(source, policy, &is_here, &read, now)?);
         }
         let tellers = ToldSources::new(sources, now)?;
         let statuses = tellers
             .names()
             .map(|name| (name.clone(), SourceStatus::default()));
+        let known = Directory::new(policy, is_here);
+        let (moves, moved) = channel();
+        let has_agents = |source: &&Source| matches!(source.input, Input::Agents(_));
         let thread = Thread {
             feeds,
+            agents: sources.iter().filter(has_agents).cloned().collect(),
+            moved,
+            gone: Statuses::new(),
             policy: Arc::clone(policy),
-            known: Arc::new(Directory::new(policy, host)),
+            known: known.clone(),
             told: sender,
             bell: bell.clone(),
             statuses: Arc::new(Mutex::new(statuses.collect())),
@@ -242,7 +250,8 @@ impl Sources {
             statuses: Arc::clone(&thread.statuses),
             tellers,
             policy: Arc::clone(policy),
-            known: Arc::clone(&thread.known),
+            known,
+            moves,
             stop: Arc::clone(&thread.stop),
             wake,
         };
@@ -251,6 +260,14 @@ impl Sources {
             .spawn(move || thread.run())
             .map_err(SourcesError::Thread)?;
         Ok(opened)
+    }
+
+    /// A guest is here from now on, and its agent has a socket; or it is not any more.
+    pub fn place(&mut self, guest: GuestIndex, is_here: bool) {
+        self.known.place(&self.policy, guest, is_here);
+        // The thread ends only with this.
+        let _ = self.moves.send((guest, is_here));
+        self.wake.ring();
     }
 
     /// What can be read when something was told.
@@ -322,40 +339,54 @@ fn group_of(source: &Source) -> Result<Option<u32>, SourcesError> {
 fn open_feeds(
     source: &Source,
     policy: &Policy,
-    host: HostIndex,
+    is_here: &impl Fn(GuestIndex) -> bool,
     read: impl Fn(&str) -> Option<Position>,
     now: Instant,
 ) -> Result<Vec<Feed>, SourcesError> {
-    let failed = |path: &Path, error: io::Error| SourcesError::Socket {
-        path: path.to_owned(),
-        source: error,
-    };
     let reader = match (&source.input, source.input.way()) {
         (_, Some(Way::File(path))) => Reader::file(path, read(&name_of(source))),
         (_, Some(Way::Socket(sockets))) => {
             let opened = Socket::open(&sockets.path, group_of(source)?);
             Reader::Socket(opened.map_err(|error| failed(&sockets.path, error))?)
         }
-        (Input::Agents(sockets), _) => {
-            let group = group_of(source)?;
-            let own = policy.guests.iter().filter(|guest| guest.host == host);
-            let feed = |guest: &guestseal_rules::model::Guest| {
-                let path = sockets.path.join(format!("{}.sock", guest.id));
-                let socket = Socket::open(&path, group).map_err(|error| failed(&path, error))?;
-                Ok(Feed::of_agent(source, &guest.id, &guest.uuid, socket, now))
-            };
-            return own.map(feed).collect();
+        (Input::Agents(_), _) => {
+            let all = (0u32..).zip(&policy.guests);
+            let own = all.filter(|(number, _)| is_here(GuestIndex(*number)));
+            return own.map(|(_, guest)| agent_feed(source, guest, now)).collect();
         }
         _ => return Ok(Vec::new()),
     };
     Ok(vec![Feed::of_service(source.clone(), reader, now)])
 }
 
+fn failed(path: &Path, source: io::Error) -> SourcesError {
+    SourcesError::Socket {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The socket of a guest's agent.
+fn agent_feed(source: &Source, guest: &Guest, now: Instant) -> Result<Feed, SourcesError> {
+    let Input::Agents(sockets) = &source.input else {
+        unreachable!("only sources of agents have guests' sockets")
+    };
+    let path = sockets.path.join(format!("{}.sock", guest.id));
+    let socket = Socket::open(&path, group_of(source)?).map_err(|error| failed(&path, error))?;
+    Ok(Feed::of_agent(source, &guest.id, &guest.uuid, socket, now))
+}
+
 /// What the thread has.
 struct Thread {
     feeds: Vec<Feed>,
+    /// The sources that have a socket for each guest.
+    agents: Vec<Source>,
+    /// Guests that are here from now on, or not any more.
+    moved: Receiver<(GuestIndex, bool)>,
+    /// What came of the words of agents whose guests are here no more.
+    gone: Statuses,
     policy: Arc<Policy>,
-    known: Arc<Directory>,
+    known: Directory,
     told: SyncSender<Told>,
     bell: Doorbell,
     statuses: Arc<Mutex<Statuses>>,
@@ -368,6 +399,9 @@ impl Thread {
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             let mut until = now + LOOK;
+            while let Ok((guest, is_here)) = self.moved.try_recv() {
+                self.place(guest, is_here, now);
+            }
             let known = Known {
                 policy: &self.policy,
                 directory: &self.known,
@@ -396,8 +430,32 @@ impl Thread {
         }
     }
 
+    fn place(&mut self, guest: GuestIndex, is_here: bool, now: Instant) {
+        let policy = Arc::clone(&self.policy);
+        self.known.place(&policy, guest, is_here);
+        let guest = &policy.guests[guest.index()];
+        for source in &self.agents {
+            let is_its = |feed: &Feed| feed.name == source.name && feed.is_of(&guest.uuid);
+            match (is_here, self.feeds.iter().position(is_its)) {
+                (true, None) => match agent_feed(source, guest, now) {
+                    Ok(feed) => self.feeds.push(feed),
+                    Err(error) => {
+                        let why = chain(&error);
+                        tracing::error!("what an agent in {} says is not heard: {why}", guest.id);
+                        self.gone.entry(source.name.clone()).or_default().error = why;
+                    }
+                },
+                (false, Some(place)) => {
+                    let feed = self.feeds.remove(place);
+                    self.gone.entry(feed.name.clone()).or_default().add(&feed.status);
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn show(&self) {
-        let mut all = Statuses::new();
+        let mut all = self.gone.clone();
         for feed in &self.feeds {
             all.entry(feed.name.clone()).or_default().add(&feed.status);
         }

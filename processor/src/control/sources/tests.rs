@@ -63,7 +63,8 @@ impl World {
     fn start(&mut self, resume: Option<Position>) {
         self.running = None;
         let host = self.policy.host("h1").unwrap();
-        self.running = Some(Sources::open(&self.sources, &self.policy, host, |_| resume).unwrap());
+        let is_here = |guest: GuestIndex| self.policy.guests[guest.index()].host == host;
+        self.running = Some(Sources::open(&self.sources, &self.policy, is_here, |_| resume).unwrap());
     }
 
     fn running(&self) -> &Sources {
@@ -325,6 +326,34 @@ fn an_agents_word_is_bound_to_the_guest_whose_socket_it_is() {
     assert_eq!(world.told(1)[0].event.guest, "red-1");
     world.until("counted", |status| status.told == 2);
     assert_eq!(world.status().malformed, 3);
+}
+
+#[test]
+fn an_agents_socket_goes_where_its_guest_goes() {
+    let mut world = World::new(AGENTS);
+    let line = |local: &str| {
+        format!(r#"{{"flow": {{"protocol": 6, "local": "{local}:40000", "remote": "10.9.9.9:443"}}}}"#) + "\n"
+    };
+    let mut agent = world.connect("agents/blue-1.sock");
+    agent.write_all(line("10.1.0.1").as_bytes()).unwrap();
+    assert_eq!(world.told(1)[0].event.guest, "blue-1");
+    let [stays, comes] = ["blue-1", "blue-2"].map(|id| world.policy.guest(id).unwrap());
+    let sources = world.running.as_mut().unwrap();
+    sources.place(stays, false);
+    sources.place(comes, true);
+    // It is asked to once more: nothing comes of that.
+    sources.place(comes, true);
+    let begin = Instant::now();
+    while world.path("agents/blue-1.sock").exists() || !world.path("agents/blue-2.sock").exists() {
+        assert!(begin.elapsed() < LONG, "the sockets are where they were");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Whoever was connected is not heard any more, or cannot even write.
+    let _ = agent.write_all(line("10.1.0.1").as_bytes());
+    let mut other = world.connect("agents/blue-2.sock");
+    other.write_all(line("10.1.0.2").as_bytes()).unwrap();
+    assert_eq!(world.told(1)[0].event.guest, "blue-2");
+    world.until("both counted", |status| status.told == 2);
 }
 
 #[test]

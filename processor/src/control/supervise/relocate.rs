@@ -147,6 +147,9 @@ impl Control {
             None => None,
         };
         self.plan.endpoints = Arc::new(config.endpoints());
+        if let Some(sources) = &mut self.sources {
+            sources.place(guest, to == config.host);
+        }
         self.plan.config = config;
         if let Some(plane) = plane {
             plane.adopt(&self.plan);

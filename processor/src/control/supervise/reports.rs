@@ -15,7 +15,8 @@ impl Control {
             return Ok(None);
         }
         let read = |by: &str| self.guests.position(by);
-        Sources::open(&config.sources, &config.policy, config.host, read).map(Some)
+        let is_here = |guest| config.host_of(guest) == config.host;
+        Sources::open(&config.sources, &config.policy, is_here, read).map(Some)
     }
 
     /// Takes a report of a source that is told.
