@@ -311,6 +311,30 @@ fn a_restart_is_over_within_a_round_trip_of_the_next_packet() {
     }
 }
 
+/// A host that comes back with its clock set back cannot begin itself. Its peer, which has asked in vain for so long that it
+/// waits ten seconds between two initiations, asks again when it hears of it.
+#[test]
+fn a_way_that_is_there_again_is_used_at_once_by_who_may_begin() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, (2, 1, 1), Settings::default());
+        world.send(0, 1, 0);
+        world.pass(SECOND);
+        world.restart(0, -3000);
+        world.cut.insert((0, 1));
+        world.cut.insert((1, 0));
+        for _ in 0..70 {
+            world.send(1, 0, 0);
+            world.pass(SECOND);
+        }
+        world.cut.clear();
+        let begin = world.at;
+        let id = world.send(0, 1, 0);
+        world.pass(12 * SECOND);
+        let took = world.delivered[&id] - begin;
+        assert!(took < SECOND, "seed {seed}: {took:?}");
+    }
+}
+
 #[test]
 fn initiations_that_cross_make_one_session() {
     for seed in 0..50 {

@@ -21,10 +21,19 @@ pub(super) struct Attempt {
     pub(super) first: Duration,
     /// How many were sent before this one.
     pub(super) tries: u32,
+    /// When this one was sent.
+    pub(super) sent: Duration,
     /// When it is sent anew.
     pub(super) next: Duration,
     /// Whether it carried a cookie.
     pub(super) with_cookie: bool,
+}
+
+impl Attempt {
+    /// There is a reason to send it anew before its time, once its answer should be here.
+    pub(super) fn hasten(&mut self, settings: &Settings, now: Duration) {
+        self.next = self.next.min(now.max(self.sent + settings.retry_first));
+    }
 }
 
 /// How long to wait for an answer after so many tries: doubled each time, and up to a third more, so that hosts that lost

@@ -135,7 +135,11 @@ impl PairState {
     pub(super) fn need(&mut self, shared: &mut Shared, now: Now) {
         self.demand = now.monotonic;
         if self.current().is_none() {
-            self.wanted = true;
+            let first = !std::mem::replace(&mut self.wanted, true);
+            if let Some(attempt) = self.attempt.as_mut().filter(|_| first) {
+                // It was to replace a session that was there yet, and could wait.
+                attempt.hasten(&shared.settings, now.monotonic);
+            }
             self.tend(shared, now);
         }
     }
@@ -304,8 +308,12 @@ impl PairState {
         if told.stamp <= self.proven {
             shared.counters.replayed += 1;
             // A host whose clock was set back cannot make itself heard: this one begins, a replay gains nothing more.
-            if told.stamp.behind(self.proven) > LATE && self.may_follow(LATE, now) {
-                self.renew = true;
+            if told.stamp.behind(self.proven) > LATE && self.is_time_to_follow(LATE, now) {
+                match &mut self.attempt {
+                    // That of this host has waited for long, perhaps, for a way that is there again.
+                    Some(attempt) => attempt.hasten(&shared.settings, now.monotonic),
+                    None => self.renew = true,
+                }
                 self.demand = now.monotonic;
                 self.tend(shared, now);
             }
@@ -784,6 +792,7 @@ impl PairState {
             waiting,
             first,
             tries,
+            sent: now.monotonic,
             next: now.monotonic + wait(&shared.settings, tries, &mut *shared.random),
             with_cookie: cookie.is_some(),
         });
@@ -953,15 +962,19 @@ impl PairState {
         });
     }
 
+    /// Whether a hint may begin a handshake, if none is under way.
     fn may_follow(&mut self, apart: Duration, now: Now) -> bool {
-        let may = self.attempt.is_none()
-            && self
-                .followed
-                .is_none_or(|followed| now.monotonic >= followed + apart);
-        if may {
+        self.attempt.is_none() && self.is_time_to_follow(apart, now)
+    }
+
+    fn is_time_to_follow(&mut self, apart: Duration, now: Now) -> bool {
+        let is_time = self
+            .followed
+            .is_none_or(|followed| now.monotonic >= followed + apart);
+        if is_time {
             self.followed = Some(now.monotonic);
         }
-        may
+        is_time
     }
 
     // ---- What status shows.
