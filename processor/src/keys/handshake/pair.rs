@@ -92,8 +92,8 @@ pub(super) struct PairState {
     without_key: bool,
     /// The newest generation that the peer proved.
     floor: Option<Generation>,
-    /// This generation and later ones are not known to the peer, till then.
-    refused: Option<(Generation, Duration)>,
+    /// These generations are not known to the peer, each till then; at most those that this host holds.
+    refused: Vec<(Generation, Duration)>,
 }
 
 impl PairState {
@@ -113,7 +113,7 @@ impl PairState {
             newest,
             without_key: false,
             floor: None,
-            refused: None,
+            refused: Vec::new(),
         }
     }
 
@@ -227,7 +227,7 @@ impl PairState {
         self.without_key = false;
         if newest > self.newest {
             // What the peer did not know before says nothing of this one.
-            self.refused = None;
+            self.refused.clear();
             if let Some(first) = self.attempt.as_ref().map(|attempt| attempt.first) {
                 self.launch(shared, 0, first, now);
             }
@@ -453,7 +453,7 @@ impl PairState {
         }
     }
 
-    /// The peer does not know the key or its generation: an older one is tried at once, if there is one.
+    /// The peer does not know the key or its generation: another one is tried at once, if there is one that it has not refused.
     pub(super) fn key_unknown(&mut self, shared: &mut Shared, message: &KeyUnknown, now: Now) {
         let Some(attempt) = self
             .attempt
@@ -463,26 +463,25 @@ impl PairState {
             return;
         };
         let (generation, tries, first) = (attempt.generation, attempt.tries, attempt.first);
-        let before = self
-            .refused
-            .replace((generation, now.monotonic + shared.settings.refused_again));
+        let was_refused = self.is_refused(generation, now);
+        self.refused
+            .retain(|(refused, till)| *refused != generation && now.monotonic < *till);
+        self.refused
+            .push((generation, now.monotonic + shared.settings.refused_again));
         // Said once, not as often as the answer comes.
-        if before.is_none_or(|(refused, till)| refused != generation || now.monotonic >= till) {
+        if !was_refused {
             shared.event(Event::Refused {
                 pair: self.pair,
                 generation,
             });
         }
-        let older = self
-            .candidates(shared, now)
-            .first()
-            .copied()
-            .filter(|older| *older < generation);
+        let next = self.candidates(shared, now).first().copied();
+        let next = next.filter(|next| !self.is_refused(*next, now));
         let enough = self
             .current()
             .map(|place| &self.sessions[place])
             .filter(|session| {
-                older.is_none_or(|older| session.generation >= older)
+                next.is_none_or(|next| session.generation >= next)
                     && !self.renew
                     && now.monotonic < session.born + shared.settings.rekey_after
             });
@@ -492,7 +491,7 @@ impl PairState {
             if let Some(place) = self.find(id) {
                 self.sessions[place].rekey_at = now.monotonic + shared.settings.refused_again;
             }
-        } else if older.is_some() {
+        } else if next.is_some() {
             self.launch(shared, tries, first, now);
         }
         self.tend(shared, now);
@@ -698,22 +697,28 @@ impl PairState {
 
     // ---- Steps.
 
-    /// The generations that could be tried, the newest first.
+    fn is_refused(&self, generation: Generation, now: Now) -> bool {
+        let mut refused = self.refused.iter();
+        refused.any(|(refused, till)| *refused == generation && now.monotonic < *till)
+    }
+
+    /// The generations that could be tried, the newest first: those that the peer has not refused and that are not older than
+    /// what it has proved to know, or else the first, or else all.
     fn candidates(&self, shared: &Shared, now: Now) -> Vec<Generation> {
         let Some(channel) = shared.channel(self.pair.channel) else {
             return Vec::new();
         };
         let held: Vec<Generation> = channel.keys.iter().map(|held| held.key.generation).collect();
-        let refused = self
-            .refused
-            .filter(|(_, till)| now.monotonic < *till)
-            .map(|(refused, _)| refused);
-        let wanted = |generation: &Generation| {
-            refused.is_none_or(|refused| *generation < refused)
-                && self.floor.is_none_or(|floor| *generation >= floor)
+        let of = |wanted: &dyn Fn(Generation) -> bool| -> Vec<Generation> {
+            held.iter().copied().filter(|one| wanted(*one)).collect()
         };
-        let best: Vec<Generation> = held.iter().copied().filter(wanted).collect();
-        if best.is_empty() { held } else { best }
+        let is_known = |one| !self.is_refused(one, now);
+        let best = of(&|one| is_known(one) && self.floor.is_none_or(|floor| one >= floor));
+        if !best.is_empty() {
+            return best;
+        }
+        let known = of(&is_known);
+        if known.is_empty() { held } else { known }
     }
 
     /// Sends an initiation, in place of the one under way.

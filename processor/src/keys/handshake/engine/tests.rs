@@ -190,6 +190,27 @@ fn mistakes_in_the_setup_are_said() {
     }
 }
 
+/// The first initiation is lost, and the next one is under a generation that the peer has no more: all others are tried at
+/// once, the newest among them.
+#[test]
+fn a_peer_that_has_only_the_newest_generation_is_found() {
+    let (mut one, mut two) = (engine(1), engine(2));
+    one.set_keys(&store(&[key(1, 0x5a), key(2, 2), key(3, 3)]), now(0));
+    two.set_keys(&store(&[key(3, 3)]), now(0));
+    initiation(&mut one, now(1));
+    one.need_session(PeerId(0), ChannelId(0), now(3));
+    let events = talk(&mut [(1, one), (2, two)], now(3));
+    assert!(established(&events) > 0, "{events:?}");
+    let refused: Vec<Generation> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Refused { generation, .. } => Some(*generation),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(refused, [Generation(2), Generation(1)]);
+}
+
 /// Random bytes in every message, with a mac1 that anybody who knows the public key can make: no state, no panic, and
 /// nothing that is longer than the question.
 #[test]
