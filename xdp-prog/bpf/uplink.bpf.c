@@ -196,7 +196,6 @@ int uplink(struct xdp_md *ctx)
 {
 	__u32 only = 0;
 	struct settings *on = bpf_map_lookup_elem(&settings, &only);
-
 	enum owner owner = OWNER_KERNEL;
 
 	/* An array's element always exists; the verifier does not know. */

@@ -140,7 +140,7 @@ fn both_at(net: &Net, generation: u64) -> Result<()> {
 
 /// Both hosts seal under a generation that holds.
 fn both_seal(net: &Net, holds: impl Fn(Option<u64>) -> bool) -> Result<()> {
-    wait_for("both to seal under the generation", PATIENCE, || {
+    let found = wait_for("both to seal under the generation", PATIENCE, || {
         let both = (0..2).all(|host| {
             net.deployment.status(host).is_ok_and(|status| {
                 let sessions = current(&status, "blue-any");
@@ -151,8 +151,13 @@ fn both_seal(net: &Net, holds: impl Fn(Option<u64>) -> bool) -> Result<()> {
             })
         });
         Ok(both.then_some(()))
-    })?;
-    Ok(())
+    });
+    if found.is_err() {
+        for host in 0..2 {
+            eprintln!("{:#}", net.deployment.status(host)?["sessions"]);
+        }
+    }
+    Ok(found?)
 }
 
 /// Status says how it is with the key manager, and how many generations have come from it.

@@ -30,8 +30,8 @@ mod at {
 pub(super) struct Outer {
     /// Of a packet without payload and traffic class.
     headers: [u8; V6],
-    /// The sum of the IPv4 header's words without them.
-    sum: u16,
+    /// The checksum of that, if it is IPv4.
+    checksum: u16,
     length: usize,
     mtu: usize,
 }
@@ -49,7 +49,7 @@ impl Outer {
         let next_hop = host.and_then(|host| host.next_hops.towards(remote));
         let mut outer = Self {
             headers: [0; V6],
-            sum: 0,
+            checksum: 0,
             length: V4,
             mtu: tables.mtu_towards(to, remote),
         };
@@ -58,8 +58,9 @@ impl Outer {
             (IpAddr::V4(local), IpAddr::V4(remote)) => {
                 let header = ip4::outer(local, remote, protocol, 0, 0);
                 ip[..ip4::HEADER].copy_from_slice(&header);
-                // All but the checksum itself, whose word makes them all ones.
-                outer.sum = !checksum::sum(&header[at::CHECKSUM - ethernet::HEADER..][..2]);
+                // In front of the addresses.
+                let [.., high, low, _, _, _, _, _, _, _, _] = header;
+                outer.checksum = u16::from_be_bytes([high, low]);
                 ethernet::IPV4
             }
             (IpAddr::V6(local), IpAddr::V6(remote)) => {
@@ -101,7 +102,7 @@ impl Outer {
         {
             let total = (ip4::HEADER + payload) as u16;
             let changes = [(0, total), (0, traffic_class.into())];
-            let sum = checksum::update(!self.sum, changes);
+            let sum = checksum::update(self.checksum, changes);
             front.copy_from_slice(&self.headers[..V4]);
             front[at::CLASS] = traffic_class;
             front[at::TOTAL..][..2].copy_from_slice(&total.to_be_bytes());

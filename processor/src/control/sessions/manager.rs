@@ -99,9 +99,11 @@ pub(super) type UsedUp = BTreeMap<String, Generation>;
 pub(super) struct Manager {
     news: Receiver<KeyStore>,
     status: Arc<ArcSwap<ManagerStatus>>,
-    /// Whether it is to make keys, and which are used up; its end ends the thread.
+    /// Whether it is to make keys.
     orders: bool,
+    /// Tells the thread which are used up; its end ends the thread.
     used_up: Sender<UsedUp>,
+    /// What was told last.
     told: UsedUp,
 }
 
@@ -179,11 +181,7 @@ fn ask_and_ask(
             // What is there by now is not ordered.
             let mut wanted = used_up.clone();
             wanted.retain(|key, used| store.generations(key).all(|one| one.generation <= *used));
-            let ordered = if wanted.is_empty() {
-                Ok(Ordered::default())
-            } else {
-                orders.place(&mut stream, &wanted, begin.elapsed())
-            };
+            let ordered = orders.place(&mut stream, &wanted, begin.elapsed());
             Ok((store, ordered))
         });
         let looked = now();

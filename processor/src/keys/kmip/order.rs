@@ -211,6 +211,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_in_vain_is_destroyed_when_nothing_is_wanted_any_more() {
+        let (mut manager, mut orders) = (Manager::default(), Orders::default());
+        for (now, wanted) in [(SETTLE, wanted()), (2 * SETTLE, BTreeMap::new())] {
+            let mut seen = Seen {
+                manager: &mut manager,
+                then: now,
+                now,
+                id: "a".to_owned(),
+            };
+            orders.follow(&mut seen, &wanted, now).unwrap();
+            assert_eq!(manager.keys.len(), wanted.len());
+        }
+    }
+
+    #[test]
     fn a_number_that_was_used_is_passed_over() {
         let mut manager = Manager::default();
         let old = Some(Duration::ZERO);
