@@ -26,17 +26,8 @@ pub fn parse(burst: &mut Burst, batch: &mut Batch, umem: &Umem, direction: Direc
         let arrival = umem.stamp(&frame);
         batch.push(Descriptor::new(frame, Packet::EMPTY, arrival, direction, ingress));
     }
-    if direction == Direction::Inbound {
-        read_each(batch, umem, Packet::read_sealed);
-    } else {
-        read_each(batch, umem, Packet::read);
-    }
-}
-
-#[inline]
-fn read_each(batch: &mut Batch, umem: &Umem, read: impl Fn(&mut Packet, &[u8]) -> Result<(), Malformed>) {
     for descriptor in batch {
-        if let Err(malformed) = read(&mut descriptor.packet, umem.bytes(&descriptor.frame)) {
+        if let Err(malformed) = descriptor.packet.read(umem.bytes(&descriptor.frame)) {
             descriptor.packet = Packet::EMPTY;
             descriptor.drop_for(malformed.into());
         }

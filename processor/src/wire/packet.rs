@@ -163,33 +163,20 @@ impl Packet {
     /// See [`Malformed`]: then the packet is not to be used.
     #[inline(always)]
     pub fn read(&mut self, frame: &[u8]) -> Result<(), Malformed> {
-        if self.read_usual::<false>(frame) {
+        if self.read_usual(frame) {
             Ok(())
         } else {
             self.read_any(frame)
         }
     }
 
-    /// The same, for where most frames are ESP.
-    ///
-    /// # Errors
-    /// See [`Malformed`]: then the packet is not to be used.
-    #[inline(always)]
-    pub fn read_sealed(&mut self, frame: &[u8]) -> Result<(), Malformed> {
-        if self.read_usual::<true>(frame) {
-            Ok(())
-        } else {
-            self.read_any(frame)
-        }
-    }
-
-    /// Reads a frame of the usual form in one straight run: untagged, a protocol with ports, or ESP where that is usual, in a
-    /// whole IPv4 packet without options. Whether it was one; says nothing about others.
+    /// Reads a frame of the usual form in one straight run: untagged, a protocol with ports or ESP in a whole IPv4 packet
+    /// without options. Whether it was one; says nothing about others.
     ///
     /// Field by field: what is put together elsewhere from small pieces and then moved in large ones is waited for (a store
     /// that is not forwarded), which took more than half of the time.
     #[inline(always)]
-    fn read_usual<const ESP: bool>(&mut self, frame: &[u8]) -> bool {
+    fn read_usual(&mut self, frame: &[u8]) -> bool {
         let Ok((start, rest)) = Usual::ref_from_prefix(frame) else {
             return false;
         };
@@ -200,7 +187,7 @@ impl Packet {
         let (least, ports) = match transport::minimum_header(ip.protocol) {
             Some(least) => (least, ports),
             // Its own header is read when its SA is looked for.
-            None if ESP && ip.protocol == esp::ESP => (0, None),
+            None if ip.protocol == esp::ESP => (0, None),
             None => return false,
         };
         let Ok(header) = <&[u8; ip4::HEADER]>::try_from(ip.as_bytes()) else {
@@ -614,8 +601,7 @@ mod tests {
         ) {
             let protocol = [transport::UDP, TCP, transport::SCTP, esp::ESP, 1][protocol];
             let mut frame = fragment4(ip4::DONT_FRAGMENT, &[7; 24], protocol);
-            prop_assert_eq!({ Packet::EMPTY }.read_usual::<true>(&frame), protocol != 1);
-            prop_assert_eq!({ Packet::EMPTY }.read_usual::<false>(&frame), ![esp::ESP, 1].contains(&protocol));
+            prop_assert_eq!({ Packet::EMPTY }.read_usual(&frame), protocol != 1);
             frame[position] = byte;
             let sum = |frame: &mut Vec<u8>| {
                 frame[24..26].fill(0);
@@ -628,15 +614,11 @@ mod tests {
             frame.truncate(frame.len() - shorter);
             // What was read before leaves nothing behind.
             let before = Packet { vlan: Some(7), icmp: Some((1, 2)), has_extensions: true, ..Packet::EMPTY };
-            let mut thorough = before;
+            let (mut straight, mut thorough) = (before, before);
             let read = thorough.read_any(&frame);
-            let runs: [fn(&mut Packet, &[u8]) -> bool; 2] = [Packet::read_usual::<false>, Packet::read_usual::<true>];
-            for run in runs {
-                let mut straight = before;
-                if run(&mut straight, &frame) {
-                    prop_assert_eq!(read, Ok(()));
-                    prop_assert_eq!(straight, thorough);
-                }
+            if straight.read_usual(&frame) {
+                prop_assert_eq!(read, Ok(()));
+                prop_assert_eq!(straight, thorough);
             }
         }
 
