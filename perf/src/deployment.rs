@@ -57,23 +57,44 @@ pub struct Deployment {
     text: String,
 }
 
-/// The program under test: `GUESTSEAL_BIN`, or the one beside this program.
+/// The program under test: `GUESTSEAL_BIN`, or guestseal as `guestseal-perf` has it in itself, so that what is measured is never an older
+/// one; for other programs the one beside them.
 #[must_use]
 pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("GUESTSEAL_BIN") {
         return path.into();
     }
     let own = std::env::current_exe().unwrap_or_default();
+    if own.file_name() == Some("guestseal-perf".as_ref())
+        && let Some(link) = by_its_name(&own)
+    {
+        return link;
+    }
     // Test programs are in deps/, one level below.
     let beside = own
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|directory| directory.join("guestseal"));
+        .map(|directory| directory.join(GUESTSEAL));
     beside
         .into_iter()
         .find(|path| path.exists())
-        .unwrap_or_else(|| "guestseal".into())
+        .unwrap_or_else(|| GUESTSEAL.into())
+}
+
+/// `guestseal-perf` is guestseal when it is called by that name.
+pub const GUESTSEAL: &str = "guestseal";
+
+/// A link to this program by that name, in a directory beside it that stays; `None` if it cannot be made.
+fn by_its_name(own: &Path) -> Option<PathBuf> {
+    let link = own.with_file_name("guestseal-perf-as").join(GUESTSEAL);
+    std::fs::create_dir_all(link.parent()?).ok()?;
+    if let Err(error) = std::os::unix::fs::symlink(own, &link)
+        && error.kind() != std::io::ErrorKind::AlreadyExists
+    {
+        return None;
+    }
+    Some(link)
 }
 
 /// Random bytes as hexadecimal digits.
@@ -408,13 +429,25 @@ impl Deployment {
     /// # Errors
     /// If it ends instead.
     pub fn start(&self, number: usize, host: &Namespace, arguments: &[&str]) -> Result<Host, PerfError> {
+        self.start_by(number, host.command(program()), arguments)
+    }
+
+    /// The same by a command that becomes guestseal.
+    ///
+    /// # Errors
+    /// If it ends instead.
+    pub fn start_by(
+        &self,
+        number: usize,
+        mut command: Command,
+        arguments: &[&str],
+    ) -> Result<Host, PerfError> {
         let name = &self.policy.hosts[number].name;
         let path = |kind: &str| self.directory.join(format!("{name}.{kind}"));
         let (ready, totals) = (path("ready"), path("totals.json"));
         for old in [&ready, &totals] {
             let _ = std::fs::remove_file(old);
         }
-        let mut command = host.command(program());
         command
             .arg("run")
             .arg("--config")

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use guestseal_perf::actor::Actor;
+use guestseal_perf::deployment::GUESTSEAL;
 use guestseal_perf::process::{PerfError, watch_signals};
 use guestseal_perf::{
     classify, compare, demo, enforcement, fleet, handshake, machine, pipeline, veth, workers,
@@ -54,6 +55,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    if name.is_some_and(|name| name.file_name() == Some(GUESTSEAL.as_ref())) {
+        return guestseal::cli::main();
+    }
     let done = match Cli::parse().command {
         Command::Demo { json } => watch_signals().and_then(|()| demo::run_demo(json.as_deref())),
         Command::Pipeline(options) => pipeline::run(&options).map(|()| true),

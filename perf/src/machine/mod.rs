@@ -8,6 +8,7 @@ pub mod initramfs;
 pub mod inside;
 pub mod interop;
 pub mod kernel;
+pub mod libvirt;
 pub mod matrix;
 pub mod qemu;
 pub mod tally;
@@ -75,9 +76,27 @@ impl Setting {
         modules: &[&str],
         programs: &[PathBuf],
     ) -> Result<Boot, PerfError> {
+        self.boot_with(name, flavour, modules, programs, None)
+    }
+
+    /// The same; the machine runs the script `start` (of a shell) in place of orders, if there is one.
+    ///
+    /// # Errors
+    /// If something is missing.
+    pub fn boot_with(
+        &self,
+        name: &str,
+        flavour: &str,
+        modules: &[&str],
+        programs: &[PathBuf],
+        start: Option<&str>,
+    ) -> Result<Boot, PerfError> {
         let kernel = Kernel::at(&self.kernels.join(flavour))?;
         let initramfs = self.logs.join(format!("{name}.initramfs"));
-        let archive = Archive::of_machine(&kernel, modules, programs, &self.logs)?;
+        let mut archive = Archive::of_machine(&kernel, modules, programs, &self.logs)?;
+        if let Some(start) = start {
+            archive.file(Path::new("start"), 0o644, start.as_bytes());
+        }
         std::fs::write(&initramfs, archive.finish())
             .map_err(PerfError::io(initramfs.display().to_string()))?;
         Ok(Boot {
@@ -93,6 +112,7 @@ type Part = fn(&Setting, &mut Tally) -> Result<(), PerfError>;
 const PARTS: &[(&str, bool, Part)] = &[
     ("interop", true, interop::run),
     ("guests", false, guests::run),
+    ("libvirt", true, libvirt::run),
     ("zero-copy-virtio", true, zero_copy::virtio),
     ("zero-copy-igb", false, zero_copy::igb),
 ];

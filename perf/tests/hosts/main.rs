@@ -106,6 +106,10 @@ const TESTS: &[(&str, Body)] = &[
         "killed::no_plaintext_no_cleanup_no_nonce_twice",
         killed::under_load,
     ),
+    (
+        "killed::what_is_acknowledged_has_been_synced",
+        killed::acknowledged_is_synced,
+    ),
     ("devices::uplink_down_and_up_under_load", devices::uplink_down),
     ("devices::uplink_deleted_under_load", devices::uplink_deleted),
     ("devices::guest_port_deleted_and_back", devices::guest_port),

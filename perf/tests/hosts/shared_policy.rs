@@ -222,6 +222,28 @@ pub(crate) fn refused() -> Result<()> {
     fleet.net.start(1, &[])?;
     fleet.has_refused(1, "blue-male")?;
     fleet.net.pings("blue-1", "10.1.0.2")?;
+    // The same with one that can be read, and under which there are no sessions.
+    fleet.edit_policy(RULES, wrong, mail)?;
+    let base = std::fs::read_to_string(fleet.policy(BASE))?;
+    let public: Vec<&str> = base.split("public-key: \"").skip(1).collect();
+    let public: Vec<&str> = public.iter().filter_map(|text| text.split('"').next()).collect();
+    // Points of a small order.
+    for (number, key) in public.iter().enumerate() {
+        fleet.edit_policy(BASE, key, &format!("{number:02}{}", "00".repeat(31)))?;
+    }
+    fleet.push()?;
+    for host in 0..2 {
+        fleet.has_refused(host, &format!("the public key of host h{} is none", 2 - host))?;
+    }
+    fleet.net.stop(1)?;
+    fleet.net.start(1, &[])?;
+    fleet
+        .net
+        .wait_for_word(1, "guestseal starts with the policy that was in force last")?;
+    fleet.has_refused(1, "the public key of host h1 is none")?;
+    fleet.net.pings("blue-1", "10.1.0.2")?;
+    std::fs::write(fleet.policy(BASE), &base)?;
+    fleet.edit_policy(RULES, mail, wrong)?;
     // Names, texts and nothing at all.
     fleet.operator(&["put", "/guestseal/policy/nonsense", "rules: []"])?;
     fleet.has_refused(0, "\"nonsense\" is no name of a policy's file")?;

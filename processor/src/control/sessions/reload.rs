@@ -11,7 +11,7 @@ use guestseal_rules::model::Policy;
 use crate::control::config::HostConfig;
 use crate::keys::derive::Channel;
 use crate::keys::handshake::directory::Directory;
-use crate::keys::identity::PublicKey;
+use crate::keys::identity::{Identity, PublicKey};
 use crate::keys::store::KeyStore;
 use crate::sa::table::SaTable;
 
@@ -69,6 +69,23 @@ impl Basis {
             scope,
         }))
     }
+}
+
+/// Whether a host can have sessions under this policy, before it has any. What else they need, its own identity among it, is for
+/// [`Sessions::open`] to say.
+///
+/// # Errors
+/// See [`SessionsError`].
+pub fn check_scope(config: &HostConfig) -> Result<(), SessionsError> {
+    let Some(wanted) = &config.sessions else {
+        return Ok(());
+    };
+    let scope = Scope::new(&config.policy, config.host)?;
+    let peers = scope.engine_peers(&config.policy, wanted.port)?;
+    if let Ok(identity) = Identity::read(&wanted.identity) {
+        Directory::new(peers, identity.public())?;
+    }
+    Ok(())
 }
 
 impl Sessions {

@@ -4,16 +4,23 @@
 //! has some of its files without the others.
 
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
+use guestseal_rules::compile::{Ruleset, TooLarge};
+use guestseal_rules::containers::Containers;
 use guestseal_rules::load::{FileErrors, Source, parse};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use tokio::time::timeout;
 
 use crate::control::config::{ConfigError, Handed, HostConfig, Overrides, read};
+use crate::control::guests::now;
+use crate::control::sessions::SessionsError;
+use crate::control::sessions::reload::check_scope;
 use crate::control::supervise::chain;
 
 use super::config::{EtcdConfig, EtcdError, RawEtcd};
@@ -35,6 +42,12 @@ pub enum PolicyError {
     /// What the files are.
     #[error(transparent)]
     Files(#[from] PolicyFilesError),
+    /// No sessions can be had under it.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
+    /// It is too large.
+    #[error(transparent)]
+    Rules(#[from] TooLarge),
     /// The file has no part for etcd.
     #[error("{}: expected an etcd part that says where etcd is, as a host's file has it", .0.display())]
     NoEtcd(PathBuf),
@@ -247,12 +260,30 @@ pub fn pull(path: &Path, overrides: &Overrides) -> Result<HostConfig, PolicyErro
     Ok(config)
 }
 
+/// What a reload would look at besides: a host that starts must not be worse off than one that runs.
+fn can_be(config: &HostConfig) -> Result<(), PolicyError> {
+    check_scope(config)?;
+    let policy = &config.policy;
+    let containers = Containers::new(Arc::clone(policy), now());
+    Ruleset::compile(
+        policy,
+        containers.memberships(),
+        containers.flows(),
+        NonZeroU32::MIN,
+    )?;
+    Ok(())
+}
+
 /// What a host starts with: if its policy is in etcd, what etcd has, or else what the host has kept.
 ///
 /// # Errors
 /// See [`PolicyError`].
 pub fn load_to_start(path: &Path, overrides: &Overrides) -> Result<HostConfig, PolicyError> {
-    let why = match take(path, overrides) {
+    let taken = take(path, overrides).and_then(|config| {
+        can_be(&config)?;
+        Ok(config)
+    });
+    let why = match taken {
         Ok(config) => return Ok(config),
         Err(why) => why,
     };
