@@ -58,7 +58,10 @@ pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
     let mut bench = Bench::new(setting)?;
     type Step = fn(&mut Bench) -> Result<(), PerfError>;
     let steps: [(&str, Step); 6] = [
-        ("a domain that starts gets its port, and is reached", Bench::starts),
+        (
+            "a domain that starts gets its port, and is reached",
+            Bench::starts,
+        ),
         (
             "libvirtd starts anew and the hook binds a port that was taken away",
             Bench::reconnects,
@@ -69,7 +72,10 @@ pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
             "a domain of another host, and one whose host has no guestseal, are refused with the reason",
             Bench::refuses,
         ),
-        ("no plaintext on the wire, totals of both hosts balance", Bench::end),
+        (
+            "no plaintext on the wire, totals of both hosts balance",
+            Bench::end,
+        ),
     ];
     for (what, step) in steps {
         match step(&mut bench) {
@@ -304,9 +310,13 @@ impl Bench {
         host.ip("link set blue-1 up")?;
         let xml = std::fs::read_to_string(&self.xml).map_err(PerfError::io("a domain's definition"))?;
         let managed = "<target dev='blue-1' managed='no'/>\n      <model type='virtio'/>";
-        let xml = xml.replace(&format!("<mtu size='{GUEST_MTU}'/>\n      <model type='virtio'/>"), managed);
+        let xml = xml.replace(
+            &format!("<mtu size='{GUEST_MTU}'/>\n      <model type='virtio'/>"),
+            managed,
+        );
         std::fs::write(&self.xml, xml).map_err(PerfError::io("a domain's definition"))?;
-        self.libvirtd.virsh(&["define", &self.xml.display().to_string()])?;
+        self.libvirtd
+            .virsh(&["define", &self.xml.display().to_string()])?;
         self.libvirtd.virsh(&["start", "one"])?;
         self.page()?;
         self.libvirtd.virsh(&["destroy", "one"])?;
@@ -321,7 +331,10 @@ impl Bench {
         };
         refused(self.libvirtd.virsh(&["start", "two"]), "h2")?;
         let totals = self.stop(0)?;
-        refused(self.libvirtd.virsh(&["start", "one"]), "guestseal cannot be reached")?;
+        refused(
+            self.libvirtd.virsh(&["start", "one"]),
+            "guestseal cannot be reached",
+        )?;
         if let Some(what) = imbalance(&totals) {
             return Err(PerfError::Wrong(format!("{what}: {totals}")));
         }

@@ -123,7 +123,10 @@ pub(crate) fn acknowledged_is_synced() -> Result<()> {
         }
         for (file, length) in lengths {
             ensure(synced.get(&file) == Some(&length), || {
-                format!("the journal has {length} bytes, synced were {:?}", synced.get(&file))
+                format!(
+                    "the journal has {length} bytes, synced were {:?}",
+                    synced.get(&file)
+                )
             })?;
         }
     }
