@@ -25,6 +25,8 @@ use super::tally::Tally;
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "af_packet"];
 const PATIENCE: Duration = Duration::from_secs(60);
 const MARKER: &str = "libvirt-page-marker";
+/// As libvirt names the first that it makes.
+const TAP: &str = "vnet0";
 /// The card of domain one.
 const MAC: &str = "52:54:00:00:01:00";
 
@@ -258,15 +260,15 @@ impl Bench {
         })
     }
 
-    /// The line of `guestseal ctl ports` for the tap.
-    fn port(&self) -> Result<Option<String>, PerfError> {
+    /// The line of `guestseal ctl ports` for a tap.
+    fn port(&self, tap: &str) -> Result<Option<String>, PerfError> {
         let ports = self.deployment.ctl(0, &["ports"])?;
         let mut lines = ports.lines();
-        Ok(lines.find(|line| line.starts_with("vnet0")).map(str::to_owned))
+        Ok(lines.find(|line| line.starts_with(tap)).map(str::to_owned))
     }
 
     fn bound(&self) -> Result<(), PerfError> {
-        match self.port()? {
+        match self.port(TAP)? {
             Some(line) if line.contains("one") && line.contains("yes") => Ok(()),
             other => Err(PerfError::Wrong(format!("vnet0 is no port of one: {other:?}"))),
         }
@@ -280,7 +282,7 @@ impl Bench {
 
     fn reconnects(&mut self) -> Result<(), PerfError> {
         self.deployment.ctl(0, &["port", "remove", "vnet0"])?;
-        if let Some(line) = self.port()? {
+        if let Some(line) = self.port(TAP)? {
             return Err(PerfError::Wrong(format!("vnet0 was removed: {line}")));
         }
         self.libvirtd.restart()?;
@@ -290,7 +292,7 @@ impl Bench {
         }
         // Domains are found again behind the answer to virsh.
         wait_for("the hook to bind the port again", PATIENCE, || {
-            Ok(self.port()?.map(drop))
+            Ok(self.port(TAP)?.map(drop))
         })?;
         self.bound()?;
         self.page()
@@ -298,7 +300,7 @@ impl Bench {
 
     fn stops(&mut self) -> Result<(), PerfError> {
         self.libvirtd.virsh(&["destroy", "one"])?;
-        if let Some(line) = self.port()? {
+        if let Some(line) = self.port(TAP)? {
             return Err(PerfError::Wrong(format!("vnet0 is still there: {line}")));
         }
         Ok(())
@@ -320,7 +322,13 @@ impl Bench {
         self.libvirtd.virsh(&["start", "one"])?;
         self.page()?;
         self.libvirtd.virsh(&["destroy", "one"])?;
-        Ok(())
+        // The tap stays, and is nobody's.
+        match self.port("blue-1")? {
+            Some(line) if line.contains("yes") => {
+                Err(PerfError::Wrong(format!("blue-1 is still a port: {line}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn refuses(&mut self) -> Result<(), PerfError> {
