@@ -166,7 +166,8 @@ impl Libvirtd {
     /// Runs a program where libvirtd is.
     fn run(&self, words: &[&str]) -> Result<String, PerfError> {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.init, "--mount", "--pid", "--net"]);
+        // With its root: where this machine is itself a root of its own, that of the mounts is another one.
+        command.args(["--target", &self.init, "--mount", "--pid", "--net", "--root"]);
         run_command(command.args(words))
     }
 
@@ -178,10 +179,13 @@ impl Libvirtd {
 
     /// Until it answers.
     fn wait(&mut self) -> Result<(), PerfError> {
+        let mut why = String::new();
         wait_for("libvirtd", PATIENCE, || {
             self.keeper.check_runs()?;
-            Ok(self.virsh(&["uri"]).ok().map(drop))
+            let answer = self.virsh(&["uri"]);
+            Ok(answer.map_err(|error| why = error.to_string()).ok().map(drop))
         })
+        .map_err(|error| PerfError::Wrong(format!("{error}: {why}")))
     }
 
     /// Ends it; process 1 starts it again.
