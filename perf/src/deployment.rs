@@ -89,7 +89,9 @@ pub const GUESTSEAL: &str = "guestseal";
 fn by_its_name(own: &Path) -> Option<PathBuf> {
     let link = own.with_file_name("guestseal-perf-as").join(GUESTSEAL);
     std::fs::create_dir_all(link.parent()?).ok()?;
-    if let Err(error) = std::os::unix::fs::symlink(own, &link)
+    // Relative, so that it holds wherever the directory comes to stand.
+    let target = Path::new("..").join(own.file_name()?);
+    if let Err(error) = std::os::unix::fs::symlink(target, &link)
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {
         return None;
