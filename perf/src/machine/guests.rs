@@ -6,20 +6,19 @@
 //!
 //! What docs/guests.md tells users to type is what is done here.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::capture::{Capture, count_kinds, esp_of, is_solicitation, kinds_with};
+use crate::capture::Capture;
 use crate::deployment::{Deployment, Host, imbalance, number};
 use crate::namespaces::{GUEST_MTU, Topology};
 use crate::process::{PerfError, cpus, wait_for};
 
-use super::Setting;
 use super::qemu::{Machine, MachineSpec, Nic};
-use super::tally::Tally;
+use super::tally::{Step, Tally};
+use super::{Setting, only_sealed};
 
 const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_net", "af_packet"];
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,8 +85,7 @@ struct Bench {
 pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
     println!("guests: two machines on two hosts");
     let mut bench = Bench::new(setting)?;
-    type Step = fn(&mut Bench) -> Result<(), PerfError>;
-    let steps: [(&str, Step); 7] = [
+    let steps: [Step<Bench>; 7] = [
         (
             "QEMU's defaults: guestseal names what to turn off; ping passes, and a page by TCP",
             Bench::defaults,
@@ -108,13 +106,7 @@ pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
             Bench::end,
         ),
     ];
-    for (what, step) in steps {
-        match step(&mut bench) {
-            Err(PerfError::Interrupted) => return Err(PerfError::Interrupted),
-            result => tally.count(&format!("guests: {what}"), &result),
-        }
-    }
-    Ok(())
+    tally.steps("guests", &mut bench, &steps)
 }
 
 /// The taps of a host, in the order of its guest's cards.
@@ -417,28 +409,7 @@ impl Bench {
         let Some(capture) = self.capture.take() else {
             return Ok(());
         };
-        let frames = capture.stop()?;
-        let readable = kinds_with(&frames, MARKER);
-        let hosts = &self.deployment.policy.hosts;
-        let hosts: Vec<IpAddr> = hosts.iter().flat_map(|host| host.addresses.clone()).collect();
-        let others: Vec<_> = frames
-            .iter()
-            .filter(|frame| esp_of(frame).is_none() && !is_solicitation(frame, &hosts))
-            .cloned()
-            .collect();
-        let kinds = count_kinds(&others);
-        println!(
-            "         on the wire: {} sealed, {kinds:?}",
-            frames.len() - others.len()
-        );
-        let meant = kinds
-            .keys()
-            .all(|kind| kind == "ARP" || kind.starts_with("ICMPv6"));
-        if !readable.is_empty() || !meant {
-            return Err(PerfError::Wrong(format!(
-                "readable on the wire: {readable:?}, {kinds:?}"
-            )));
-        }
+        only_sealed(capture, &self.deployment.policy, MARKER)?;
         for machine in &mut self.machines {
             machine.stop()?;
         }

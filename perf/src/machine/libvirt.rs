@@ -8,27 +8,24 @@
 //! process 1. What docs/guests.md tells users of libvirt to do is what is done here.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::capture::{Capture, count_kinds, esp_of, is_solicitation, kinds_with};
+use crate::capture::Capture;
 use crate::deployment::{Deployment, Host, imbalance, number, program};
 use crate::namespaces::{GUEST_MTU, Namespace, Topology};
 use crate::process::{PerfError, Running, cpus, run as run_command, wait_for};
 
-use super::Setting;
-use super::tally::Tally;
+use super::tally::{Step, Tally};
+use super::{Boot, Setting, only_sealed};
 
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "af_packet"];
 const PATIENCE: Duration = Duration::from_secs(60);
 const MARKER: &str = "libvirt-page-marker";
 /// As libvirt names the first that it makes.
 const TAP: &str = "vnet0";
-/// The card of domain one.
-const MAC: &str = "52:54:00:00:01:00";
 
 const POLICY: &str = r#"
 hosts:
@@ -58,8 +55,7 @@ rules:
 pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
     println!("libvirt: a real libvirtd calls the hook");
     let mut bench = Bench::new(setting)?;
-    type Step = fn(&mut Bench) -> Result<(), PerfError>;
-    let steps: [(&str, Step); 6] = [
+    let steps: [Step<Bench>; 6] = [
         (
             "a domain that starts gets its port, and is reached",
             Bench::starts,
@@ -79,13 +75,7 @@ pub fn run(setting: &Setting, tally: &mut Tally) -> Result<(), PerfError> {
             Bench::end,
         ),
     ];
-    for (what, step) in steps {
-        match step(&mut bench) {
-            Err(PerfError::Interrupted) => return Err(PerfError::Interrupted),
-            result => tally.count(&format!("libvirt: {what}"), &result),
-        }
-    }
-    Ok(())
+    tally.steps("libvirt", &mut bench, &steps)
 }
 
 /// Libvirtd with mounts and processes of its own in a namespace.
@@ -228,15 +218,16 @@ impl Bench {
         let programs = ["ip"].map(Into::into);
         let boot = setting.boot_with("libvirt", "cloud-amd64", MODULES, &programs, Some(&start))?;
         let cpus = cpus()?;
-        let mut config = Default::default();
-        for host in (0..2).rev() {
+        let write_host = |host: usize| {
             let cpu = cpus[host % cpus.len()];
-            config = deployment.write_host(host, &format!("workers: [{{queue: 0, cpu: {cpu}}}]"))?;
-        }
+            deployment.write_host(host, &format!("workers: [{{queue: 0, cpu: {cpu}}}]"))
+        };
+        let config = write_host(0)?;
+        write_host(1)?;
         let capture = Capture::start(&topology.wire, "host0", deployment.directory())?;
         let libvirtd = Libvirtd::start(&topology.hosts[0], setting, &config)?;
         for (name, uuid, mac) in [
-            ("one", "6a5f4f0e-3c0c-4b7a-9d0f-2f1f6b1f7d01", MAC),
+            ("one", "6a5f4f0e-3c0c-4b7a-9d0f-2f1f6b1f7d01", "52:54:00:00:01:00"),
             ("two", "6a5f4f0e-3c0c-4b7a-9d0f-2f1f6b1f7d02", "52:54:00:00:02:00"),
         ] {
             let xml = setting.logs.join(format!("{name}.xml"));
@@ -274,7 +265,7 @@ impl Bench {
     fn bound(&self) -> Result<(), PerfError> {
         match self.port(TAP)? {
             Some(line) if line.contains("one") && line.contains("yes") => Ok(()),
-            other => Err(PerfError::Wrong(format!("vnet0 is no port of one: {other:?}"))),
+            other => Err(PerfError::Wrong(format!("{TAP} is no port of one: {other:?}"))),
         }
     }
 
@@ -285,9 +276,9 @@ impl Bench {
     }
 
     fn reconnects(&mut self) -> Result<(), PerfError> {
-        self.deployment.ctl(0, &["port", "remove", "vnet0"])?;
+        self.deployment.ctl(0, &["port", "remove", TAP])?;
         if let Some(line) = self.port(TAP)? {
-            return Err(PerfError::Wrong(format!("vnet0 was removed: {line}")));
+            return Err(PerfError::Wrong(format!("{TAP} was removed: {line}")));
         }
         self.libvirtd.restart()?;
         let state = self.libvirtd.virsh(&["domstate", "one"])?;
@@ -305,7 +296,7 @@ impl Bench {
     fn stops(&mut self) -> Result<(), PerfError> {
         self.libvirtd.virsh(&["destroy", "one"])?;
         if let Some(line) = self.port(TAP)? {
-            return Err(PerfError::Wrong(format!("vnet0 is still there: {line}")));
+            return Err(PerfError::Wrong(format!("{TAP} is still there: {line}")));
         }
         Ok(())
     }
@@ -370,36 +361,15 @@ impl Bench {
         if let Some(what) = imbalance(&totals) {
             return Err(PerfError::Wrong(format!("{what}: {totals}")));
         }
-        let Some(capture) = self.capture.take() else {
-            return Ok(());
-        };
-        let frames = capture.stop()?;
-        let hosts = &self.deployment.policy.hosts;
-        let hosts: Vec<IpAddr> = hosts.iter().flat_map(|host| host.addresses.clone()).collect();
-        let others: Vec<_> = frames
-            .iter()
-            .filter(|frame| esp_of(frame).is_none() && !is_solicitation(frame, &hosts))
-            .cloned()
-            .collect();
-        let (kinds, readable) = (count_kinds(&others), kinds_with(&frames, MARKER));
-        println!(
-            "         on the wire: {} sealed, {kinds:?}",
-            frames.len() - others.len()
-        );
-        let meant = kinds
-            .keys()
-            .all(|kind| kind == "ARP" || kind.starts_with("ICMPv6"));
-        if !readable.is_empty() || !meant || frames.len() == others.len() {
-            return Err(PerfError::Wrong(format!(
-                "readable on the wire: {readable:?}, {kinds:?}"
-            )));
+        match self.capture.take() {
+            Some(capture) => only_sealed(capture, &self.deployment.policy, MARKER),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 /// A domain's definition: the interface is that of docs/guests.md, with a tap that libvirt names.
-fn definition(name: &str, uuid: &str, mac: &str, boot: &super::Boot, logs: &Path) -> String {
+fn definition(name: &str, uuid: &str, mac: &str, boot: &Boot, logs: &Path) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = write!(

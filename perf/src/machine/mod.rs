@@ -14,10 +14,13 @@ pub mod qemu;
 pub mod tally;
 pub mod zero_copy;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use guestseal_rules::model::Policy;
 
+use crate::capture::{Capture, count_kinds, esp_of, is_solicitation, kinds_with};
 use crate::namespaces::remove_leftovers;
 use crate::process::PerfError;
 
@@ -104,6 +107,33 @@ impl Setting {
             initramfs,
         })
     }
+}
+
+/// That a capture of the wire has sealed packets, and besides them only what hosts and guests ask for their neighbours; `marker` stands in
+/// nothing that can be read.
+fn only_sealed(capture: Capture, policy: &Policy, marker: &str) -> Result<(), PerfError> {
+    let frames = capture.stop()?;
+    let hosts = policy.hosts.iter().flat_map(|host| host.addresses.clone());
+    let hosts: Vec<IpAddr> = hosts.collect();
+    let others: Vec<_> = frames
+        .iter()
+        .filter(|frame| esp_of(frame).is_none() && !is_solicitation(frame, &hosts))
+        .cloned()
+        .collect();
+    let (kinds, readable) = (count_kinds(&others), kinds_with(&frames, marker));
+    println!(
+        "         on the wire: {} sealed, {kinds:?}",
+        frames.len() - others.len()
+    );
+    let meant = kinds
+        .keys()
+        .all(|kind| kind == "ARP" || kind.starts_with("ICMPv6"));
+    if !readable.is_empty() || !meant || frames.len() == others.len() {
+        return Err(PerfError::Wrong(format!(
+            "readable on the wire: {readable:?}, {kinds:?}"
+        )));
+    }
+    Ok(())
 }
 
 type Part = fn(&Setting, &mut Tally) -> Result<(), PerfError>;

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use crate::process::PerfError;
+
+/// What is shown, and how.
+pub type Step<B> = (&'static str, fn(&mut B) -> Result<(), PerfError>);
+
 /// The counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -19,6 +24,20 @@ impl Tally {
             }
             Err(error) => self.failed(what, &error.to_string()),
         }
+    }
+
+    /// Goes through the steps of a part, each of which is counted.
+    ///
+    /// # Errors
+    /// If it is interrupted.
+    pub fn steps<B>(&mut self, part: &str, bench: &mut B, steps: &[Step<B>]) -> Result<(), PerfError> {
+        for (what, step) in steps {
+            match step(bench) {
+                Err(PerfError::Interrupted) => return Err(PerfError::Interrupted),
+                result => self.count(&format!("{part}: {what}"), &result),
+            }
+        }
+        Ok(())
     }
 
     /// Counts a failure.

@@ -279,10 +279,7 @@ fn can_be(config: &HostConfig) -> Result<(), PolicyError> {
 /// # Errors
 /// See [`PolicyError`].
 pub fn load_to_start(path: &Path, overrides: &Overrides) -> Result<HostConfig, PolicyError> {
-    let taken = take(path, overrides).and_then(|config| {
-        can_be(&config)?;
-        Ok(config)
-    });
+    let taken = take(path, overrides).and_then(|config| can_be(&config).map(|()| config));
     let why = match taken {
         Ok(config) => return Ok(config),
         Err(why) => why,
