@@ -20,6 +20,7 @@ mod overlay;
 mod overload;
 mod path_mtu;
 mod ports;
+mod quarantine;
 mod reload;
 mod session_ways;
 mod sessions;
@@ -124,6 +125,14 @@ const TESTS: &[(&str, Body)] = &[
         sessions::rotation_and_revocation,
     ),
     ("sessions::either_side_restarts", sessions::restarts),
+    (
+        "quarantine::the_last_guest_under_a_key_ends_its_session",
+        quarantine::the_last_guest_ends_the_session,
+    ),
+    (
+        "quarantine::hosts_that_share_end_a_session_together",
+        quarantine::hosts_that_share_end_it_together,
+    ),
     (
         "path_mtu::a_way_that_eats_long_packets_is_followed_down_and_up",
         path_mtu::followed,

@@ -68,6 +68,8 @@ pub struct Guests {
     source_error: String,
     /// What has changed since the rules were made.
     changes: Changes,
+    /// Guests for which other rules hold since they were asked for.
+    changed: BTreeSet<GuestIndex>,
     /// Those that are not where the policy says.
     moves: Moves,
     /// Ports that go by other interfaces than the policy says.
@@ -196,6 +198,7 @@ impl Guests {
             journal_error: String::new(),
             source_error: String::new(),
             changes: Changes::default(),
+            changed: BTreeSet::new(),
             moves,
             bindings,
             touched: None,
@@ -471,7 +474,13 @@ impl Guests {
             next = next.update_flows(&changes.flows, self.containers.flows(), generation);
         }
         self.ruleset = next;
+        self.changed.extend(&changes.guests);
         true
+    }
+
+    /// The guests for which other rules may hold than at the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<GuestIndex> {
+        std::mem::take(&mut self.changed)
     }
 }
 

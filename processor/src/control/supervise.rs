@@ -370,6 +370,7 @@ impl Control {
     fn follow_sessions(&mut self, plane: &mut DataPlane) {
         match &mut self.sessions {
             Some(sessions) => {
+                sessions.end_unusable(&self.plan.config, &self.plan.rules);
                 sessions.turn(plane, &mut self.plan.sas);
                 if sessions.follow_path_mtus(&mut self.plan.path_mtus) {
                     plane.publish_path_mtus(&self.plan.path_mtus);
@@ -487,6 +488,11 @@ impl Control {
             self.plan.rules = self.guests.ruleset().clone();
             if let Some(plane) = plane {
                 plane.publish_rules(&self.plan.rules);
+            }
+            let changed = self.guests.take_changed().into_iter();
+            let hosts = changed.map(|guest| config.host_of(guest)).collect();
+            if let Some(sessions) = &mut self.sessions {
+                sessions.doubt(&hosts, config.host);
             }
         }
     }

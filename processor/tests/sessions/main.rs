@@ -166,6 +166,7 @@ fn step(world: &mut World, choices: &mut Seed, newest: &mut u32) -> bool {
                 }
             }
         }
+        998 => world.end_unusable(host, other, channel),
         _ => {
             // Revoked on one host, and made anew everywhere.
             for old in world.generations(host, channel) {

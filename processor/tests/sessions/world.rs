@@ -156,6 +156,15 @@ impl World {
         self.settle(host);
     }
 
+    /// No guests may use the sessions of a host with another any more; packets that come may.
+    pub(crate) fn end_unusable(&mut self, host: usize, other: usize, channel: usize) {
+        let one = &mut self.hosts[host];
+        let pair = one.pair(other, channel);
+        one.engine.end_unusable(pair, one.now(self.at));
+        assert!(!one.engine.live_pairs().any(|live| live == pair));
+        self.settle(host);
+    }
+
     pub(crate) fn generations(&self, host: usize, channel: usize) -> Vec<u32> {
         let id = format!("key-{channel}");
         self.hosts[host]

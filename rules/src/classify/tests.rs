@@ -1,6 +1,7 @@
 //! The look-up against the definition of [`crate::meaning`]: random policies and packets, before and after changes, and out
 //! of the flow cache.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use proptest::sample::{Index as Pick, select};
 use proptest::strategy::ValueTree;
 
 use super::*;
-use crate::compile::{MOST_BYTES, Ruleset, TooLarge, next_generation};
+use crate::compile::{MOST_BYTES, Ruleset, Seat, TooLarge, next_generation};
 use crate::facts::{Party, Ports};
 use crate::flow_cache::FlowCache;
 use crate::flows::{FlowContext, FlowKey, Flows};
@@ -626,6 +627,125 @@ proptest! {
         let ruleset = Ruleset::compile(&policy, &at_start(&policy), &Flows::default(), first()).unwrap();
         let packet = Facts { opening: false, ..packet };
         prop_assert_eq!(ruleset.classify(&packet), ruleset.classify(&answer_of(&packet)));
+    }
+}
+
+/// The addresses of a guest in a network: of a router any.
+fn seats(policy: &Policy, guest: u32, network: NetworkIndex) -> Vec<Seat> {
+    let ports = policy
+        .ports
+        .iter()
+        .filter(|port| port.guest == GuestIndex(guest) && port.network == network);
+    ports
+        .flat_map(|port| {
+            let own = port.addresses.iter().copied().map(Some);
+            own.chain(port.router.then_some(None))
+        })
+        .map(|address| Seat {
+            guest: GuestIndex(guest),
+            address,
+        })
+        .collect()
+}
+
+fn rules_of_packets(ruleset: &Ruleset, packets: impl Iterator<Item = Facts>) -> BTreeSet<RuleIndex> {
+    let verdicts = packets.map(|facts| ruleset.classify(&facts).verdict);
+    verdicts
+        .filter_map(|verdict| match verdict {
+            Verdict::Matched { rule, .. } => Some(rule),
+            _ => None,
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever a packet between two guests meets can be met between them, however they have changed.
+    #[test]
+    fn what_is_met_can_be_met(
+        policy in any_policy(),
+        said in prop::collection::vec(any_membership(), GUESTS as usize),
+        packets in prop::collection::vec(any_facts(), 1..10),
+        guests in prop::collection::vec(select(vec![0u32, 1, 2]), 2),
+    ) {
+        let mut policy = policy;
+        policy.ports.iter_mut().for_each(|port| port.network = NetworkIndex(1));
+        let mut ruleset = Ruleset::compile(&policy, &at_start(&policy), &Flows::default(), first()).unwrap();
+        for (guest, said) in (0u32..).zip(&said) {
+            let now = membership(&policy, guest, said);
+            ruleset = ruleset.update([(GuestIndex(guest), &now)], next_generation(ruleset.generation()));
+        }
+        let [ours, theirs] = [guests[0], guests[1]].map(|guest| seats(&policy, guest, NetworkIndex(1)));
+        let between = ruleset.between(NetworkIndex(1), ours.clone(), theirs.clone());
+        for facts in packets {
+            for (one, other) in ours.iter().flat_map(|one| theirs.iter().map(move |other| (one, other))) {
+                let place = |seat: &Seat, party: &Party| Party {
+                    guest: Some(seat.guest),
+                    address: seat.address.or(party.address),
+                };
+                let facts = Facts {
+                    network: NetworkIndex(1),
+                    source: place(one, &facts.source),
+                    destination: place(other, &facts.destination),
+                    ..facts
+                };
+                let family = |party: &Party| party.address.map(|address| address.is_ipv4());
+                if family(&facts.source).is_none() || family(&facts.source) != family(&facts.destination) {
+                    continue;
+                }
+                for rule in rules_of_packets(&ruleset, [facts, answer_of(&facts)].into_iter()) {
+                    prop_assert!(between.may_meet(|one| one == rule), "{:?} {:?}", rule, facts);
+                }
+            }
+        }
+    }
+
+    /// Where rules ask of traffic nothing, or for a protocol that no other one asks for, what can be met is what some packet meets.
+    #[test]
+    fn what_can_be_met_is_met(
+        policy in any_policy(),
+        said in prop::collection::vec(any_membership(), GUESTS as usize),
+        asks in prop::collection::vec(any::<bool>(), 14),
+        tcp in 0usize..14,
+        sides in prop::collection::vec(prop::collection::vec(select(vec![0u32, 1]), 0..3), 2),
+    ) {
+        let mut policy = policy;
+        policy.ports.iter_mut().for_each(|port| port.network = NetworkIndex(1));
+        let protocol = |number: usize| if number == tcp { 6 } else { 100 + number as u8 };
+        for (number, rule) in policy.rules.iter_mut().enumerate() {
+            let protocol = asks[number].then(|| protocol(number));
+            rule.traffic = vec![Traffic { protocol, ..Traffic::default() }];
+        }
+        let guests: Vec<Membership> = (0u32..).zip(&said).map(|(guest, said)| membership(&policy, guest, said)).collect();
+        let ruleset = Ruleset::compile(&policy, &guests, &Flows::default(), first()).unwrap();
+        let [ours, theirs] = [0, 1].map(|side: usize| -> Vec<Seat> {
+            sides[side].iter().flat_map(|guest| seats(&policy, *guest, NetworkIndex(1))).collect()
+        });
+        let pairs = ours.iter().flat_map(|one| theirs.iter().flat_map(move |other| [(one, other), (other, one)]));
+        let alike = pairs.filter(|(one, other)| {
+            one.address.is_some_and(|one| other.address.is_some_and(|other| one.is_ipv4() == other.is_ipv4()))
+        });
+        let packets = alike.flat_map(|(one, other)| {
+            let protocols = (0..14).map(|number| (protocol(number), false));
+            protocols.chain([(6, true), (6, false), (250, false)]).map(move |(protocol, opening)| Facts {
+                network: NetworkIndex(1),
+                ethertype: 0x0800,
+                vlan: None,
+                protocol: Some(protocol),
+                ports: Ports::None,
+                icmp: None,
+                dscp: 0,
+                opening,
+                source: Party { guest: Some(one.guest), address: one.address },
+                destination: Party { guest: Some(other.guest), address: other.address },
+            })
+        });
+        let met = rules_of_packets(&ruleset, packets);
+        let between = ruleset.between(NetworkIndex(1), ours.clone(), theirs.clone());
+        let rules = (0..policy.rules.len() as u32).map(RuleIndex);
+        let may_be: BTreeSet<RuleIndex> = rules.filter(|rule| between.may_meet(|one| one == *rule)).collect();
+        prop_assert_eq!(may_be, met);
     }
 }
 

@@ -276,6 +276,12 @@ impl GuestTable {
         Found::Alone(row(end + guest.index()))
     }
 
+    /// The rows of a guest, whatever its address; `None` if it is none of the policy's.
+    pub(crate) fn alone(&self, questions: &GuestQuestions, guest: GuestIndex) -> Option<Roles> {
+        let (_, end) = questions.places(guest)?;
+        Some(row(end + guest.index()))
+    }
+
     #[inline]
     pub(crate) fn store(&self) -> &RowStore {
         &self.store

@@ -28,6 +28,7 @@
 mod address_set;
 mod addresses;
 mod arrange;
+mod between;
 mod flows;
 mod guests;
 pub(crate) mod parties;
@@ -44,12 +45,14 @@ use crate::model::{GuestIndex, Place, Policy, Rule, RuleIndex};
 
 use addresses::{AddressTable, Asked};
 use arrange::arrange;
+use between::Kinds;
 use guests::{GuestQuestions, Numbered, Question, rows_of_guests};
 use parties::alternatives;
 use rows::{Known, RowStore, row_bytes};
 use traffic::{TrafficTable, Wanted};
 
 pub(crate) use address_set::AddressSet;
+pub use between::{Between, Seat};
 pub(crate) use flows::{Class, FlowRows, FlowTable};
 pub(crate) use guests::{Found, GuestTable};
 
@@ -143,6 +146,7 @@ pub(crate) struct Fixed {
     pub(crate) addresses: AddressTable,
     pub(crate) traffic: TrafficTable,
     pub(crate) questions: GuestQuestions,
+    kinds: Kinds,
     /// By position.
     pub(crate) verdicts: Vec<EntryVerdict>,
 }
@@ -285,6 +289,7 @@ impl Ruleset {
                 + fixed.addresses.bytes()
                 + fixed.traffic.bytes()
                 + fixed.questions.bytes()
+                + fixed.kinds.bytes()
                 + fixed.verdicts.len() * size_of::<EntryVerdict>()
                 + index.guests.bytes()
                 + index.flows.as_ref().map_or(0, |flows| flows.bytes())
@@ -396,6 +401,7 @@ impl Index {
                 addresses,
                 traffic,
                 questions,
+                kinds: Kinds::of(&entries, blocks),
                 verdicts,
             }),
             guests: Arc::new(guests),

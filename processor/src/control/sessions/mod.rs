@@ -10,6 +10,7 @@ pub mod manager;
 mod path_mtu;
 pub mod reload;
 pub mod scope;
+mod unusable;
 pub mod usage;
 
 use std::cell::Cell;
@@ -56,6 +57,7 @@ use installer::Installer;
 use keys::FollowedKeys;
 use manager::ManagerStatus;
 use scope::{Carried, KnownPeer, Scope, ScopeError};
+use unusable::Doubtful;
 use usage::{KeyBook, KeyUsage};
 
 /// Datagrams that are taken in a second, and at once: what a flood brings beyond that the kernel drops, and it costs the
@@ -125,6 +127,7 @@ pub struct Sessions {
     /// Of each session that was established the generation of its key, and how many SAs it has.
     known: HashMap<SessionId, (Generation, u64)>,
     ended: BTreeMap<EndReason, u64>,
+    doubtful: Doubtful,
     book: KeyBook,
     deeds: Vec<Deed>,
     /// Secrets whose memory could not be locked, when that was said.
@@ -208,6 +211,7 @@ impl Sessions {
             replayed: HashMap::new(),
             known: HashMap::new(),
             ended: BTreeMap::new(),
+            doubtful: Doubtful::default(),
             book,
             deeds: held.into_iter().collect(),
             unlocked: 0,
@@ -238,7 +242,8 @@ impl Sessions {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let pause = (self.allowance.0 < 1.0).then(|| self.allowance.1 + PAUSE);
-        let due = [self.engine.deadline(), self.installer.deadline(), pause];
+        let doubt = self.doubtful.is_due().then_some(Duration::ZERO);
+        let due = [self.engine.deadline(), self.installer.deadline(), pause, doubt];
         let due = due.into_iter().flatten().min()?;
         Some(Instant::now() + due.saturating_sub(clocks().monotonic))
     }
@@ -518,6 +523,9 @@ impl Sessions {
                 *self.ended.entry(reason).or_default() += 1;
                 let name = self.name(session.pair);
                 match reason {
+                    EndReason::Unusable => {
+                        tracing::info!("session {} {name}: ended, {}", session.number, reason.words());
+                    }
                     EndReason::Revoked | EndReason::ByPeer => tracing::warn!(
                         "session {} {name}: ended, {}, generation {generation}",
                         session.number,

@@ -1,5 +1,6 @@
 //! The control loop takes another policy over: everything at once, from the workers' next batch on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -160,6 +161,8 @@ impl Control {
         plan.rule_counters = Arc::clone(self.book.counters());
         if let (Some(sessions), Some(wanted)) = (&mut self.sessions, sessions) {
             sessions.adopt(wanted, &config.policy, &mut plan.sas);
+            // Whatever has become of guests, and of rules.
+            sessions.doubt(&BTreeSet::from([config.host]), config.host);
         }
         plan.config = config;
         // Which rules accept two forms is known by their numbers.

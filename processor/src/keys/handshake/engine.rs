@@ -230,6 +230,12 @@ impl Engine {
         }
     }
 
+    /// No guests may use the sessions of a pair any more: they end at once, and the peer is told. A packet that needs one begins
+    /// anew.
+    pub fn end_unusable(&mut self, pair: Pair, now: Now) {
+        self.with_known(pair, |state, shared| state.unusable(shared, now));
+    }
+
     /// The SAs of an `InstallInbound` are in place.
     pub fn installed(&mut self, session: SessionId, now: Now) {
         self.with_known(session.pair, |state, shared| {
@@ -356,6 +362,12 @@ impl Engine {
         self.pairs
             .values()
             .flat_map(move |state| state.status(&self.shared, now.monotonic))
+    }
+
+    /// The pairs that have sessions, or try for one.
+    pub fn live_pairs(&self) -> impl Iterator<Item = Pair> {
+        let live = self.pairs.iter().filter(|(_, state)| state.is_live());
+        live.map(|(pair, _)| *pair)
     }
 
     /// The generations of a channel's key that are accepted, the newest first, and until when.

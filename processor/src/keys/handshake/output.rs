@@ -177,6 +177,8 @@ pub enum EndReason {
     Expired,
     /// Its key is not held any more, no rule names it, or the peer's public key is another.
     Revoked,
+    /// No guests of the two hosts may use it any more.
+    Unusable,
     /// The peer ended it.
     ByPeer,
     /// It was never confirmed.
@@ -193,6 +195,7 @@ impl EndReason {
             EndReason::Superseded => "superseded",
             EndReason::Expired => "expired",
             EndReason::Revoked => "revoked",
+            EndReason::Unusable => "unusable",
             EndReason::ByPeer => "by-peer",
             EndReason::Unconfirmed => "unconfirmed",
             EndReason::PeerGone => "peer-gone",
@@ -206,6 +209,7 @@ impl EndReason {
             EndReason::Superseded => "a newer one took its place",
             EndReason::Expired => "its time is over",
             EndReason::Revoked => "its key is revoked",
+            EndReason::Unusable => "no guests of the two hosts may use it any more",
             EndReason::ByPeer => "the peer has ended it",
             EndReason::Unconfirmed => "it was never confirmed",
             EndReason::PeerGone => "the policy has no such peer there any more",
@@ -275,6 +279,6 @@ pub struct Counters {
     pub replayed: u64,
     /// Messages inside a session that do not open, are replayed, or belong to none.
     pub bad_inside: u64,
-    /// Sessions that ended because their key is not held any more, on this host or on the peer.
+    /// Sessions that were ended at once, on this host or by the peer: their key is not held any more, or no guests may use it.
     pub revoked: u64,
 }

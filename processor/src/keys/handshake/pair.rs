@@ -235,7 +235,7 @@ impl PairState {
         self.newest = newest;
         for id in gone {
             if let Some(place) = self.find(id) {
-                self.close(place, shared, now);
+                self.close(place, EndReason::Revoked, shared, now);
             }
         }
         if let (Some(place), Some(newest)) = (self.current(), newest)
@@ -248,6 +248,23 @@ impl PairState {
             session.rekey_at = session.rekey_at.min(soon);
         }
         self.tend(shared, now);
+    }
+
+    /// No guests may use it any more: everything of it ends, until a packet needs it again.
+    pub(super) fn unusable(&mut self, shared: &mut Shared, now: Now) {
+        self.drop_attempt(shared);
+        (self.wanted, self.renew) = (false, false);
+        let open = |session: &Session| !matches!(session.stage, Stage::Closing);
+        while let Some(place) = self.sessions.iter().position(open) {
+            self.close(place, EndReason::Unusable, shared, now);
+        }
+        self.tend(shared, now);
+    }
+
+    /// Whether anything is there that has not ended.
+    pub(super) fn is_live(&self) -> bool {
+        let open = |session: &Session| !matches!(session.stage, Stage::Closing);
+        self.attempt.is_some() || self.sessions.iter().any(open)
     }
 
     /// The peer's public keys have changed: what it has proven with one that is not its own any more ends.
@@ -265,7 +282,7 @@ impl PairState {
             .collect();
         for id in gone {
             if let Some(place) = self.find(id) {
-                self.close(place, shared, now);
+                self.close(place, EndReason::Revoked, shared, now);
             }
         }
         // The one under way is for a key by its place among the ones before.
@@ -924,7 +941,7 @@ impl PairState {
     }
 
     /// Ends a session at once, on this host, and tells the peer until it answers.
-    fn close(&mut self, place: usize, shared: &mut Shared, now: Now) {
+    fn close(&mut self, place: usize, reason: EndReason, shared: &mut Shared, now: Now) {
         let session = &mut self.sessions[place];
         let (id, generation) = (session.id, session.generation);
         if session.is_established() {
@@ -940,7 +957,7 @@ impl PairState {
         shared.event(Event::Ended {
             session: id,
             generation,
-            reason: EndReason::Revoked,
+            reason,
         });
     }
 

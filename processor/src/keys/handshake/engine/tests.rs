@@ -556,3 +556,26 @@ fn a_public_key_that_is_taken_away_ends_what_was_proven_with_it_and_another_does
     assert!(ended(&events).contains(&EndReason::Revoked), "{events:?}");
     assert_eq!(before.peers_with_sessions(), [1]);
 }
+
+/// Of one peer, and what is under way as well; the next packet begins anew, without waiting for anything.
+#[test]
+fn what_no_guests_may_use_ends_on_both_hosts_until_a_packet_needs_it() {
+    let mut before = Before::new();
+    let pair = Pair {
+        peer: PeerId(0),
+        channel: ChannelId(0),
+    };
+    before.hosts[0].1.end_unusable(pair, now(2));
+    assert!(!before.hosts[0].1.live_pairs().any(|live| live == pair));
+    let events = talk(&mut before.hosts, now(2));
+    assert_eq!(ended(&events), [EndReason::Unusable, EndReason::ByPeer]);
+    assert_eq!(before.peers_with_sessions(), [1]);
+    assert_eq!(before.hosts[0].1.held().states, 1, "of the other peer");
+    // Asked for, and in doubt before the peer has answered.
+    let unanswered = initiation(&mut before.hosts[0].1, now(3));
+    before.hosts[0].1.end_unusable(pair, now(3));
+    before.hosts[1].1.receive(&unanswered, address(1), now(3));
+    assert_eq!(established(&talk(&mut before.hosts, now(3))), 0);
+    before.hosts[0].1.need_session(pair.peer, pair.channel, now(10));
+    assert_eq!(established(&talk(&mut before.hosts, now(10))), 2);
+}

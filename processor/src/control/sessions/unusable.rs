@@ -1,0 +1,154 @@
+//! Ends sessions that no guests may use any more: something has happened to a guest, and nobody is left on the two hosts
+//! between whom a rule seals under that key.
+//!
+//! On the guest's host and on its peers alike, each by the rules that are in force there. Whoever ends a session first tells the
+//! other; one that does not know yet what has happened may make it anew, and ends it when it does. Only guests that send to
+//! each other count: what an overlay seals to a group makes a session anew when it is sent.
+//!
+//! Bounded work a turn: hosts that are left are looked at in the next ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guestseal_rules::classify::Action;
+use guestseal_rules::compile::{Ruleset, Seat};
+use guestseal_rules::model::{HostIndex, NetworkIndex, PortIndex, Rule};
+
+use crate::control::config::HostConfig;
+use crate::keys::handshake::output::Pair;
+use crate::path::endpoints::link_local;
+use crate::wire::ethernet::MacAddress;
+
+use super::scope::Carried;
+use super::{Sessions, clocks};
+
+/// A turn that has looked for so long looks at no other host.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// What is to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Doubtful {
+    pairs: BTreeSet<Pair>,
+    ports: Option<PortsByHost>,
+}
+
+/// The ports of each host, as a configuration has them.
+#[derive(Debug)]
+struct PortsByHost {
+    config: Arc<HostConfig>,
+    ports: Vec<Vec<PortIndex>>,
+}
+
+impl PortsByHost {
+    fn new(config: &Arc<HostConfig>) -> Self {
+        let mut ports = vec![Vec::new(); config.policy.hosts.len()];
+        for (number, port) in (0u32..).map(PortIndex).zip(&config.policy.ports) {
+            ports[config.host_of(port.guest).index()].push(number);
+        }
+        let config = Arc::clone(config);
+        Self { config, ports }
+    }
+
+    /// What guests of a host may send from and be sent in a network: their addresses, the one that IPv6 makes of their MAC
+    /// among them; of routers any.
+    fn seats(&self, host: HostIndex, network: NetworkIndex) -> impl Iterator<Item = Seat> {
+        let policy = &self.config.policy;
+        let ports = self.ports[host.index()]
+            .iter()
+            .map(|port| &policy.ports[port.index()]);
+        ports
+            .filter(move |port| port.network == network)
+            .flat_map(|port| {
+                let own = port
+                    .addresses
+                    .iter()
+                    .copied()
+                    .chain([link_local(MacAddress(port.mac))]);
+                let any = port.router.then_some(None);
+                let guest = port.guest;
+                own.map(Some)
+                    .chain(any)
+                    .map(move |address| Seat { guest, address })
+            })
+    }
+}
+
+impl Doubtful {
+    /// Whether something is left to look at.
+    pub(super) fn is_due(&self) -> bool {
+        !self.pairs.is_empty()
+    }
+
+    /// The pairs of one peer.
+    fn next(&mut self) -> Vec<Pair> {
+        let Some(peer) = self.pairs.first().map(|pair| pair.peer) else {
+            return Vec::new();
+        };
+        self.pairs.extract_if(.., |pair| pair.peer == peer).collect()
+    }
+
+    fn ports(&mut self, config: &Arc<HostConfig>) -> &PortsByHost {
+        let known = self.ports.take_if(|known| Arc::ptr_eq(&known.config, config));
+        self.ports
+            .insert(known.unwrap_or_else(|| PortsByHost::new(config)))
+    }
+}
+
+impl Sessions {
+    /// Something has happened to guests of these hosts.
+    pub fn doubt(&mut self, hosts: &BTreeSet<HostIndex>, own: HostIndex) {
+        let all = hosts.contains(&own);
+        let doubtful = self.engine.live_pairs().filter(|pair| {
+            let peer = self.scope.peer(pair.peer);
+            all || peer.is_some_and(|peer| hosts.contains(&peer.host))
+        });
+        self.doubtful.pairs.extend(doubtful);
+    }
+
+    /// Ends those of the sessions in doubt that no guests may use under these rules.
+    pub fn end_unusable(&mut self, config: &Arc<HostConfig>, rules: &Ruleset) {
+        let begin = Instant::now();
+        while self.doubtful.is_due() && begin.elapsed() < SLICE {
+            for pair in self.unusable(config, rules) {
+                self.engine.end_unusable(pair, clocks());
+            }
+        }
+    }
+
+    /// Of the pairs of the next peer those that no guests may use.
+    fn unusable(&mut self, config: &Arc<HostConfig>, rules: &Ruleset) -> Vec<Pair> {
+        let mut by_network: BTreeMap<NetworkIndex, Vec<(Pair, HostIndex, Carried)>> = BTreeMap::new();
+        for pair in self.doubtful.next() {
+            if let Some((peer, carried)) = self.scope.meaning(pair) {
+                let of_network = by_network.entry(carried.network).or_default();
+                of_network.push((pair, peer.host, carried));
+            }
+        }
+        let ports = self.doubtful.ports(config);
+        let mut unusable = Vec::new();
+        for (network, pairs) in by_network {
+            let Some((_, peer, _)) = pairs.first() else {
+                continue;
+            };
+            let between = rules.between(
+                network,
+                ports.seats(config.host, network),
+                ports.seats(*peer, network),
+            );
+            let gone = pairs.iter().filter(|(_, _, carried)| {
+                let seals = |rule: &Rule| seals(rule, *carried);
+                !between.may_meet(|rule| config.policy.rules.get(rule.index()).is_some_and(seals))
+            });
+            unusable.extend(gone.map(|(pair, ..)| *pair));
+        }
+        unusable
+    }
+}
+
+/// Whether a rule seals so, or accepts what is sealed so.
+fn seals(rule: &Rule, carried: Carried) -> bool {
+    let Carried { protection, key, .. } = carried;
+    let actions = [Some(rule.action), rule.also_accept.map(|also| also.action)];
+    actions.contains(&Some(Action::Seal { protection, key }))
+}
