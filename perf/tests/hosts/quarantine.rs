@@ -68,6 +68,18 @@ fn wait_for_sessions(
     })
 }
 
+/// Waits until no host seals under the key of the blue guests any more, and each has ended so many sessions, first or second.
+fn wait_for_end(net: &Net, times: u64) -> Result<()> {
+    wait_for("both hosts to end their session", PATIENCE, || {
+        let over = |host| {
+            let count = ended(net, host, "unusable")? + ended(net, host, "by-peer")?;
+            Ok::<bool, PerfError>(count == times && sealing(net, host, "blue-any")?.is_empty())
+        };
+        Ok((over(0)? && over(1)?).then_some(()))
+    })?;
+    Ok(())
+}
+
 /// The last guest under a key ends its session, on both hosts, whichever of them knows first; not one before it, and not those
 /// of other keys. What is released goes on at once.
 pub(crate) fn the_last_guest_ends_the_session() -> Result<()> {
@@ -130,6 +142,11 @@ pub(crate) fn the_last_guest_ends_the_session() -> Result<()> {
     ensure(sealing(&net, 0, "red-any")? == red, || {
         "red is another's".to_owned()
     })?;
+    // Another policy, which both read, seals under the same key between guests that there are none of.
+    let whom = "from: {network: blue}, to: {network: blue}, action: encrypt, key: blue-any";
+    let nobody = whom.replacen("{network: blue}", "{label: {tenant: nobody}}", 1);
+    net.edit(&[(whom, &nobody)])?;
+    wait_for_end(&net, 3)?;
     for host in 0..2 {
         net.stop(host)?;
     }
@@ -151,13 +168,7 @@ pub(crate) fn hosts_that_share_end_it_together() -> Result<()> {
         wait_for_sessions(&net, host, "blue-any", 1, ("unusable", 0))?;
     }
     tag(&net, 0, "blue-2")?;
-    wait_for("both hosts to end it", PATIENCE, || {
-        let over = |host| {
-            let count = ended(&net, host, "unusable")? + ended(&net, host, "by-peer")?;
-            Ok::<bool, PerfError>(count == 1 && sealing(&net, host, "blue-any")?.is_empty())
-        };
-        Ok((over(0)? && over(1)?).then_some(()))
-    })?;
+    wait_for_end(&net, 1)?;
     ensure(ping(&net, "blue-1", "10.1.0.2").is_err(), || {
         "blue-2 is in quarantine and is sent to".to_owned()
     })?;

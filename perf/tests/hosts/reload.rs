@@ -17,7 +17,7 @@ const FORBIDDEN: u16 = 7200;
 
 impl Net {
     /// The policy that is on disk, with some of its text replaced.
-    fn edit(&self, changes: &[(&str, &str)]) -> Result<()> {
+    pub(crate) fn edit(&self, changes: &[(&str, &str)]) -> Result<()> {
         let path = self.deployment.directory().join("policy.yaml");
         let mut text = std::fs::read_to_string(&path)?;
         for (from, to) in changes {

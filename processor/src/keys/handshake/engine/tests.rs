@@ -576,6 +576,8 @@ fn what_no_guests_may_use_ends_on_both_hosts_until_a_packet_needs_it() {
     before.hosts[0].1.end_unusable(pair, now(3));
     before.hosts[1].1.receive(&unanswered, address(1), now(3));
     assert_eq!(established(&talk(&mut before.hosts, now(3))), 0);
+    before.hosts[0].1.tick(now(9));
+    assert_eq!(established(&talk(&mut before.hosts, now(9))), 0, "nobody asks");
     before.hosts[0].1.need_session(pair.peer, pair.channel, now(10));
     assert_eq!(established(&talk(&mut before.hosts, now(10))), 2);
 }
