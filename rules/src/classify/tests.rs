@@ -648,6 +648,17 @@ fn seats(policy: &Policy, guest: u32, network: NetworkIndex) -> Vec<Seat> {
         .collect()
 }
 
+fn may_meet(
+    ruleset: &Ruleset,
+    network: NetworkIndex,
+    sides: &[Vec<Seat>; 2],
+    is_meant: impl Fn(RuleIndex) -> bool,
+) -> bool {
+    let meeting = ruleset.meeting(network, &is_meant);
+    let [ours, theirs] = sides.each_ref().map(|seats| meeting.side(seats.clone()));
+    meeting.may_meet(&ours, &theirs, &is_meant)
+}
+
 fn rules_of_packets(ruleset: &Ruleset, packets: impl Iterator<Item = Facts>) -> BTreeSet<RuleIndex> {
     let verdicts = packets.map(|facts| ruleset.classify(&facts).verdict);
     verdicts
@@ -677,7 +688,7 @@ proptest! {
             ruleset = ruleset.update([(GuestIndex(guest), &now)], next_generation(ruleset.generation()));
         }
         let [ours, theirs] = [guests[0], guests[1]].map(|guest| seats(&policy, guest, NetworkIndex(1)));
-        let between = ruleset.between(NetworkIndex(1), ours.clone(), theirs.clone());
+        let sides = [&ours, &theirs].map(|seats| seats.clone());
         for facts in packets {
             for (one, other) in ours.iter().flat_map(|one| theirs.iter().map(move |other| (one, other))) {
                 let place = |seat: &Seat, party: &Party| Party {
@@ -695,7 +706,7 @@ proptest! {
                     continue;
                 }
                 for rule in rules_of_packets(&ruleset, [facts, answer_of(&facts)].into_iter()) {
-                    prop_assert!(between.may_meet(|one| one == rule), "{:?} {:?}", rule, facts);
+                    prop_assert!(may_meet(&ruleset, NetworkIndex(1), &sides, |one| one == rule), "{:?} {:?}", rule, facts);
                 }
             }
         }
@@ -742,9 +753,9 @@ proptest! {
             })
         });
         let met = rules_of_packets(&ruleset, packets);
-        let between = ruleset.between(NetworkIndex(1), ours.clone(), theirs.clone());
+        let sides = [&ours, &theirs].map(|seats| seats.clone());
         let rules = (0..policy.rules.len() as u32).map(RuleIndex);
-        let may_be: BTreeSet<RuleIndex> = rules.filter(|rule| between.may_meet(|one| one == *rule)).collect();
+        let may_be: BTreeSet<RuleIndex> = rules.filter(|rule| may_meet(&ruleset, NetworkIndex(1), &sides, |one| one == *rule)).collect();
         prop_assert_eq!(may_be, met);
     }
 }
@@ -779,6 +790,7 @@ fn thousands_of_rules_are_read_in_order() {
     };
     let mut rules_met = std::collections::BTreeSet::new();
     let (mut all, mut expected) = (Vec::new(), Vec::new());
+    let (mut between_guests, mut could_be_met) = (0, 0);
     for number in 0..2000 {
         let mut facts = any_facts().new_tree(&mut runner).unwrap().current();
         if facts.ports == Ports::None && facts.icmp.is_none() {
@@ -788,6 +800,23 @@ fn thousands_of_rules_are_read_in_order() {
         assert_eq!(decision, naive(&world, &facts), "{facts:?}");
         if let Verdict::Matched { rule, .. } = decision.verdict {
             rules_met.insert(rule);
+            let seat = |party: &Party| {
+                let guest = party.guest?;
+                party.address.map(|address| Seat {
+                    guest,
+                    address: Some(address),
+                })
+            };
+            if let (Some(one), Some(other)) = (seat(&facts.source), seat(&facts.destination))
+                && one.address.map(|one| one.is_ipv4()) == other.address.map(|other| other.is_ipv4())
+            {
+                between_guests += 1;
+                let sides = [vec![one], vec![other]];
+                let may = |meant| may_meet(&ruleset, facts.network, &sides, |one| one == meant);
+                assert!(may(rule), "{rule:?} {facts:?}");
+                let rules = (0..policy.rules.len() as u32).map(RuleIndex);
+                could_be_met += rules.filter(|rule| rule.0 % 50 == 0 && may(*rule)).count();
+            }
         }
         all.push(facts);
         expected.push(decision);
@@ -795,6 +824,11 @@ fn thousands_of_rules_are_read_in_order() {
     let mut together = vec![Decision::UNMATCHED; all.len()];
     ruleset.classify_all(&all, &mut together);
     assert!(together == expected);
+    let sampled = between_guests * policy.rules.len() / 50;
+    assert!(
+        between_guests > 300 && (sampled / 20..sampled / 2).contains(&could_be_met),
+        "{between_guests} packets between guests, who may meet {could_be_met} of {sampled} rules"
+    );
     assert!(
         rules_met.len() > 100 && *rules_met.last().unwrap() > RuleIndex(512),
         "{}",

@@ -5,7 +5,8 @@
 //! the parties meet first takes none of it. So of what a packet can meet nothing is left out, and where rules of a container
 //! take all traffic of a guest, what comes after them is not met.
 //!
-//! Guests are put together of whom the same such entries are true: however many guests there are, they are as many kinds as
+//! Read are only the words of rows in which such an entry of the network stands, or one that is meant. Guests are put together
+//! of whom the same entries that ask nothing of traffic are true: however many guests there are, they are as many kinds as
 //! containers and the like make of them, and only kinds are held against each other.
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use foldhash::fast::FixedState;
 
 use crate::model::{GuestIndex, NetworkIndex, RuleIndex, Traffic};
 
-use super::rows::Bits;
+use super::rows::{Bits, PART, RowId, RowStore, WORD};
 use super::{Entry, EntryVerdict, Fixed, Index, Ruleset};
 
 const TCP: u8 = 6;
@@ -33,7 +34,7 @@ pub struct Seat {
 
 /// What is known of entries besides their rows.
 #[derive(Debug)]
-pub(crate) struct Kinds {
+pub(crate) struct Traits {
     /// Those that ask nothing of traffic.
     whole: Bits,
     /// Those that what opens a TCP connection may meet.
@@ -42,24 +43,56 @@ pub(crate) struct Kinds {
     anywhere: [Bits; 2],
 }
 
-/// Two sides of one network.
+/// What guests of one network may meet, of some rules.
 #[derive(Debug)]
-pub struct Between<'a> {
-    fixed: &'a Fixed,
-    sides: [Vec<Kind>; 2],
+pub struct Meeting<'a> {
+    index: &'a Index,
+    /// Words of rows.
+    words: Vec<usize>,
+    /// What entries there are in the network, in these words.
+    of_network: Few,
+    whole: Few,
+    anywhere: [Few; 2],
 }
 
-/// Guests of one side that the same entries take whole.
+/// Guests of one side.
+#[derive(Debug)]
+pub struct Side(Vec<Kind>);
+
+/// Guests that the same entries take whole.
 #[derive(Debug)]
 struct Kind {
     is_ip4: bool,
     /// The entries that take them whole, as `from` and as `to`.
-    whole: [Bits; 2],
+    whole: [Few; 2],
     /// Those that at least one of them may meet.
-    any: [Bits; 2],
+    any: [Few; 2],
 }
 
-impl Kinds {
+/// Entries, by a bit each, in a few words of their rows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Few(Box<[u64]>);
+
+impl Few {
+    fn and(&self, other: &Self) -> Self {
+        Self(
+            self.0
+                .iter()
+                .zip(&other.0)
+                .map(|(one, other)| one & other)
+                .collect(),
+        )
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.0
+            .iter_mut()
+            .zip(&other.0)
+            .for_each(|(one, other)| *one |= other);
+    }
+}
+
+impl Traits {
     pub(super) fn of(entries: &[Entry], blocks: usize) -> Self {
         let those = |test: &dyn Fn(&Entry) -> bool| {
             let positions = entries.iter().enumerate().filter(|(_, entry)| test(entry));
@@ -84,130 +117,120 @@ impl Kinds {
 }
 
 impl Ruleset {
-    /// What packets of one network can meet that a guest of one side sends to a guest of the other.
-    pub fn between(
-        &self,
-        network: NetworkIndex,
-        ours: impl IntoIterator<Item = Seat>,
-        theirs: impl IntoIterator<Item = Seat>,
-    ) -> Between<'_> {
+    /// What guests of a network may meet of the rules that are enforced and meant.
+    pub fn meeting(&self, network: NetworkIndex, is_meant: impl Fn(RuleIndex) -> bool) -> Meeting<'_> {
         let index = &self.enforced;
-        Between {
-            fixed: &index.fixed,
-            sides: [index.kinds(network, ours), index.kinds(network, theirs)],
+        let Fixed { store, traits, .. } = &*index.fixed;
+        let of_network = store.bits(index.fixed.traffic.network(network));
+        let matters = |word: &usize| {
+            let whole = of_network.word(*word) & traits.whole.word(*word) != 0;
+            let mut verdicts = index.fixed.verdicts.iter().skip(word * WORD).take(WORD);
+            whole || verdicts.any(|verdict| is_meant(verdict.rule()))
+        };
+        let words: Vec<usize> = (0..index.fixed.verdicts.len().div_ceil(WORD))
+            .filter(matters)
+            .collect();
+        let few = |bits: &Bits| Few(words.iter().map(|word| bits.word(*word)).collect());
+        Meeting {
+            index,
+            of_network: few(&of_network),
+            whole: few(&traits.whole),
+            anywhere: traits.anywhere.each_ref().map(few),
+            words,
         }
     }
 }
 
-impl Index {
-    fn kinds(&self, network: NetworkIndex, seats: impl IntoIterator<Item = Seat>) -> Vec<Kind> {
-        let mut kinds: HashMap<(bool, [Bits; 2]), [Bits; 2], FixedState> = HashMap::default();
+impl Meeting<'_> {
+    /// Guests, any number of them.
+    #[must_use]
+    pub fn side(&self, seats: impl IntoIterator<Item = Seat>) -> Side {
+        let mut kinds: HashMap<(bool, [Few; 2]), [Few; 2], FixedState> = HashMap::default();
         for seat in seats {
-            let (any, whole) = self.rows_of(network, seat);
+            let Some(any) = self.rows_of(seat) else { continue };
+            let whole = self.whole(&any, seat);
             for is_ip4 in [true, false] {
-                if seat.address.is_some_and(|address| address.is_ipv4() != is_ip4) {
-                    continue;
+                if seat.address.is_none_or(|address| address.is_ipv4() == is_ip4) {
+                    let known = kinds
+                        .entry((is_ip4, whole.clone()))
+                        .or_insert_with(|| any.clone());
+                    known.iter_mut().zip(&any).for_each(|(known, any)| known.add(any));
                 }
-                let blocks = self.fixed.store.blocks_per_row();
-                let known = kinds
-                    .entry((is_ip4, whole.clone()))
-                    .or_insert_with(|| [Bits::none(blocks), Bits::none(blocks)]);
-                known
-                    .iter_mut()
-                    .zip(&any)
-                    .for_each(|(known, bits)| known.or(bits));
             }
         }
         let kind = |((is_ip4, whole), any)| Kind { is_ip4, whole, any };
-        kinds.into_iter().map(kind).collect()
+        Side(kinds.into_iter().map(kind).collect())
     }
 
-    /// The entries that a guest may meet, and of these the ones that take all it has, as `from` and as `to`.
-    fn rows_of(&self, network: NetworkIndex, seat: Seat) -> ([Bits; 2], [Bits; 2]) {
-        let (fixed, guests) = (&*self.fixed, &*self.guests);
-        let Some(rows) = guests.alone(&fixed.questions, seat.guest) else {
-            let nothing = || [0; 2].map(|_| Bits::none(fixed.store.blocks_per_row()));
-            return (nothing(), nothing());
-        };
-        let of_network = fixed.store.bits(fixed.traffic.network(network));
-        let mut any = rows.map(|row| guests.store().bits(row));
-        for (role, bits) in any.iter_mut().enumerate() {
-            bits.keep(&of_network);
-            if seat.address.is_some() {
-                bits.keep(&fixed.store.bits(fixed.addresses.alone(seat.address)[role]));
-            }
-        }
-        let mut whole = any.clone();
-        for (bits, anywhere) in whole.iter_mut().zip(&fixed.kinds.anywhere) {
-            bits.keep(&fixed.kinds.whole);
-            if seat.address.is_none() {
-                bits.keep(anywhere);
-            }
-        }
-        (any, whole)
-    }
-}
-
-impl Between<'_> {
-    /// Whether a packet, sent either way, may meet a rule of those that are meant.
-    pub fn may_meet(&self, is_meant: impl Fn(RuleIndex) -> bool) -> bool {
-        let [ours, theirs] = &self.sides;
-        let meant = self.positions(is_meant);
-        let pairs = || {
-            let all = ours
-                .iter()
-                .flat_map(|one| theirs.iter().map(move |other| (one, other)));
-            all.filter(|(one, other)| one.is_ip4 == other.is_ip4)
-        };
-        meant.positions().next().is_some()
-            && (ours.len() * theirs.len() > MOST_PAIRS
-                || pairs().any(|(one, other)| self.meet(one, other, &meant)))
+    /// Whether a packet that a guest of one side sends to a guest of the other may meet one of these rules, which must be among
+    /// those that were meant.
+    pub fn may_meet(&self, ours: &Side, theirs: &Side, is_wanted: impl Fn(RuleIndex) -> bool) -> bool {
+        let (Side(ours), Side(theirs)) = (ours, theirs);
+        let mut pairs = ours
+            .iter()
+            .flat_map(|one| theirs.iter().map(move |other| (one, other)));
+        ours.len() * theirs.len() > MOST_PAIRS
+            || pairs.any(|(one, other)| one.is_ip4 == other.is_ip4 && self.meet(one, other, &is_wanted))
     }
 
-    /// Whether guests of two kinds may meet one of these entries.
-    fn meet(&self, one: &Kind, other: &Kind, meant: &Bits) -> bool {
+    /// Whether guests of two kinds may meet one of these rules.
+    fn meet(&self, one: &Kind, other: &Kind, is_wanted: impl Fn(RuleIndex) -> bool) -> bool {
+        let fixed = &self.index.fixed;
         // Sent by `one`, and sent by `other`.
-        let ends = [0, 1].map(|way| self.first(&both(&one.whole[way], &other.whole[1 - way])));
+        let ends = [0, 1].map(|way| {
+            let whole = one.whole[way].and(&other.whole[1 - way]);
+            let verdicts = self.positions(&whole).map(|position| fixed.verdicts[position]);
+            verdicts.min().unwrap_or(EntryVerdict::NONE).rule()
+        });
         (0..2).any(|way| {
-            let mut met = both(&one.any[way], &other.any[1 - way]);
-            met.keep(meant);
-            met.positions().any(|position| {
-                let rule = self.fixed.verdicts[position].rule();
+            let met = one.any[way].and(&other.any[1 - way]);
+            self.positions(&met).any(|position| {
+                let rule = fixed.verdicts[position].rule();
                 // What opens a connection is no reply: rules the other way take none of it.
-                rule <= ends[way].rule()
-                    && (rule <= ends[1 - way].rule() || self.fixed.kinds.opening.contains(position))
+                rule <= ends[way]
+                    && (rule <= ends[1 - way] || fixed.traits.opening.contains(position))
+                    && is_wanted(rule)
             })
         })
     }
 
-    /// The first rule of these entries.
-    fn first(&self, entries: &Bits) -> EntryVerdict {
-        let verdicts = entries.positions().map(|position| self.fixed.verdicts[position]);
-        verdicts.min().unwrap_or(EntryVerdict::NONE)
+    /// The positions of entries, in their order.
+    fn positions(&self, entries: &Few) -> impl Iterator<Item = usize> {
+        let words = self.words.iter().zip(&entries.0);
+        words.flat_map(|(number, word)| {
+            let rest = std::iter::successors(Some(*word), |rest| Some(rest & rest.wrapping_sub(1)));
+            let bits = rest.take_while(|rest| *rest != 0);
+            bits.map(move |rest| number * WORD + rest.trailing_zeros() as usize)
+        })
     }
 
-    /// The entries of rules that are meant, as far as somebody of each side may meet them.
-    fn positions(&self, is_meant: impl Fn(RuleIndex) -> bool) -> Bits {
-        let blocks = self.fixed.store.blocks_per_row();
-        let [ours, theirs] = self.sides.each_ref().map(|side| {
-            let mut all = [Bits::none(blocks), Bits::none(blocks)];
-            for kind in side {
-                all.iter_mut().zip(&kind.any).for_each(|(all, any)| all.or(any));
+    /// The entries that a guest may meet, as `from` and as `to`; `None` if it is none of the policy's.
+    fn rows_of(&self, seat: Seat) -> Option<[Few; 2]> {
+        let (fixed, guests) = (&*self.index.fixed, &*self.index.guests);
+        let rows = guests.alone(&fixed.questions, seat.guest)?;
+        let alone = seat.address.map(|_| fixed.addresses.alone(seat.address));
+        Some([0, 1].map(|role| {
+            let few = self.row(guests.store(), rows[role]).and(&self.of_network);
+            match alone {
+                Some(alone) => few.and(&self.row(&fixed.store, alone[role])),
+                None => few,
             }
-            all
-        });
-        let mut met = both(&ours[0], &theirs[1]);
-        met.or(&both(&ours[1], &theirs[0]));
-        let meant = met
-            .positions()
-            .filter(|position| is_meant(self.fixed.verdicts[*position].rule()));
-        Bits::of(blocks, meant)
+        }))
     }
-}
 
-/// What is in both.
-fn both(one: &Bits, other: &Bits) -> Bits {
-    let mut both = one.clone();
-    both.keep(other);
-    both
+    fn row(&self, store: &RowStore, row: RowId) -> Few {
+        let word = |word: &usize| *store.word(store.part(row, word / PART), word % PART);
+        Few(self.words.iter().map(word).collect())
+    }
+
+    /// Of the entries that a guest may meet the ones that take all it has.
+    fn whole(&self, any: &[Few; 2], seat: Seat) -> [Few; 2] {
+        [0, 1].map(|role| {
+            let whole = any[role].and(&self.whole);
+            match seat.address {
+                Some(_) => whole,
+                None => whole.and(&self.anywhere[role]),
+            }
+        })
+    }
 }

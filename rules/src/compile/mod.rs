@@ -45,14 +45,14 @@ use crate::model::{GuestIndex, Place, Policy, Rule, RuleIndex};
 
 use addresses::{AddressTable, Asked};
 use arrange::arrange;
-use between::Kinds;
+use between::Traits;
 use guests::{GuestQuestions, Numbered, Question, rows_of_guests};
 use parties::alternatives;
 use rows::{Known, RowStore, row_bytes};
 use traffic::{TrafficTable, Wanted};
 
 pub(crate) use address_set::AddressSet;
-pub use between::{Between, Seat};
+pub use between::{Meeting, Seat, Side};
 pub(crate) use flows::{Class, FlowRows, FlowTable};
 pub(crate) use guests::{Found, GuestTable};
 
@@ -146,7 +146,7 @@ pub(crate) struct Fixed {
     pub(crate) addresses: AddressTable,
     pub(crate) traffic: TrafficTable,
     pub(crate) questions: GuestQuestions,
-    kinds: Kinds,
+    traits: Traits,
     /// By position.
     pub(crate) verdicts: Vec<EntryVerdict>,
 }
@@ -289,7 +289,7 @@ impl Ruleset {
                 + fixed.addresses.bytes()
                 + fixed.traffic.bytes()
                 + fixed.questions.bytes()
-                + fixed.kinds.bytes()
+                + fixed.traits.bytes()
                 + fixed.verdicts.len() * size_of::<EntryVerdict>()
                 + index.guests.bytes()
                 + index.flows.as_ref().map_or(0, |flows| flows.bytes())
@@ -401,7 +401,7 @@ impl Index {
                 addresses,
                 traffic,
                 questions,
-                kinds: Kinds::of(&entries, blocks),
+                traits: Traits::of(&entries, blocks),
                 verdicts,
             }),
             guests: Arc::new(guests),

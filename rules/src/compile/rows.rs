@@ -89,7 +89,7 @@ impl Block {
 }
 
 /// Bits being put together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bits(pub(crate) Vec<Block>);
 
 impl Bits {
@@ -115,30 +115,9 @@ impl Bits {
         self.0[position / BLOCK].0[position % BLOCK / 64] & 1 << (position % 64) != 0
     }
 
-    /// Leaves those that are in both.
-    pub(crate) fn keep(&mut self, other: &Self) {
-        self.words_with(other, |one, other| *one &= other);
-    }
-
-    /// Adds those of another one.
-    pub(crate) fn or(&mut self, other: &Self) {
-        self.words_with(other, |one, other| *one |= other);
-    }
-
-    fn words_with(&mut self, other: &Self, work: impl Fn(&mut u64, u64)) {
-        let own = self.0.iter_mut().flat_map(|block| &mut block.0);
-        let others = other.0.iter().flat_map(|block| block.0);
-        own.zip(others).for_each(|(one, other)| work(one, other));
-    }
-
-    /// The positions of the bits that are set, in their order.
-    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> {
-        let words = self.0.iter().flat_map(|block| block.0).enumerate();
-        words.flat_map(|(number, word)| {
-            let rest = std::iter::successors(Some(word), |rest| Some(rest & rest.wrapping_sub(1)));
-            let bits = rest.take_while(|rest| *rest != 0);
-            bits.map(move |rest| 64 * number + rest.trailing_zeros() as usize)
-        })
+    /// A word of bits, by its number.
+    pub(crate) fn word(&self, word: usize) -> u64 {
+        self.0[word / WORDS].0[word % WORDS]
     }
 }
 
