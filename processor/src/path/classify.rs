@@ -20,6 +20,7 @@ use crate::telemetry::samples::{Sample, Sampler};
 use crate::wire::packet::{Fragment, L3, Packet};
 
 use super::batch::{Batch, Descriptor, Egress, WorkerId};
+use super::endpoints::Endpoint;
 use super::outcome::{Direction, DropReason, SentAs};
 use super::recall::{Recall, secret};
 use super::tables::Tables;
@@ -245,6 +246,35 @@ pub fn classify_uplink(batch: &mut Batch, tables: &Tables, decisions: &mut Decis
             },
         }
     });
+}
+
+/// Whether a packet for a group may reach one guest that is in it: whether a rule lets the guest have what the sender sends,
+/// whatever form it has on the wire.
+///
+/// # Errors
+/// What drops it.
+pub fn reaches(
+    descriptor: &Descriptor,
+    receiver: &Endpoint,
+    own: WorkerId,
+    tables: &Tables,
+) -> Result<(), DropReason> {
+    let mut facts = facts(descriptor);
+    facts.destination.guest = Some(receiver.guest);
+    match tables.rules.classify(&facts).verdict {
+        Verdict::Matched {
+            rule,
+            action: Action::Drop,
+        } => {
+            if let Some(counters) = tables.rule_counters(own) {
+                counters.met(rule);
+            }
+            Err(DropReason::RuleDrops)
+        }
+        Verdict::Matched { .. } => Ok(()),
+        Verdict::NoRule => Err(DropReason::NoRule),
+        Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),
+    }
 }
 
 /// What a rule may test of a packet.

@@ -4,6 +4,7 @@ use crate::port::frame::Frame;
 use crate::port::pool::FramePool;
 
 use super::batch::{Batch, Descriptor, Egress, NextStep, WorkerId};
+use super::classify;
 use super::outcome::{Direction, DropReason, Outcome};
 use super::tables::Tables;
 use super::trunk;
@@ -77,7 +78,8 @@ pub fn hand_over(
     }
 }
 
-/// Copies group packets to the guest ports of their network on this host.
+/// Copies group packets to the guest ports of their network on this host, as far as rules let each have what the sender sends:
+/// a copy for one that they keep it from, as a guest in quarantine, ends like a packet to it alone.
 ///
 /// What a guest sent goes on to the uplink itself; what came from the uplink goes to its last receiver itself.
 pub fn replicate(
@@ -92,21 +94,52 @@ pub fn replicate(
         .iter_mut()
         .filter(|descriptor| descriptor.is_live() && descriptor.packet.is_group())
     {
-        let mut last = None;
+        let (mut last, mut kept) = (None, None);
         for (number, port) in tables.ports() {
-            if port.endpoint.network == descriptor.network
-                && descriptor.ingress != Some(number)
-                && let Some(receiver) = last.replace(number)
-            {
-                copy(descriptor, receiver, own, tables, pool, exits, ledger);
+            if port.endpoint.network != descriptor.network || descriptor.ingress == Some(number) {
+                continue;
             }
+            match classify::reaches(descriptor, &port.endpoint, own, tables) {
+                Ok(()) => {
+                    if let Some(receiver) = last.replace(number) {
+                        copy(descriptor, receiver, own, tables, pool, exits, ledger);
+                    }
+                }
+                Err(reason) => {
+                    if let Some(reason) = kept.replace(reason) {
+                        keep(descriptor, reason, ledger);
+                    }
+                }
+            }
+        }
+        match (last, descriptor.egress, kept) {
+            (None, None, reason) => descriptor.drop_for(reason.unwrap_or(DropReason::NoEndpoint)),
+            (_, _, Some(reason)) => keep(descriptor, reason, ledger),
+            _ => {}
         }
         match (last, descriptor.egress) {
             (Some(receiver), Some(_)) => copy(descriptor, receiver, own, tables, pool, exits, ledger),
             (Some(receiver), None) => descriptor.egress = Some(Egress::Guest(receiver)),
-            (None, Some(_)) => {}
-            (None, None) => descriptor.drop_for(DropReason::NoEndpoint),
+            (None, _) => {}
         }
+    }
+}
+
+/// A copy that is not made.
+fn keep(original: &Descriptor, reason: DropReason, ledger: &mut impl Ledger) {
+    ledger.copied();
+    ledger.ended(
+        direction_of_copy(original),
+        Outcome::Dropped(reason),
+        original.arrival,
+    );
+}
+
+fn direction_of_copy(original: &Descriptor) -> Direction {
+    if original.ingress.is_some() {
+        Direction::Local
+    } else {
+        Direction::Inbound
     }
 }
 
@@ -119,12 +152,7 @@ fn copy(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
-    let direction = if original.ingress.is_some() {
-        Direction::Local
-    } else {
-        Direction::Inbound
-    };
-    let Some(mut copy) = duplicate(original, direction, pool, ledger) else {
+    let Some(mut copy) = duplicate(original, direction_of_copy(original), pool, ledger) else {
         return;
     };
     copy.egress = Some(Egress::Guest(receiver));

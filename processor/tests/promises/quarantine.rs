@@ -82,6 +82,44 @@ fn neither_a_neighbour_on_the_host_nor_the_wire_reaches_a_guest_in_quarantine() 
     two.assert_accounted();
 }
 
+/// What is for a group is for each guest by itself: one that the rules keep the sender from gets no copy, from the wire or from a
+/// neighbour, and everybody else gets theirs.
+#[test]
+fn a_guest_in_quarantine_gets_nothing_that_is_for_a_group() {
+    let (mut one, mut two) = hosts(&policy());
+    let everybody = Guest {
+        mac: BROADCAST,
+        v4: [10, 1, 0, 255],
+        ..BLUE2
+    };
+    let from_neighbour = between(BLUE3, everybody, false, UDP, &udp(9, 53, b"local"));
+    let from_peer = between(BLUE2, everybody, false, UDP, &udp(9, 53, b"wire"));
+    two.guest_sends(BLUE2, &from_peer);
+    let from_wire = two.on_wire().remove(0);
+    for host in [true, false] {
+        one.guest_sends(BLUE3, &from_neighbour);
+        one.wire_brings(0, &from_wire);
+        assert_eq!(one.on_wire(), [from_neighbour.clone()]);
+        assert_eq!(one.at_guest(BLUE3), [from_peer.clone()]);
+        let got = one.at_guest(BLUE1);
+        if host {
+            assert_eq!(got, [from_neighbour.clone(), from_peer.clone()]);
+            one.hears(INFECTED);
+        } else {
+            assert_eq!(got, [] as [Vec<u8>; 0]);
+        }
+    }
+    let met = one.met("nobody-out") + one.met("nobody-in");
+    assert_eq!((one.dropped(RuleDrops), met), (2, 2));
+    // Nobody else is left to hear it: the packet itself ends so.
+    one.hears(&INFECTED.replace("blue-1", "blue-3"));
+    one.wire_brings(0, &from_wire);
+    assert_eq!((one.at_guest(BLUE1).len(), one.at_guest(BLUE3).len()), (0, 0));
+    assert_eq!((one.dropped(RuleDrops), one.dropped(NoEndpoint)), (4, 0));
+    one.assert_accounted();
+    two.assert_accounted();
+}
+
 #[test]
 fn a_watched_section_decides_nothing_and_is_counted() {
     let policy = policy_with(
