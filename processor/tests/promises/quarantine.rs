@@ -99,8 +99,8 @@ fn a_guest_in_quarantine_gets_nothing_that_is_for_a_group() {
     for host in [true, false] {
         one.guest_sends(BLUE3, &from_neighbour);
         one.wire_brings(0, &from_wire);
-        assert_eq!(one.on_wire(), [from_neighbour.clone()]);
-        assert_eq!(one.at_guest(BLUE3), [from_peer.clone()]);
+        assert_eq!(one.on_wire(), std::slice::from_ref(&from_neighbour));
+        assert_eq!(one.at_guest(BLUE3), std::slice::from_ref(&from_peer));
         let got = one.at_guest(BLUE1);
         if host {
             assert_eq!(got, [from_neighbour.clone(), from_peer.clone()]);
