@@ -14,6 +14,7 @@ pub mod deployment;
 pub mod enforcement;
 pub mod etcd;
 pub mod fleet;
+mod goals;
 pub mod handshake;
 pub mod machine;
 pub mod namespaces;

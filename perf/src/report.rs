@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 use plotters::prelude::*;
 use serde_json::Value;
 
+use crate::goals::{PathGoal, of_path};
 use crate::process::PerfError;
 use crate::veth::{Latency, Report, Row};
 
@@ -64,6 +65,7 @@ pub fn page(report: &Report) -> Result<String, PerfError> {
             "TSC cycles a packet by stage, without a kernel (guestseal-perf pipeline): 10,000 rules, 1,000 flows.",
             stages(&report.pipeline)?,
         );
+        page += &path_goals(&of_path(&report.pipeline));
     }
     page += &tables(report);
     page += "</html>\n";
@@ -127,12 +129,59 @@ fn cards(report: &Report) -> String {
             let words = format!("times boringtun's packets on one core, {size} B (goal: 2)");
             card(Some(times >= 2.0), format!("{times:.1}"), &words);
         }
+        let oldest = |scenario| Some(of(&report.rows, scenario, size)?.latency.as_ref()?.p99_us);
+        if let (Some(sealed), Some(bridges)) = (oldest("two-hosts"), oldest("two-bridges")) {
+            let added = sealed - bridges;
+            let words = format!(
+                "us older, 99 of 100, when sealed over two hosts than over bridges, each at half of its highest rate, {size} B (goal: 50)"
+            );
+            card(Some(added < 50.0), format!("{added:.0}"), &words);
+        }
+    }
+    let answer = |scenario: &str, busy: bool| {
+        let row = report
+            .answers
+            .iter()
+            .find(|row| row.scenario == scenario && row.busy_poll == busy);
+        row.map(|row| row.p99_us)
+    };
+    if let (Some(host), Some(bridges)) = (answer("plaintext-bridge", true), answer("two-bridges", false)) {
+        let added = host - bridges;
+        let words = "us longer, 99 of 100, for a request and its answer through one host that polls than over bridges (goal: 9)";
+        card(Some(added < 9.0), format!("{added:.1}"), words);
     }
     if let Some(row) = report.tcp.iter().find(|row| row.scenario == "two-hosts") {
         let words = "of one TCP flow in plaintext by the same programs, when sealed over two hosts";
         card(None, format!("{:.2}", row.share_of_plaintext), words);
     }
     format!("<div class=\"cards\">{cards}</div>")
+}
+
+/// The goals of the path, each with how it stands.
+fn path_goals(goals: &[PathGoal]) -> String {
+    if goals.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "<h2>Goals of the path</h2><p>10,000 rules, hot frames, the fastest engine; beside the bare call of ipsec-mb over the same frames in the same run.</p>\
+         <table><tr><th>what<th>cycles<th>beside<th>share<th>goal<th><th>by stage</tr>",
+    );
+    for goal in goals {
+        let _ = write!(
+            text,
+            "<tr class=\"{}\"><td>{}<td>{:.0}<td>{} ({:.0})<td>{:.2}<td>{}<td><b>{}</b><td>{}</tr>",
+            if goal.is_met() { "good" } else { "bad" },
+            escaped(&goal.what),
+            goal.cycles,
+            goal.beside.0,
+            goal.beside.1,
+            goal.share(),
+            goal.allowed,
+            goal.verdict(),
+            escaped(&goal.where_cycles_go())
+        );
+    }
+    text + "</table>"
 }
 
 /// Draws into SVG.
@@ -290,6 +339,10 @@ fn stages(rows: &[Value]) -> Result<String, PerfError> {
     let bars: Vec<(String, Vec<(&str, f64)>)> = rows
         .iter()
         .filter_map(|row| {
+            let is = |key: &str, number: u64| row.get(key).and_then(Value::as_u64) == Some(number);
+            if is("flows", 1) || is("sas", 1000) {
+                return None;
+            }
             let stages = row.get("stages")?.as_object()?;
             let stages = stages
                 .iter()
@@ -464,7 +517,9 @@ mod tests {
             tcp: Vec::new(),
             answers: Vec::new(),
             pipeline: vec![
-                serde_json::json!({"direction": "outbound", "size": 64, "engine": "vaes", "stages": {"parse": 30, "cipher": 50}}),
+                serde_json::json!({"direction": "outbound", "network": "flat", "size": 64, "rules": 10_000, "flows": 1000, "sas": 1,
+                                   "frames": 1024, "engine": "ipsec-mb", "cycles_per_packet": 200.0,
+                                   "cipher_cycles_per_packet": 100.0, "stages": {"parse": 30.0, "cipher": 50.0}}),
             ],
         };
         report.rows[0].latency = Some(Latency {
@@ -482,6 +537,10 @@ mod tests {
         assert!(page.contains("a &lt;machine>"));
         assert!(
             page.contains("card bad\"><b>0.80") && page.contains("card good\"><b>4.0"),
+            "{page}"
+        );
+        assert!(
+            page.contains("<tr class=\"bad\"><td>outbound 64 B, 1000 flows, 1 SA, ipsec-mb<td>200<td>bare ipsec-mb (100)<td>2.00<td>1.1<td><b>missed by 90 cycles"),
             "{page}"
         );
         assert!(!page.contains("NaN") && !page.contains("http://") || page.contains("www.w3.org"));

@@ -28,6 +28,7 @@ use self::cipher::Cipher;
 use self::host::{Host, Rotation, Rules};
 use self::packets::{Network, Packets, Size};
 use self::stages::{Stages, TimedEngine};
+use crate::goals;
 use crate::process::{PerfError, check_interrupted, json_text};
 
 /// Bursts of a block at least.
@@ -163,36 +164,60 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
     }
     if options.json {
         println!("{}", json_text("rows", &rows)?);
+        return Ok(());
+    }
+    let goals = goals::of_path(&values(&rows)?);
+    if !goals.is_empty() {
+        println!("\nGoals of the path: flat network, 10,000 rules, hot frames, the fastest engine");
+        goals.iter().for_each(|goal| println!("{goal}"));
     }
     Ok(())
 }
 
-/// The rows of a few sizes under many rules and flows, for a report beside other figures.
+fn values(rows: &[Row]) -> Result<Vec<serde_json::Value>, PerfError> {
+    let malformed = |error: serde_json::Error| PerfError::Malformed {
+        what: "row".into(),
+        why: error.to_string(),
+    };
+    let values = rows.iter().map(serde_json::to_value);
+    values.map(|value| value.map_err(malformed)).collect()
+}
+
+/// The rows that goals are about, for a report beside other figures.
 pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
-    let (rules, flows, sas) = (10_000, 1000, 1);
-    let compiled = Rules::new(Network::Flat, rules, sas)?;
+    let (network, rules) = (Network::Flat, 10_000);
     let mut rows = Vec::new();
-    for engine in engines(&[])? {
-        for bytes in [64, 1414] {
-            let case = Case {
-                network: Network::Flat,
-                size: Size::Bytes(bytes),
-                rules,
-                flows,
-                sas,
-                frames: 1024,
-                in_place: false,
-            };
-            for row in measure(&engine, &case, &compiled, 500, 0.0)? {
-                let value = serde_json::to_value(&row);
-                rows.push(value.map_err(|error| PerfError::Malformed {
-                    what: "row".into(),
-                    why: error.to_string(),
-                })?);
+    for (sas, cases) in [
+        (
+            1,
+            &[
+                (1000, 64),
+                (1000, 256),
+                (1000, 1414),
+                (1, 64),
+                (1, 256),
+                (1, 1414),
+            ][..],
+        ),
+        (1000, &[(1000, 64)]),
+    ] {
+        let compiled = Rules::new(network, rules, sas)?;
+        for engine in engines(&[])? {
+            for &(flows, bytes) in cases {
+                let case = Case {
+                    network,
+                    size: Size::Bytes(bytes),
+                    rules,
+                    flows,
+                    sas,
+                    frames: 1024,
+                    in_place: false,
+                };
+                rows.extend(measure(&engine, &case, &compiled, 500, 0.0)?);
             }
         }
     }
-    Ok(rows)
+    values(&rows)
 }
 
 /// Every size with every number of rules and flows; the further networks and numbers of SAs and frames one at a time.
