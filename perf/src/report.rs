@@ -129,13 +129,13 @@ fn cards(report: &Report) -> String {
             let words = format!("times boringtun's packets on one core, {size} B (goal: 2)");
             card(Some(times >= 2.0), format!("{times:.1}"), &words);
         }
-        let oldest = |scenario| Some(of(&report.rows, scenario, size)?.latency.as_ref()?.p99_us);
-        if let (Some(sealed), Some(bridges)) = (oldest("two-hosts"), oldest("two-bridges")) {
-            let added = sealed - bridges;
+        // Bridges carry at another rate: what is added is no more than the age itself.
+        let sealed = of(&report.rows, "two-hosts", size).and_then(|row| row.latency.as_ref());
+        if let Some(Latency { p99_us, .. }) = sealed {
             let words = format!(
-                "us older, 99 of 100, when sealed over two hosts than over bridges, each at half of its highest rate, {size} B (goal: 50)"
+                "us old, 99 of 100, when sealed over two hosts at half of the highest rate, {size} B (goal: 50 added)"
             );
-            card(Some(added < 50.0), format!("{added:.0}"), &words);
+            card(Some(*p99_us < 50.0), format!("{p99_us:.0}"), &words);
         }
     }
     let answer = |scenario: &str, busy: bool| {
