@@ -126,8 +126,8 @@ fn names(policy: &Policy, found: &mut Found) {
     let keys: HashSet<usize> = policy
         .rules
         .iter()
-        .flat_map(|rule| [Some(rule.action), rule.also_accept.map(|also| also.action)])
-        .filter_map(|action| match action? {
+        .flat_map(|rule| rule.actions())
+        .filter_map(|action| match action {
             Action::Seal { key, .. } => Some(key.index()),
             _ => None,
         })

@@ -236,6 +236,28 @@ impl Net {
         self.deployment.ctl(host, words)
     }
 
+    /// What a host says of itself at this moment.
+    pub(crate) fn status(&self, host: usize) -> std::result::Result<Value, PerfError> {
+        let said = self.ctl(host, &["--json", "status"])?;
+        serde_json::from_str(&said).map_err(|error| PerfError::Malformed {
+            what: "status".into(),
+            why: error.to_string(),
+        })
+    }
+
+    /// Tells a host of a tag that sends a guest to quarantine.
+    pub(crate) fn tag(&self, host: usize, guest: &str, name: &str) -> Result<()> {
+        let words = ["--service", "av", "--name", name, "--severity", "90"];
+        self.ctl(host, &[&["tag", "set", guest], &words[..]].concat())?;
+        Ok(())
+    }
+
+    /// Tells a host that all such tags of a guest are cleared.
+    pub(crate) fn clear(&self, host: usize, guest: &str) -> Result<()> {
+        self.ctl(host, &["tag", "clear", guest, "--service", "av", "--name", "*"])?;
+        Ok(())
+    }
+
     /// The SPI of an SA.
     pub(crate) fn spi(&self, name: &str) -> u32 {
         self.deployment

@@ -6,7 +6,7 @@ use guestseal_perf::process::{PerfError, wait_for};
 use serde_json::Value;
 
 use crate::net::{Net, PATIENCE, POLICY, Result, ensure};
-use crate::sessions::{current, ping};
+use crate::sessions::{current, ping, running_under};
 
 /// Three blue guests, two of them on the first host.
 fn policy() -> String {
@@ -14,26 +14,6 @@ fn policy() -> String {
     let blue = "  - id: blue-3\n    host: h1\n    labels: {tenant: blue}\n    ports:\n      - {interface: gp-blue-3, network: blue, \
                 mac: \"02:00:00:01:00:03\", addresses: [10.1.0.3, \"fd00:1::3\"]}\n";
     POLICY.replace(red, &format!("{blue}{red}"))
-}
-
-fn tag(net: &Net, host: usize, guest: &str) -> Result<()> {
-    let words = ["--service", "av", "--name", "eicar", "--severity", "90"];
-    net.ctl(host, &[&["tag", "set", guest], &words[..]].concat())?;
-    Ok(())
-}
-
-fn clear(net: &Net, host: usize, guest: &str) -> Result<()> {
-    net.ctl(host, &["tag", "clear", guest, "--service", "av", "--name", "*"])?;
-    Ok(())
-}
-
-/// What a host says at this moment.
-fn status(net: &Net, host: usize) -> std::result::Result<Value, PerfError> {
-    let said = net.ctl(host, &["--json", "status"])?;
-    serde_json::from_str(&said).map_err(|error| PerfError::Malformed {
-        what: "status".into(),
-        why: error.to_string(),
-    })
 }
 
 /// Whether one of a few pings comes back soon.
@@ -45,13 +25,13 @@ fn is_answered(net: &Net, from: &str, to: &str) -> bool {
 
 /// Numbers of the sessions that a host seals with under a key.
 fn sealing(net: &Net, host: usize, key: &str) -> std::result::Result<Vec<Value>, PerfError> {
-    let status = status(net, host)?;
+    let status = net.status(host)?;
     let sessions = current(&status, key);
     Ok(sessions.iter().map(|session| session["number"].clone()).collect())
 }
 
 fn ended(net: &Net, host: usize, reason: &str) -> std::result::Result<u64, PerfError> {
-    let status = status(net, host)?;
+    let status = net.status(host)?;
     Ok(status["sessions"]["ended"][reason].as_u64().unwrap_or(0))
 }
 
@@ -69,7 +49,7 @@ fn wait_for_sessions(
         Ok(is_so.then_some(()))
     })
     .map_err(|error| {
-        let said = (0..2).map(|host| status(net, host).map(|status| status["sessions"].to_string()));
+        let said = (0..2).map(|host| net.status(host).map(|status| status["sessions"].to_string()));
         let said: Vec<String> = said.map(|said| said.unwrap_or_default()).collect();
         format!("{error}: {}", said.join("\n")).into()
     })
@@ -90,13 +70,7 @@ fn wait_for_end(net: &Net, times: u64) -> Result<()> {
 /// The last guest under a key ends its session, on both hosts, whichever of them knows first; not one before it, and not those
 /// of other keys. What is released goes on at once.
 pub(crate) fn the_last_guest_ends_the_session() -> Result<()> {
-    let deployment = Deployment::with_sessions("quarantine", &policy())?;
-    let guests = deployment.guests(1);
-    let mut net = Net::of(deployment, 1, &guests)?;
-    for host in 0..2 {
-        net.write_session_host(host, "")?;
-        net.start(host, &[])?;
-    }
+    let mut net = running_under("quarantine", &policy(), "")?;
     ping(&net, "blue-1", "10.1.0.2")?;
     ping(&net, "blue-3", "10.1.0.2")?;
     ping(&net, "red-1", "10.2.0.2")?;
@@ -107,7 +81,7 @@ pub(crate) fn the_last_guest_ends_the_session() -> Result<()> {
     let (blue, red) = (sealing(&net, 0, "blue-any")?, sealing(&net, 0, "red-any")?);
 
     // Another guest may use it yet.
-    tag(&net, 0, "blue-1")?;
+    net.tag(0, "blue-1", "eicar")?;
     ping(&net, "blue-3", "10.1.0.2")?;
     ensure(!is_answered(&net, "blue-1", "10.1.0.2"), || {
         "blue-1 is in quarantine and sends".to_owned()
@@ -117,18 +91,18 @@ pub(crate) fn the_last_guest_ends_the_session() -> Result<()> {
     })?;
 
     // Nobody may on this host. The other one does not know, hears of the end, and makes it anew: its guest sends.
-    tag(&net, 0, "blue-3")?;
+    net.tag(0, "blue-3", "eicar")?;
     wait_for_sessions(&net, 0, "blue-any", 0, ("unusable", 1))?;
     wait_for_sessions(&net, 1, "blue-any", 0, ("by-peer", 1))?;
     ensure(!is_answered(&net, "blue-2", "10.1.0.3"), || {
         "blue-3 is in quarantine and is sent to".to_owned()
     })?;
     wait_for_sessions(&net, 1, "blue-any", 1, ("by-peer", 1))?;
-    tag(&net, 1, "blue-1")?;
+    net.tag(1, "blue-1", "eicar")?;
     ensure(ended(&net, 1, "unusable")? == 0, || {
         "blue-3 may, it believes".to_owned()
     })?;
-    tag(&net, 1, "blue-3")?;
+    net.tag(1, "blue-3", "eicar")?;
     for host in 0..2 {
         wait_for_sessions(&net, host, "blue-any", 0, ("unusable", 1))?;
     }
@@ -138,7 +112,7 @@ pub(crate) fn the_last_guest_ends_the_session() -> Result<()> {
     })?;
 
     for host in 0..2 {
-        clear(&net, host, "blue-1")?;
+        net.clear(host, "blue-1")?;
         net.ctl(host, &["release", "blue-1"])?;
     }
     ping(&net, "blue-1", "10.1.0.2")?;
@@ -174,7 +148,7 @@ pub(crate) fn hosts_that_share_end_it_together() -> Result<()> {
     for host in 0..2 {
         wait_for_sessions(&net, host, "blue-any", 1, ("unusable", 0))?;
     }
-    tag(&net, 0, "blue-2")?;
+    net.tag(0, "blue-2", "eicar")?;
     wait_for_end(&net, 1)?;
     ensure(!is_answered(&net, "blue-1", "10.1.0.2"), || {
         "blue-2 is in quarantine and is sent to".to_owned()
@@ -184,7 +158,7 @@ pub(crate) fn hosts_that_share_end_it_together() -> Result<()> {
             format!("host {host} has made it anew")
         })?;
     }
-    clear(&net, 1, "blue-2")?;
+    net.clear(1, "blue-2")?;
     wait_for("the guest to be released", PATIENCE, || {
         Ok(ping(&net, "blue-1", "10.1.0.2").ok())
     })?;

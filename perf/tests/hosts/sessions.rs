@@ -10,7 +10,12 @@ use crate::net::{Net, PATIENCE, Result, ensure, esp_packets};
 
 /// Two hosts that run, with further lines of their `sessions`.
 pub(crate) fn running(name: &str, sessions: &str) -> Result<Net> {
-    let deployment = Deployment::with_sessions(name, crate::net::POLICY)?;
+    running_under(name, crate::net::POLICY, sessions)
+}
+
+/// The same with another policy.
+pub(crate) fn running_under(name: &str, policy: &str, sessions: &str) -> Result<Net> {
+    let deployment = Deployment::with_sessions(name, policy)?;
     let guests = deployment.guests(1);
     let mut net = Net::of(deployment, 1, &guests)?;
     for host in 0..2 {

@@ -115,28 +115,6 @@ fn reaches(fleet: &Fleet, from: &str, to: &str, does: bool) -> Result<()> {
 }
 
 impl Fleet {
-    fn tag(&self, host: usize, guest: &str, name: &str) -> Result<()> {
-        let words = [
-            "tag",
-            "set",
-            guest,
-            "--service",
-            "av",
-            "--name",
-            name,
-            "--severity",
-            "90",
-        ];
-        self.net.ctl(host, &words)?;
-        Ok(())
-    }
-
-    fn clear(&self, host: usize, guest: &str) -> Result<()> {
-        self.net
-            .ctl(host, &["tag", "clear", guest, "--service", "av", "--name", "*"])?;
-        Ok(())
-    }
-
     fn guest(&self, host: usize, guest: &str) -> std::result::Result<Value, PerfError> {
         let said = self.net.ctl(host, &["--json", "guests"])?;
         let all: Value = serde_json::from_str(&said).map_err(|error| PerfError::Malformed {
@@ -190,14 +168,14 @@ pub(crate) fn tags_and_hands() -> Result<()> {
     let fleet = Fleet::running_with("shared", POLICY)?;
     reaches(&fleet, "blue-1", "10.1.0.2", true)?;
     // blue-2 lives on the second host, and the first is told.
-    fleet.tag(0, "blue-2", "eicar")?;
+    fleet.net.tag(0, "blue-2", "eicar")?;
     let found = fleet.is_in(1, "blue-2", "quarantine")?;
     let because = "transfer infected of default after tag av/eicar of severity 90, on host h1";
     ensure(found["because"] == because, || found.to_string())?;
     reaches(&fleet, "blue-2", "10.1.0.1", false)?;
     let journal = fleet.journal(1)?;
     ensure(journal.contains("host h1 through etcd"), || journal.clone())?;
-    fleet.clear(1, "blue-2")?;
+    fleet.net.clear(1, "blue-2")?;
     fleet.is_in(0, "blue-2", "default")?;
     reaches(&fleet, "blue-1", "10.1.0.2", true)?;
     fleet.net.ctl(0, &["pin", "blue-1", "quarantine"])?;
@@ -259,7 +237,7 @@ pub(crate) fn compacted() -> Result<()> {
     fleet.net.host(1).process.signal(Signal::STOP);
     // More than the connection and etcd's own queue have room for.
     fleet.etcd.fill(&fleet.net.topology.wire, 3000, 6000)?;
-    fleet.tag(0, "blue-2", "eicar")?;
+    fleet.net.tag(0, "blue-2", "eicar")?;
     fleet.wait_for(0, "it to be published", |etcd| etcd["unpublished"] == 0)?;
     fleet.compact()?;
     fleet.net.host(1).process.signal(Signal::CONT);
@@ -278,7 +256,7 @@ pub(crate) fn catching_up() -> Result<()> {
     reaches(&fleet, "red-1", "10.2.0.2", true)?;
     fleet.etcd.kill();
     fleet.connected(0, false)?;
-    fleet.tag(0, "blue-2", "eicar")?;
+    fleet.net.tag(0, "blue-2", "eicar")?;
     reaches(&fleet, "blue-1", "10.1.0.2", false)?;
     reaches(&fleet, "red-1", "10.2.0.2", true)?;
     fleet.wait_for(0, "the tag to be kept", |etcd| etcd["unpublished"] == 1)?;
@@ -286,10 +264,10 @@ pub(crate) fn catching_up() -> Result<()> {
     fleet.is_in(1, "blue-2", "quarantine")?;
     // A host that is parted hears nothing; its own word is kept. Meanwhile the past is compacted.
     fleet.part(1, true)?;
-    fleet.clear(0, "blue-2")?;
-    fleet.tag(1, "blue-1", "parted")?;
+    fleet.net.clear(0, "blue-2")?;
+    fleet.net.tag(1, "blue-1", "parted")?;
     for number in 0..20 {
-        fleet.tag(0, "red-1", &format!("n{number}"))?;
+        fleet.net.tag(0, "red-1", &format!("n{number}"))?;
     }
     fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
     fleet.compact()?;
@@ -300,9 +278,9 @@ pub(crate) fn catching_up() -> Result<()> {
     // A host that does not run is told when it does.
     fleet.net.host(1).process.kill();
     fleet.net.hosts[1] = None;
-    fleet.clear(0, "red-1")?;
-    fleet.tag(0, "blue-2", "again")?;
-    fleet.tag(0, "red-2", "fresh")?;
+    fleet.net.clear(0, "red-1")?;
+    fleet.net.tag(0, "blue-2", "again")?;
+    fleet.net.tag(0, "red-2", "fresh")?;
     fleet.wait_for(0, "all to be published", |etcd| etcd["unpublished"] == 0)?;
     fleet.net.start(1, &[])?;
     fleet.is_in(1, "red-2", "quarantine")?;
@@ -311,7 +289,7 @@ pub(crate) fn catching_up() -> Result<()> {
     // A host that was killed before it could say what it had answered says it then.
     fleet.etcd.kill();
     fleet.connected(1, false)?;
-    fleet.clear(1, "blue-1")?;
+    fleet.net.clear(1, "blue-1")?;
     fleet.net.host(1).process.kill();
     fleet.net.hosts[1] = None;
     fleet.etcd.restart(&fleet.net.topology)?;
@@ -331,9 +309,9 @@ pub(crate) fn who_may() -> Result<()> {
         fleet.net.start(host, &[])?;
         fleet.connected(host, true)?;
     }
-    fleet.tag(0, "blue-1", "eicar")?;
+    fleet.net.tag(0, "blue-1", "eicar")?;
     fleet.is_in(1, "blue-1", "quarantine")?;
-    fleet.tag(1, "red-1", "eicar")?;
+    fleet.net.tag(1, "red-1", "eicar")?;
     fleet.wait_for(1, "the refusal to be shown", |etcd| {
         etcd["refused"]["NotWritable"] == 1
             && etcd["unpublished"] == 1

@@ -95,8 +95,7 @@ pub(crate) fn wait_for_quarantine(net: &Net, id: &str, tag: &str) -> Result<()> 
 
 /// What became of a source's reports.
 fn counts(net: &Net, source: &str) -> Result<Value> {
-    let status: Value = serde_json::from_str(&net.ctl(0, &["--json", "status"])?)?;
-    Ok(status["sources"][source].clone())
+    Ok(net.status(0)?["sources"][source].clone())
 }
 
 fn wait_for_count(net: &Net, source: &str, count: &str, wanted: u64) -> Result<()> {

@@ -133,18 +133,11 @@ impl Decisions {
             self.counters.would_meet(rule);
             sample(rule, false);
         }
-        match decision.verdict {
-            Verdict::Matched { rule, action } => {
-                self.counters.met(rule);
-                sample(rule, true);
-                match action {
-                    Action::Drop => Err(DropReason::RuleDrops),
-                    action => Ok((rule, action)),
-                }
-            }
-            Verdict::NoRule => Err(DropReason::NoRule),
-            Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),
+        if let Verdict::Matched { rule, .. } = decision.verdict {
+            self.counters.met(rule);
+            sample(rule, true);
         }
+        allowed(decision.verdict)
     }
 
     /// Look-ups that the cache has answered, and those that it has not.
@@ -261,17 +254,24 @@ pub fn reaches(
 ) -> Result<(), DropReason> {
     let mut facts = facts(descriptor);
     facts.destination.guest = Some(receiver.guest);
-    match tables.rules.classify(&facts).verdict {
+    let verdict = tables.rules.classify(&facts).verdict;
+    let allowed = allowed(verdict).map(drop);
+    if let (Verdict::Matched { rule, .. }, Err(_)) = (verdict, allowed)
+        && let Some(counters) = tables.rule_counters(own)
+    {
+        counters.met(rule);
+    }
+    allowed
+}
+
+/// The rule that lets a packet pass, and as what.
+#[inline]
+fn allowed(verdict: Verdict) -> Result<(RuleIndex, Action), DropReason> {
+    match verdict {
         Verdict::Matched {
-            rule,
-            action: Action::Drop,
-        } => {
-            if let Some(counters) = tables.rule_counters(own) {
-                counters.met(rule);
-            }
-            Err(DropReason::RuleDrops)
-        }
-        Verdict::Matched { .. } => Ok(()),
+            action: Action::Drop, ..
+        } => Err(DropReason::RuleDrops),
+        Verdict::Matched { rule, action } => Ok((rule, action)),
         Verdict::NoRule => Err(DropReason::NoRule),
         Verdict::FragmentNeedsPorts => Err(DropReason::FragmentNeedsPorts),
     }

@@ -112,15 +112,15 @@ pub fn replicate(
                 }
             }
         }
-        match (last, descriptor.egress, kept) {
-            (None, None, reason) => descriptor.drop_for(reason.unwrap_or(DropReason::NoEndpoint)),
-            (_, _, Some(reason)) => keep(descriptor, reason, ledger),
-            _ => {}
-        }
         match (last, descriptor.egress) {
             (Some(receiver), Some(_)) => copy(descriptor, receiver, own, tables, pool, exits, ledger),
             (Some(receiver), None) => descriptor.egress = Some(Egress::Guest(receiver)),
-            (None, _) => {}
+            (None, Some(_)) => {}
+            // The packet itself is what nobody gets.
+            (None, None) => descriptor.drop_for(kept.take().unwrap_or(DropReason::NoEndpoint)),
+        }
+        if let Some(reason) = kept {
+            keep(descriptor, reason, ledger);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use foldhash::fast::FixedState;
-use guestseal_rules::model::{GuestIndex, HostIndex, NetworkIndex, Policy, PortIndex};
+use guestseal_rules::model::{GuestIndex, GuestPort, HostIndex, NetworkIndex, Policy, PortIndex};
 
 use crate::wire::ethernet::MacAddress;
 
@@ -88,10 +88,8 @@ impl Endpoints {
             if policy.is_flat(network) {
                 endpoints.flat_by_mac.insert(endpoint.mac, endpoint);
             }
-            let addresses = port.addresses.iter().copied().chain([link_local(endpoint.mac)]);
-            endpoints
-                .by_address
-                .extend(addresses.map(|address| ((network, address), endpoint)));
+            let addresses = addresses_of(port).map(|address| ((network, address), endpoint));
+            endpoints.by_address.extend(addresses);
         }
         endpoints
     }
@@ -163,6 +161,12 @@ impl Endpoints {
                 .by_address(endpoint.network, address)
                 .is_some_and(|owner| owner.port == endpoint.port)
     }
+}
+
+/// The addresses that a port has: the policy's, and the link-local one.
+pub fn addresses_of(port: &GuestPort) -> impl Iterator<Item = IpAddr> {
+    let own = port.addresses.iter().copied();
+    own.chain([link_local(MacAddress(port.mac))])
 }
 
 /// The link-local address that a guest makes from its MAC (RFC 4291 Appendix A).

@@ -179,3 +179,10 @@ pub struct Rule {
     /// Where it is.
     pub place: Place,
 }
+
+impl Rule {
+    /// What a receiver takes: what the rule says, then what it takes as well for a time.
+    pub fn actions(&self) -> impl Iterator<Item = Action> {
+        std::iter::once(self.action).chain(self.also_accept.map(|also| also.action))
+    }
+}

@@ -249,9 +249,8 @@ fn channels(policy: &Policy) -> Vec<Carried> {
     let mut seen = std::collections::HashSet::new();
     let mut channels = Vec::new();
     for rule in &policy.rules {
-        let actions = [Some(rule.action), rule.also_accept.map(|also| also.action)];
         let (from, to) = (networks_of(policy, &rule.from), networks_of(policy, &rule.to));
-        for (protection, key) in actions.into_iter().flatten().filter_map(sealing) {
+        for (protection, key) in rule.actions().filter_map(sealing) {
             let there = (0..).map(NetworkIndex).zip(&policy.networks);
             for (network, _) in there.filter(|(_, network)| network.kind != NetworkKind::Retired) {
                 let meant = |networks: &Option<Vec<NetworkIndex>>| {

@@ -15,12 +15,11 @@ use std::time::{Duration, Instant};
 
 use guestseal_rules::classify::Action;
 use guestseal_rules::compile::{Ruleset, Seat};
-use guestseal_rules::model::{HostIndex, NetworkIndex, PortIndex, Rule, RuleIndex};
+use guestseal_rules::model::{HostIndex, NetworkIndex, PortIndex, RuleIndex};
 
 use crate::control::config::HostConfig;
-use crate::keys::handshake::output::Pair;
-use crate::path::endpoints::link_local;
-use crate::wire::ethernet::MacAddress;
+use crate::keys::handshake::output::{Pair, PeerId};
+use crate::path::endpoints::addresses_of;
 
 use super::scope::Carried;
 use super::{Sessions, clocks};
@@ -52,27 +51,20 @@ impl PortsByHost {
         Self { config, ports }
     }
 
-    /// What guests of a host may send from and be sent in a network: their addresses, the one that IPv6 makes of their MAC
-    /// among them; of routers any.
+    /// What guests of a host may send from and be sent in a network: their addresses; of routers any.
     fn seats(&self, host: HostIndex, network: NetworkIndex) -> impl Iterator<Item = Seat> {
         let policy = &self.config.policy;
-        let ports = self.ports[host.index()]
-            .iter()
-            .map(|port| &policy.ports[port.index()]);
-        ports
-            .filter(move |port| port.network == network)
-            .flat_map(|port| {
-                let own = port
-                    .addresses
-                    .iter()
-                    .copied()
-                    .chain([link_local(MacAddress(port.mac))]);
-                let any = port.router.then_some(None);
-                let guest = port.guest;
-                own.map(Some)
-                    .chain(any)
-                    .map(move |address| Seat { guest, address })
+        let ports = self.ports[host.index()].iter();
+        let ports = ports.map(|port| &policy.ports[port.index()]);
+        let of_network = ports.filter(move |port| port.network == network);
+        of_network.flat_map(|port| {
+            let any = port.router.then_some(None);
+            let addresses = addresses_of(port).map(Some).chain(any);
+            addresses.map(|address| Seat {
+                guest: port.guest,
+                address,
             })
+        })
     }
 }
 
@@ -82,12 +74,11 @@ impl Doubtful {
         !self.pairs.is_empty()
     }
 
-    /// The pairs of one peer.
-    fn next(&mut self) -> Vec<Pair> {
-        let Some(peer) = self.pairs.first().map(|pair| pair.peer) else {
-            return Vec::new();
-        };
-        self.pairs.extract_if(.., |pair| pair.peer == peer).collect()
+    /// A peer and its pairs, once.
+    fn next(&mut self) -> Option<(PeerId, Vec<Pair>)> {
+        let peer = self.pairs.first()?.peer;
+        let pairs = self.pairs.extract_if(.., |pair| pair.peer == peer);
+        Some((peer, pairs.collect()))
     }
 
     fn ports(&mut self, config: &Arc<HostConfig>) -> &PortsByHost {
@@ -111,47 +102,53 @@ impl Sessions {
     /// Ends those of the sessions in doubt that no guests may use under these rules.
     pub fn end_unusable(&mut self, config: &Arc<HostConfig>, rules: &Ruleset) {
         let begin = Instant::now();
-        while self.doubtful.is_due() && begin.elapsed() < SLICE {
-            for pair in self.unusable(config, rules) {
+        while begin.elapsed() < SLICE
+            && let Some((peer, pairs)) = self.doubtful.next()
+        {
+            for pair in self.unusable(peer, pairs, config, rules) {
                 self.engine.end_unusable(pair, clocks());
             }
         }
     }
 
-    /// Of the pairs of the next peer those that no guests may use.
-    fn unusable(&mut self, config: &Arc<HostConfig>, rules: &Ruleset) -> Vec<Pair> {
-        let mut by_network: BTreeMap<NetworkIndex, Vec<(Pair, HostIndex, Carried)>> = BTreeMap::new();
-        for pair in self.doubtful.next() {
-            if let Some((peer, carried)) = self.scope.meaning(pair) {
-                let of_network = by_network.entry(carried.network).or_default();
-                of_network.push((pair, peer.host, carried));
+    /// Of the pairs of a peer those that no guests may use.
+    fn unusable(
+        &mut self,
+        peer: PeerId,
+        pairs: Vec<Pair>,
+        config: &Arc<HostConfig>,
+        rules: &Ruleset,
+    ) -> Vec<Pair> {
+        let Some(peer) = self.scope.peer(peer) else {
+            return Vec::new();
+        };
+        let mut by_network: BTreeMap<NetworkIndex, Vec<(Pair, Carried)>> = BTreeMap::new();
+        for pair in pairs {
+            if let Some((_, carried)) = self.scope.meaning(pair) {
+                by_network
+                    .entry(carried.network)
+                    .or_default()
+                    .push((pair, carried));
             }
         }
         let ports = self.doubtful.ports(config);
-        let seals = |rule: RuleIndex, carried: Carried| {
+        let seals = |rule: RuleIndex, Carried { protection, key, .. }: Carried| {
+            let action = Action::Seal { protection, key };
             let rule = config.policy.rules.get(rule.index());
-            rule.is_some_and(|rule| seals(rule, carried))
+            rule.is_some_and(|rule| rule.actions().any(|one| one == action))
         };
         let mut unusable = Vec::new();
         for (network, pairs) in by_network {
-            let Some((_, peer, _)) = pairs.first() else {
-                continue;
-            };
-            let any = |rule| pairs.iter().any(|(.., carried)| seals(rule, *carried));
-            let meeting = rules.meeting(network, any);
-            let [ours, theirs] = [config.host, *peer].map(|host| meeting.side(ports.seats(host, network)));
+            let meeting = rules.meeting(network, |rule| {
+                pairs.iter().any(|(_, carried)| seals(rule, *carried))
+            });
+            let [ours, theirs] =
+                [config.host, peer.host].map(|host| meeting.side(ports.seats(host, network)));
             let gone = pairs
                 .iter()
-                .filter(|(.., carried)| !meeting.may_meet(&ours, &theirs, |rule| seals(rule, *carried)));
-            unusable.extend(gone.map(|(pair, ..)| *pair));
+                .filter(|(_, carried)| !meeting.may_meet(&ours, &theirs, |rule| seals(rule, *carried)));
+            unusable.extend(gone.map(|(pair, _)| *pair));
         }
         unusable
     }
-}
-
-/// Whether a rule seals so, or accepts what is sealed so.
-fn seals(rule: &Rule, carried: Carried) -> bool {
-    let Carried { protection, key, .. } = carried;
-    let actions = [Some(rule.action), rule.also_accept.map(|also| also.action)];
-    actions.contains(&Some(Action::Seal { protection, key }))
 }

@@ -211,12 +211,7 @@ impl PairState {
         }
         let newest = channel.and_then(ChannelState::newest);
         let held = |generation| channel.is_some_and(|channel| channel.key(generation).is_some());
-        let gone: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|session| !held(session.generation) && !matches!(session.stage, Stage::Closing))
-            .map(|session| session.id)
-            .collect();
+        let gone = self.open(|session| !held(session.generation));
         let attempt_gone = self
             .attempt
             .as_ref()
@@ -233,11 +228,7 @@ impl PairState {
             }
         }
         self.newest = newest;
-        for id in gone {
-            if let Some(place) = self.find(id) {
-                self.close(place, EndReason::Revoked, shared, now);
-            }
-        }
+        self.close_all(gone, EndReason::Revoked, shared, now);
         if let (Some(place), Some(newest)) = (self.current(), newest)
             && newest > self.sessions[place].generation
             && !self.sessions[place].outdated
@@ -254,17 +245,13 @@ impl PairState {
     pub(super) fn unusable(&mut self, shared: &mut Shared, now: Now) {
         self.drop_attempt(shared);
         (self.wanted, self.renew) = (false, false);
-        let open = |session: &Session| !matches!(session.stage, Stage::Closing);
-        while let Some(place) = self.sessions.iter().position(open) {
-            self.close(place, EndReason::Unusable, shared, now);
-        }
+        self.close_all(self.open(|_| true), EndReason::Unusable, shared, now);
         self.tend(shared, now);
     }
 
     /// Whether anything is there that has not ended.
     pub(super) fn is_live(&self) -> bool {
-        let open = |session: &Session| !matches!(session.stage, Stage::Closing);
-        self.attempt.is_some() || self.sessions.iter().any(open)
+        self.attempt.is_some() || !self.sessions.iter().all(Session::is_closing)
     }
 
     /// The peer's public keys have changed: what it has proven with one that is not its own any more ends.
@@ -274,17 +261,8 @@ impl PairState {
                 .peer(self.pair.peer)
                 .is_some_and(|peer| peer.has(session.with))
         };
-        let gone: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|session| !its(session) && !matches!(session.stage, Stage::Closing))
-            .map(|session| session.id)
-            .collect();
-        for id in gone {
-            if let Some(place) = self.find(id) {
-                self.close(place, EndReason::Revoked, shared, now);
-            }
-        }
+        let gone = self.open(|session| !its(session));
+        self.close_all(gone, EndReason::Revoked, shared, now);
         // The one under way is for a key by its place among the ones before.
         if let Some(attempt) = &self.attempt {
             let (tries, first) = (attempt.tries, attempt.first);
@@ -552,7 +530,7 @@ impl PairState {
             Word::Probe(_) => {}
             Word::Passed(length) => self.passed(length, shared, now),
             Word::Close => {
-                if !matches!(self.sessions[place].stage, Stage::Closing) {
+                if !self.sessions[place].is_closing() {
                     let close = self.sessions[place].say(Word::Close);
                     shared.send(self.pair.peer, close);
                     shared.counters.revoked += 1;
@@ -924,7 +902,7 @@ impl PairState {
         if let Some(peer) = shared.peer_mut(self.pair.peer) {
             peer.path.heard();
         }
-        if !matches!(session.stage, Stage::Closing) {
+        if !session.is_closing() {
             session.ping = None;
         }
         self.proven = self.proven.max(session.stamp);
@@ -936,6 +914,21 @@ impl PairState {
             let drained = now.monotonic + shared.settings.drain;
             for older in self.sessions.iter_mut().take(place) {
                 older.drained.get_or_insert(drained);
+            }
+        }
+    }
+
+    /// The sessions that are not closing already and of which something is so.
+    fn open(&self, is_meant: impl Fn(&Session) -> bool) -> Vec<SessionId> {
+        let sessions = self.sessions.iter();
+        let open = sessions.filter(|session| !session.is_closing() && is_meant(session));
+        open.map(|session| session.id).collect()
+    }
+
+    fn close_all(&mut self, sessions: Vec<SessionId>, reason: EndReason, shared: &mut Shared, now: Now) {
+        for id in sessions {
+            if let Some(place) = self.find(id) {
+                self.close(place, reason, shared, now);
             }
         }
     }
@@ -965,7 +958,7 @@ impl PairState {
         let session = self.sessions.remove(place);
         shared.indices.remove(&session.index);
         shared.dealer.free(session.inbound.base());
-        if matches!(session.stage, Stage::Closing) {
+        if session.is_closing() {
             return;
         }
         if session.is_established() {

@@ -171,6 +171,11 @@ impl Session {
         self.outbound.spis().map(order).collect()
     }
 
+    /// Over on this host; the peer is told till it answers.
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing)
+    }
+
     pub(super) fn is_established(&self) -> bool {
         matches!(self.stage, Stage::Established)
     }
