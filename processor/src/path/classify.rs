@@ -70,6 +70,12 @@ impl Decisions {
         self.ways.recall(batch, umem, &self.counters)
     }
 
+    /// The ways that are known, and where the rules of packets that take them are counted.
+    #[inline]
+    pub(super) fn ways(&mut self) -> (&mut Recall, &RuleCounters) {
+        (&mut self.ways, &self.counters)
+    }
+
     /// Remembers the ways that live packets have found, as far as others may take them.
     pub fn remember(&mut self, batch: &mut Batch, umem: &Umem) {
         self.ways.remember(batch, umem);

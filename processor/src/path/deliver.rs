@@ -1,5 +1,6 @@
 //! The last stage: every packet leaves by its port or ends with its reason, and is counted.
 
+use crate::port::Burst;
 use crate::port::frame::Frame;
 use crate::port::pool::FramePool;
 
@@ -17,11 +18,23 @@ pub trait Exits {
     /// Gives the frame back, and why.
     fn uplink(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)>;
 
+    /// Submits packets to this worker's queue of the uplink, in order, until one cannot be: that and what is behind it stays.
+    ///
+    /// # Errors
+    /// Why something stays.
+    fn uplink_all(&mut self, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason>;
+
     /// Submits a frame to a guest port of which this worker has a queue.
     ///
     /// # Errors
     /// Gives the frame back, and why.
     fn guest(&mut self, port: u16, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)>;
+
+    /// Submits packets to a guest port of which this worker has a queue, as [`Exits::uplink_all`].
+    ///
+    /// # Errors
+    /// Why something stays.
+    fn guest_all(&mut self, port: u16, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason>;
 
     /// Hands a packet to the worker that owns its next step.
     ///
@@ -38,6 +51,9 @@ pub trait Exits {
 pub trait Ledger {
     /// One packet ended.
     fn ended(&mut self, direction: Direction, outcome: Outcome, arrival: u64);
+
+    /// Packets ended alike.
+    fn all_ended(&mut self, direction: Direction, outcome: Outcome, arrivals: &[u64]);
 
     /// A packet was made here: a copy for one more receiver, or a message to a guest. It ends like any packet.
     fn copied(&mut self);
@@ -249,7 +265,7 @@ pub fn transmit(
 
 /// The worker to transmit by a guest port: this one if it has a queue of it, else the first that does.
 #[inline]
-fn owner_of(port: u16, own: WorkerId, tables: &Tables) -> Option<WorkerId> {
+pub(super) fn owner_of(port: u16, own: WorkerId, tables: &Tables) -> Option<WorkerId> {
     let owners = tables.owners(port);
     owners
         .iter()

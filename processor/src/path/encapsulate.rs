@@ -58,7 +58,7 @@ impl Carrier {
     /// Writes UDP and overlay header in front of a frame of so many bytes.
     ///
     /// Without a UDP checksum: inside of ESP the tag is worth more, and outside RFC 7348 5 and RFC 6935 want none.
-    #[inline]
+    #[inline(always)]
     pub(super) fn write(&self, front: &mut [u8; HEADER], packet: &Packet, frame: usize) {
         let header = udp::Header {
             source: source_port(packet).into(),
@@ -74,7 +74,7 @@ impl Carrier {
 
 /// A source port that tells flows apart, so that the network between the hosts can spread them, and is the same for all
 /// fragments of a datagram.
-#[inline]
+#[inline(always)]
 fn source_port(packet: &Packet) -> u16 {
     let (one, two) = match (packet.l3, packet.source, packet.destination) {
         (L3::Ip, std::net::IpAddr::V4(source), std::net::IpAddr::V4(destination)) => (

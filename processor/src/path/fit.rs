@@ -24,7 +24,7 @@ const LONGEST_V4: usize = 576;
 const LONGEST_V6: usize = 1280;
 
 /// Lowers what a TCP SYN says that its sender takes, so that the answers fit: `most` bytes of an IP packet.
-#[inline]
+#[inline(always)]
 pub(super) fn clamp(packet: &Packet, frame: &mut [u8], most: u16) {
     const TCP_HEADER: u16 = 20;
     if packet.tcp_flags & transport::SYN != 0

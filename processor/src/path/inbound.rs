@@ -1,11 +1,11 @@
-//! Inbound: uplink -> parse -> (decapsulate) -> find SA -> (hand over) -> open -> recall, or guard ->
+//! Inbound: uplink -> (express), or parse -> (decapsulate) -> find SA -> (hand over) -> open -> recall, or guard ->
 //! classify and key check -> guest port.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
 use super::deliver::{Exits, Ledger, hand_over, replicate, transmit};
 use super::outcome::Direction;
-use super::{classify, decapsulate, guard, open, parse};
+use super::{classify, decapsulate, express, guard, open, parse};
 use crate::port::Burst;
 
 /// Takes what the uplink received all the way, or as far as this worker goes.
@@ -16,6 +16,13 @@ pub fn inbound(
     ledger: &mut impl Ledger,
 ) {
     let mut batch = Batch::new();
+    express::open_known(context, burst, &mut batch, exits, ledger);
+    if !batch.is_empty() {
+        decide_and_deliver(context, &mut batch, exits, ledger);
+    }
+    if burst.is_empty() {
+        return;
+    }
     parse::parse(burst, &mut batch, context.pool.umem(), Direction::Inbound, None);
     ledger.passed("parse");
     decapsulate::decapsulate(&mut batch, context.tables, context.pool.umem());
@@ -43,6 +50,16 @@ pub fn open_and_deliver(
         context.engine,
     );
     ledger.passed("open");
+    decide_and_deliver(context, batch, exits, ledger);
+}
+
+/// The rest of the way of what is open.
+fn decide_and_deliver(
+    context: &mut Context<'_>,
+    batch: &mut Batch,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
     let some_unknown = context.decisions.recall(batch, context.pool.umem());
     ledger.passed("recall");
     if some_unknown {

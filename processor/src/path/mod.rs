@@ -11,6 +11,7 @@ pub mod decapsulate;
 pub mod deliver;
 pub mod encapsulate;
 pub mod endpoints;
+pub mod express;
 pub mod finish;
 pub mod fit;
 pub mod flood;

@@ -94,21 +94,19 @@ fn is_in_udp(packet: &Packet, tables: &Tables) -> bool {
 }
 
 /// A packet whose window allows it, on its way through the engine.
-struct Candidate {
+pub(super) struct Candidate {
     sequence: u64,
-    /// Its place in the batch.
-    position: u16,
     /// Where ESP begins and ends.
-    start: u16,
-    end: u16,
+    pub(super) start: u16,
+    pub(super) end: u16,
     /// Where the payload goes in the fresh frame, counted from so many bytes in front of its data.
-    to: u16,
-    front: u16,
+    pub(super) to: u16,
+    pub(super) front: u16,
 }
 
 impl Candidate {
     /// Where what is opened ends in the fresh frame, at most.
-    fn most(&self) -> usize {
+    pub(super) fn most(&self) -> usize {
         usize::from(self.to) + usize::from(self.end - self.start)
     }
 }
@@ -128,7 +126,8 @@ pub fn open(
     let is_concerned = batch.iter().any(|descriptor| descriptor.sa.is_some());
     let mut fresh = pool.take_many(if is_concerned { batch.len() } else { 0 });
     let mut additional = [[0; 12]; BATCH];
-    let mut candidates = ArrayVec::<Candidate, BATCH>::new();
+    // With their places in the batch.
+    let mut candidates = ArrayVec::<(u16, Candidate), BATCH>::new();
     // In the frames that came, by their places in the batch.
     let mut overwritten = ArrayVec::<(u16, Overwritten), BATCH>::new();
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
@@ -141,7 +140,7 @@ pub fn open(
             descriptor.drop_for(DropReason::UnknownSpi);
             continue;
         };
-        let admitted = admit(descriptor, position, sa, &umem);
+        let admitted = admit(&descriptor.packet, &descriptor.frame, sa, &umem);
         let admitted = admitted.and_then(|admitted| {
             let is_long = admitted.0.most() > most;
             if is_long && pool.available_long() == 0 {
@@ -156,13 +155,17 @@ pub fn open(
         let ((candidate, header), room) = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
+                if matches!(reason, DropReason::ReplaySeen | DropReason::ReplayTooOld) {
+                    replayed(sa);
+                }
                 descriptor.drop_for(reason);
                 continue;
             }
         };
         let note = |one| overwritten.push((position, one));
-        jobs.push(job(descriptor, &candidate, &header, sa, room, &umem, note));
-        candidates.push(candidate);
+        let came = &mut descriptor.frame;
+        jobs.push(job(came, &candidate, &header, sa, room, &umem, note));
+        candidates.push((position, candidate));
     }
     if !jobs.is_empty() {
         engine.open(&mut jobs);
@@ -172,12 +175,13 @@ pub fn open(
     for (position, one) in overwritten {
         one.restore(umem.room_mut(&mut batch[usize::from(position)].frame));
     }
-    for ((candidate, authentic), fresh) in candidates.into_iter().zip(authentic).zip(&mut fresh) {
-        let descriptor = &mut batch[usize::from(candidate.position)];
+    for (((position, candidate), authentic), fresh) in candidates.into_iter().zip(authentic).zip(&mut fresh) {
+        let descriptor = &mut batch[usize::from(position)];
         let Some(sa) = descriptor.sa.and_then(|place| sas.get_mut(place)) else {
             unreachable!("admitted by this SA")
         };
-        match finish(descriptor, &candidate, authentic, sa, tables, &umem, fresh) {
+        let payload = accept(&candidate, authentic, sa, &umem, fresh);
+        match payload.and_then(|payload| unwrap(descriptor, &candidate, payload, sa, tables, &umem, fresh)) {
             Ok(()) => std::mem::swap(&mut descriptor.frame, fresh),
             Err(reason) => descriptor.drop_for(reason),
         }
@@ -186,25 +190,19 @@ pub fn open(
     pool.put_many(fresh);
 }
 
-#[inline]
-fn admit(
-    descriptor: &Descriptor,
-    position: u16,
+/// Whether a packet may go to the engine, and how it is laid out there. Changes nothing.
+#[inline(always)]
+pub(super) fn admit(
+    packet: &Packet,
+    frame: &Frame,
     sa: &InboundSa,
     umem: &Umem,
 ) -> Result<(Candidate, esp::Header), DropReason> {
-    let packet = &descriptor.packet;
     let (start, end) = (usize::from(packet.l4_offset), usize::from(packet.end));
-    let bytes = umem
-        .bytes(&descriptor.frame)
-        .get(start..end)
-        .ok_or(DropReason::BadEsp)?;
+    let bytes = umem.bytes(frame).get(start..end).ok_or(DropReason::BadEsp)?;
     let (header, _) = esp::Header::read_from_prefix(bytes).map_err(|_| DropReason::BadEsp)?;
     let sequence = sa.window.infer(header.sequence.get());
-    if let Err(error) = sa.window.check(sequence) {
-        replayed(sa);
-        return Err(error.into());
-    }
+    sa.window.check(sequence)?;
     let (to, front) = match sa.mode {
         // An ESP packet of transport mode keeps its own headers; extension headers in front of ESP are not ours.
         Mode::Transport if packet.has_extensions => return Err(DropReason::BadExtensionHeader),
@@ -224,7 +222,6 @@ fn admit(
     }
     let candidate = Candidate {
         sequence,
-        position,
         start: start as u16,
         end: end as u16,
         to: to as u16,
@@ -241,9 +238,9 @@ fn replayed(sa: &InboundSa) {
 }
 
 /// What the engine is to do from the frame that came into the fresh one.
-#[inline]
-fn job<'a>(
-    descriptor: &'a mut Descriptor,
+#[inline(always)]
+pub(super) fn job<'a>(
+    came: &'a mut Frame,
     candidate: &Candidate,
     header: &esp::Header,
     sa: &'a InboundSa,
@@ -262,12 +259,12 @@ fn job<'a>(
     let text = start + esp::HEADER..start + esp::HEADER + length;
     let (frame, additional, buffers) = match sa.protection {
         Protection::Encrypt => {
-            let frame = umem.bytes(&descriptor.frame);
+            let frame = umem.bytes(came);
             let source = &frame[text.clone()];
             (frame, additional, Buffers::Copy { source, destination })
         }
         Protection::Authenticate => {
-            let frame = umem.room_mut(&mut descriptor.frame);
+            let frame = umem.room_mut(came);
             let (from, before) = lay_out_gmac(frame, start, additional);
             overwritten(before);
             let frame = &*frame;
@@ -288,16 +285,22 @@ fn job<'a>(
     }
 }
 
-/// Moves the window, checks the trailer, and makes the fresh frame the packet that the peer's guest sent.
-fn finish(
-    descriptor: &mut Descriptor,
+/// What an accepted packet has inside.
+#[derive(Copy, Clone)]
+pub(super) struct Payload {
+    pub(super) length: usize,
+    pub(super) next_header: u8,
+}
+
+/// Moves the window, counts the packet, and reads its trailer.
+#[inline(always)]
+pub(super) fn accept(
     candidate: &Candidate,
     authentic: bool,
     sa: &mut InboundSa,
-    tables: &Tables,
     umem: &Umem,
     fresh: &mut Frame,
-) -> Result<(), DropReason> {
+) -> Result<Payload, DropReason> {
     let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
     let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
     if !authentic {
@@ -314,10 +317,32 @@ fn finish(
     let room = umem
         .room_with_front_mut(fresh, front)
         .ok_or(DropReason::TooLong)?;
-    let (payload, next_header) = esp::read_trailer(&room[to..to + opened]).ok_or(DropReason::BadTrailer)?;
+    let (length, next_header) = esp::read_trailer(&room[to..to + opened]).ok_or(DropReason::BadTrailer)?;
     if next_header == esp::NEXT_NONE {
         return Err(DropReason::DummyPacket);
     }
+    Ok(Payload { length, next_header })
+}
+
+/// Makes the fresh frame the packet that the peer's guest sent.
+pub(super) fn unwrap(
+    descriptor: &mut Descriptor,
+    candidate: &Candidate,
+    payload: Payload,
+    sa: &InboundSa,
+    tables: &Tables,
+    umem: &Umem,
+    fresh: &mut Frame,
+) -> Result<(), DropReason> {
+    let start = usize::from(candidate.start);
+    let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
+    let Payload {
+        length: payload,
+        next_header,
+    } = payload;
+    let room = umem
+        .room_with_front_mut(fresh, front)
+        .ok_or(DropReason::TooLong)?;
     let packet = &mut descriptor.packet;
     match sa.mode {
         Mode::Transport => {

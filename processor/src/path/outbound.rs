@@ -1,11 +1,11 @@
-//! Outbound: guest port -> parse -> (take VLAN tag off) -> (finish) -> recall, or guard -> (answer) -> classify -> (flood) ->
+//! Outbound: guest port -> (express), or parse -> (take VLAN tag off) -> (finish) -> recall, or guard -> (answer) -> classify -> (flood) ->
 //! select SA -> (wait, hand over) -> (encapsulate) -> seal -> uplink.
 
 use super::batch::{Batch, NextStep};
 use super::context::Context;
 use super::deliver::{Exits, Ledger, hand_over, replicate, transmit};
 use super::outcome::Direction;
-use super::{answer, classify, encapsulate, finish, fit, flood, guard, local, parse, seal, trunk};
+use super::{answer, classify, encapsulate, express, finish, fit, flood, guard, local, parse, seal, trunk};
 use crate::port::Burst;
 
 /// Takes what a guest port received all the way, or as far as this worker goes. `now` is asked for only if a packet has
@@ -18,6 +18,10 @@ pub fn outbound(
     ledger: &mut impl Ledger,
     now: impl FnOnce() -> u64,
 ) {
+    express::seal_known(context, burst, port, exits, ledger);
+    if burst.is_empty() {
+        return;
+    }
     let mut batch = Batch::new();
     parse::parse(
         burst,

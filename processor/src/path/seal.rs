@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
+use guestseal_rules::model::{HostIndex, NetworkIndex};
 use zerocopy::IntoBytes;
 
 use crate::aead::engine::{Buffers, Engine, SealJob};
@@ -26,7 +27,7 @@ use crate::wire::packet::{Fragment, Packet};
 use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
 use super::batch::{Batch, Descriptor, WorkerId, unknown};
-use super::encapsulate;
+use super::encapsulate::{self, Carrier};
 use super::fit;
 use super::outcome::DropReason;
 use super::outer::Outer;
@@ -86,28 +87,78 @@ pub fn in_front(mode: Mode) -> usize {
     headers + esp::HEADER
 }
 
+/// The SA that seals a packet, and where the packet goes.
+#[derive(Copy, Clone)]
+pub(super) struct Under<'a> {
+    pub(super) place: Place,
+    pub(super) sa: &'a OutboundSa,
+    pub(super) network: NetworkIndex,
+    pub(super) host: Option<HostIndex>,
+}
+
 /// How a packet is laid out when it is sealed.
-struct Plan {
+pub(super) struct Plan<'a> {
     /// Where the payload begins in the frame that came, counted from so many bytes in front of its data.
     from: usize,
     front: usize,
-    /// Bytes of payload, padding and trailer.
-    length: usize,
+    /// Bytes of payload, and of padding and trailer.
+    payload: usize,
+    trailer: usize,
+    next_header: u8,
     /// Bytes of ESP, and where it begins in the fresh frame.
     outer_length: usize,
     start: usize,
+    /// Bytes of Ethernet, and how many may follow on the way.
+    l3: usize,
+    bound: usize,
     /// What stands in front of it.
     before: Before,
+    /// What goes into the headroom.
+    carrier: Option<&'a Carrier>,
     /// Whether the sealed packet begins where the kernel has the frame begin, so that no fresh one is needed.
-    in_place: bool,
+    pub(super) in_place: bool,
 }
 
-impl Plan {
+impl Plan<'_> {
     /// Where the sealed packet ends in the fresh frame.
-    fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         self.start + self.outer_length
     }
+
+    /// Bytes of ESP.
+    pub(super) fn outer_length(&self) -> usize {
+        self.outer_length
+    }
+
+    /// Bytes that are sealed.
+    fn length(&self) -> usize {
+        self.payload + self.trailer
+    }
+
+    /// Bytes that the guest's IP packet may have.
+    fn fits(&self, packet: &Packet) -> u16 {
+        let most = esp::most_inside(self.bound.saturating_sub(self.start - self.l3));
+        // What of the payload is no part of the guest's IP packet, or of that packet is no part of the payload.
+        let outside = self.payload + usize::from(packet.l3_offset);
+        (most + usize::from(packet.end)).saturating_sub(outside) as u16
+    }
 }
+
+/// Why a packet cannot be sealed, and how many bytes would fit if it is too long.
+pub(super) struct Unfit {
+    reason: DropReason,
+    fits: u16,
+}
+
+impl From<DropReason> for Unfit {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, fits: 0 }
+    }
+}
+
+/// The headers of the packet before, by its SA: packets of a burst mostly go the same way, so that they are made once for as
+/// many as follow one another.
+pub(super) type LastOuter = Option<(Place, Outer)>;
 
 /// The headers in front of ESP.
 #[derive(Copy, Clone)]
@@ -156,8 +207,7 @@ pub fn seal(
     let mut overwritten = ArrayVec::<(usize, Overwritten), BATCH>::new();
     let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
     let (mut rooms, mut additional) = (fresh.iter_mut(), additional.iter_mut());
-    // Packets of a burst mostly go the same way: their headers are made once for as many as follow one another.
-    let mut last: Option<(Place, Outer)> = None;
+    let mut last = LastOuter::None;
     for (position, descriptor) in (0u16..).zip(batch.iter_mut()) {
         let Some(place) = descriptor.sa.filter(|_| descriptor.is_live()) else {
             // Whatever went wrong before: what is to be sealed never leaves as it is.
@@ -170,16 +220,31 @@ pub fn seal(
             descriptor.drop_for(DropReason::NoSecurityAssociation);
             continue;
         };
-        let planned = plan(descriptor, (place, sa), &mut last, tables, &umem);
+        let under = Under {
+            place,
+            sa,
+            network: descriptor.network,
+            host: descriptor.far_host(),
+        };
+        let planned = plan(
+            &descriptor.packet,
+            &descriptor.frame,
+            under,
+            &mut last,
+            tables,
+            &umem,
+        );
         let planned = planned.and_then(|plan| {
             if !plan.in_place && (rooms.len() == 0 || plan.end() > room && pool.available_long() == 0) {
-                return Err(DropReason::NoFrame);
+                return Err(DropReason::NoFrame.into());
             }
-            Ok((plan, sa.sequence.take()?))
+            let taken = sa.sequence.take().map_err(DropReason::from)?;
+            Ok((plan, taken))
         });
         let (plan, taken) = match planned {
             Ok(planned) => planned,
-            Err(reason) => {
+            Err(Unfit { reason, fits }) => {
+                descriptor.fits = fits;
                 descriptor.drop_for(reason);
                 too_long |= reason == DropReason::TooLong;
                 continue;
@@ -189,28 +254,30 @@ pub fn seal(
             unreachable!("one for each packet")
         };
         count(sa, plan.outer_length);
+        let Descriptor { packet, frame, .. } = descriptor;
+        lay_out(packet, frame, &plan, &umem);
         let outer = last.as_ref().map(|(_, outer)| outer);
         if plan.in_place {
             jobs.push(job_in_place(
-                descriptor, &plan, sa, taken, outer, additional, &umem,
+                packet, frame, &plan, sa, taken, outer, additional, &umem,
             ));
             continue;
         }
-        let Some(frame) = rooms.next() else {
+        let Some(fresh) = rooms.next() else {
             unreachable!("there was one a moment ago")
         };
         if plan.end() > room {
-            pool.widen(frame);
+            pool.widen(fresh);
         }
         let number = sealed.len();
         let note = |one| overwritten.push((number, one));
         jobs.push(job(
-            descriptor,
+            (packet, frame),
             &plan,
             sa,
             taken,
             outer,
-            (frame, additional),
+            (fresh, additional),
             &umem,
             note,
         ));
@@ -241,23 +308,31 @@ impl From<SequenceError> for DropReason {
 }
 
 #[inline]
-fn count(sa: &OutboundSa, bytes: usize) {
+pub(super) fn count(sa: &OutboundSa, bytes: usize) {
     let mut tally = sa.tally.get();
     tally.packets += 1;
     tally.bytes += bytes as u64;
     sa.tally.set(tally);
 }
 
-/// Lays a packet out, and makes it whole in the frame that it came in: headers in front of it, padding and trailer behind.
-#[inline]
-fn plan(
-    descriptor: &mut Descriptor,
-    (place, sa): (Place, &OutboundSa),
-    last: &mut Option<(Place, Outer)>,
-    tables: &Tables,
+/// Finds out how a packet is to be laid out, and whether it fits. Changes nothing.
+///
+/// In line always, as what it calls: where much of the packet is known beforehand, most of it is nothing.
+#[inline(always)]
+pub(super) fn plan<'a>(
+    packet: &Packet,
+    frame: &Frame,
+    under: Under<'_>,
+    last: &mut LastOuter,
+    tables: &'a Tables,
     umem: &Umem,
-) -> Result<Plan, DropReason> {
-    let packet = &descriptor.packet;
+) -> Result<Plan<'a>, Unfit> {
+    let Under {
+        place,
+        sa,
+        network,
+        host,
+    } = under;
     let Inside {
         from,
         front,
@@ -265,13 +340,14 @@ fn plan(
     } = inside(packet, sa.mode)?;
     let end = usize::from(packet.end);
     let payload = front + end - from;
-    let outer_length = esp::length(payload);
+    let trailer = esp::padding(payload) + esp::TRAILER;
+    let outer_length = esp::HEADER + payload + trailer + esp::TAG;
     let mut mtu = tables.uplink_mtu;
     let mut outer_for = |local, remote, protocol| -> Result<usize, DropReason> {
         let outer = match last {
             Some((known, outer)) if *known == place => outer,
             _ => {
-                let outer = Outer::new(tables, descriptor.far_host(), local, remote, protocol)?;
+                let outer = Outer::new(tables, host, local, remote, protocol)?;
                 &mut last.insert((place, outer)).1
             }
         };
@@ -300,59 +376,70 @@ fn plan(
             Before::HostsAndUdp(source),
         ),
     };
-    let bound = mtu.min(umem.most_room() - l3);
-    let fits = || {
-        let most = esp::most_inside(bound.saturating_sub(start - l3));
-        // What of the payload is no part of the guest's IP packet, or of that packet is no part of the payload.
-        (most + end).saturating_sub(payload + usize::from(packet.l3_offset)) as u16
+    let carrier = if front > 0 { tables.carrier(network) } else { None };
+    let behind = umem.room_of(frame).saturating_sub(end);
+    let in_front = (esp::HEADER + start + front).checked_sub(from);
+    let in_place = frame.head() > 0
+        && in_front == Some(frame.head())
+        && sa.protection == Protection::Encrypt
+        && behind >= trailer + esp::TAG;
+    let plan = Plan {
+        from,
+        front,
+        payload,
+        trailer,
+        next_header,
+        outer_length,
+        start,
+        l3,
+        bound: mtu.min(umem.most_room() - l3),
+        before,
+        carrier,
+        in_place,
     };
-    if start - l3 + outer_length > bound {
-        descriptor.fits = fits();
-        return Err(DropReason::TooLong);
+    if start - l3 + outer_length > plan.bound {
+        return Err(Unfit {
+            reason: DropReason::TooLong,
+            fits: plan.fits(packet),
+        });
     }
+    // Where the headers go, and the trailer.
+    if carrier.is_none() && front > 0 || front > umem.front_of(frame) || behind < trailer {
+        return Err(DropReason::TooLong.into());
+    }
+    Ok(plan)
+}
+
+/// Makes a packet whole in the frame that it came in: headers in front of it, padding and trailer behind.
+#[inline(always)]
+pub(super) fn lay_out(packet: &Packet, frame: &mut Frame, plan: &Plan<'_>, umem: &Umem) {
+    let end = usize::from(packet.end);
     if packet.tcp_flags & transport::SYN != 0 {
-        fit::clamp(packet, umem.room_mut(&mut descriptor.frame), fits());
+        fit::clamp(packet, umem.room_mut(frame), plan.fits(packet));
     }
-    if front > 0 {
-        let carrier = tables.carrier(descriptor.network);
-        let room = umem.room_with_front_mut(&mut descriptor.frame, front);
-        let (Some(carrier), Some(header)) = (carrier, room.and_then(|room| room.first_chunk_mut())) else {
-            return Err(DropReason::TooLong);
+    if let Some(carrier) = plan.carrier {
+        let room = umem.room_with_front_mut(frame, plan.front);
+        let Some(header) = room.and_then(|room| room.first_chunk_mut()) else {
+            unreachable!("the plan has asked for the room")
         };
         carrier.write(header, packet, end);
     }
-    // The trailer goes behind the payload in the frame that it came in.
-    let room = umem
-        .room_mut(&mut descriptor.frame)
-        .get_mut(end..)
-        .unwrap_or_default();
-    let trailer = esp::write_trailer(room, payload, next_header).ok_or(DropReason::TooLong)?;
-    umem.set_length(&mut descriptor.frame, end + trailer);
-    let in_front = (esp::HEADER + start + front).checked_sub(from);
-    let in_place = descriptor.frame.head() > 0
-        && in_front == Some(descriptor.frame.head())
-        && sa.protection == Protection::Encrypt
-        && umem.room_mut(&mut descriptor.frame).len() >= end + trailer + esp::TAG;
-    Ok(Plan {
-        from,
-        front,
-        length: payload + trailer,
-        outer_length,
-        start,
-        before,
-        in_place,
-    })
+    let room = umem.room_mut(frame).get_mut(end..).unwrap_or_default();
+    if esp::write_trailer(room, plan.payload, plan.next_header).is_none() {
+        unreachable!("the plan has asked for the room")
+    }
+    umem.set_length(frame, end + plan.trailer);
 }
 
 /// Writes what stands in front of the payload into the fresh frame; gives what the engine is to do from one frame into the other.
-#[inline]
+#[inline(always)]
 #[expect(
     clippy::too_many_arguments,
     reason = "what is made of them is one thing, and each is borrowed from elsewhere"
 )]
-fn job<'a>(
-    descriptor: &'a Descriptor,
-    plan: &Plan,
+pub(super) fn job<'a>(
+    (packet, came): (&Packet, &'a Frame),
+    plan: &Plan<'_>,
     sa: &'a OutboundSa,
     (number, nonce): (u64, Nonce),
     outer: Option<&Outer>,
@@ -363,13 +450,12 @@ fn job<'a>(
     let Plan {
         from,
         front,
-        length,
         outer_length,
         start,
         ..
     } = *plan;
-    let packet = &descriptor.packet;
-    let Some(source) = umem.with_front(&descriptor.frame, front) else {
+    let length = plan.length();
+    let Some(source) = umem.with_front(came, front) else {
         unreachable!("the headers were written there")
     };
     umem.set_length(frame, start + outer_length);
@@ -407,10 +493,15 @@ fn job<'a>(
 }
 
 /// Writes what stands in front of the payload into the head of the frame that came; gives what the engine is to do there.
-#[inline]
-fn job_in_place<'a>(
-    descriptor: &'a mut Descriptor,
-    plan: &Plan,
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what is made of them is one thing, and each is borrowed from elsewhere"
+)]
+pub(super) fn job_in_place<'a>(
+    packet: &Packet,
+    frame: &'a mut Frame,
+    plan: &Plan<'_>,
     sa: &'a OutboundSa,
     (number, nonce): (u64, Nonce),
     outer: Option<&Outer>,
@@ -418,7 +509,6 @@ fn job_in_place<'a>(
     umem: &'a Umem,
 ) -> SealJob<'a> {
     let start = plan.start;
-    let Descriptor { frame, packet, .. } = descriptor;
     let head = frame.head();
     umem.take_head(frame);
     umem.set_length(frame, start + plan.outer_length);
@@ -429,7 +519,7 @@ fn job_in_place<'a>(
     let (before, behind) = room.split_at_mut(start);
     write_before(before, plan, packet, outer);
     *additional = write_esp(behind, sa, number);
-    let (text, rest) = behind[esp::HEADER..].split_at_mut(plan.length);
+    let (text, rest) = behind[esp::HEADER..].split_at_mut(plan.length());
     let Some(tag) = rest.first_chunk_mut() else {
         unreachable!("the length was checked")
     };
@@ -443,8 +533,8 @@ fn job_in_place<'a>(
 }
 
 /// Writes the headers in front of ESP; the guest's own are there already, and say what follows them (RFC 4303 3.1.1).
-#[inline]
-fn write_before(before: &mut [u8], plan: &Plan, packet: &Packet, outer: Option<&Outer>) {
+#[inline(always)]
+fn write_before(before: &mut [u8], plan: &Plan<'_>, packet: &Packet, outer: Option<&Outer>) {
     let outer_length = plan.outer_length;
     match (plan.before, outer) {
         (Before::Own, _) => {
@@ -486,6 +576,7 @@ struct Inside {
     next_header: u8,
 }
 
+#[inline(always)]
 fn inside(packet: &Packet, mode: Mode) -> Result<Inside, DropReason> {
     let (from, front, next_header) = match mode {
         Mode::Transport if packet.fragment != Fragment::Whole => {

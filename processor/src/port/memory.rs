@@ -11,7 +11,7 @@ use super::frame::{Frame, Kind};
 use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
-use super::{Burst, Held, KernelDrops, Port};
+use super::{Burst, Held, KernelDrops, Port, one_by_one};
 
 /// The port's ends of the rings.
 #[derive(Debug)]
@@ -199,6 +199,22 @@ impl Port for MemoryPort {
                 Ok(())
             }
             Err(rtrb::PushError::Full(frame)) => Err(frame),
+        }
+    }
+
+    fn transmit_all(&mut self, packets: &mut Burst, pool: &mut FramePool) {
+        if packets.iter().any(|frame| self.umem.is_long(frame)) {
+            return one_by_one(self, packets, pool);
+        }
+        let room = self.transmit_room - self.held.transmit;
+        let umem = &self.umem;
+        if let Ok(chunk) = self.transmit.write_chunk_uninit(room.min(packets.len())) {
+            let count = chunk.len();
+            let leaving = packets.drain(..count).map(|mut frame| {
+                umem.close_head(&mut frame);
+                frame
+            });
+            self.held.transmit += chunk.fill_from_iter(leaving);
         }
     }
 

@@ -391,6 +391,20 @@ impl Umem {
         frame.address as usize & (self.frame_size - 1)
     }
 
+    /// Bytes in front of the frame's data, headroom.
+    #[inline]
+    #[must_use]
+    pub fn front_of(&self, frame: &Frame) -> usize {
+        self.offset(frame)
+    }
+
+    /// Bytes from the start of the frame's data to the end of its frame.
+    #[inline]
+    #[must_use]
+    pub fn room_of(&self, frame: &Frame) -> usize {
+        self.size(frame) - self.offset(frame)
+    }
+
     /// The frame's data.
     #[inline]
     #[must_use]

@@ -24,7 +24,7 @@ use super::frame::Frame;
 use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
-use super::{BATCH, Burst, Held, KernelDrops, Port};
+use super::{BATCH, Burst, Held, KernelDrops, Port, one_by_one};
 
 /// Of a descriptor: more of its packet follow (`XDP_PKT_CONTD`).
 const MORE_FOLLOW: u32 = 1;
@@ -378,6 +378,21 @@ impl Port for XskPort {
         assert_eq!(produced, 1, "the transmit ring had room");
         self.held.transmit += 1;
         Ok(())
+    }
+
+    #[inline]
+    fn transmit_all(&mut self, packets: &mut Burst, pool: &mut FramePool) {
+        if packets.iter().any(|frame| self.umem.is_long(frame)) {
+            return one_by_one(self, packets, pool);
+        }
+        let room = self.tx.nb_free(BATCH as u32) as usize;
+        let (umem, holder) = (&self.umem, self.holder);
+        let leaving = packets.drain(..room.min(packets.len()));
+        let descriptors: ArrayVec<FrameDesc, BATCH> = leaving.map(|frame| umem.lend(frame, holder)).collect();
+        // SAFETY: the descriptors are of frames just lent, which nobody else can touch.
+        let produced = unsafe { self.tx.produce(&descriptors) };
+        assert_eq!(produced, descriptors.len(), "the transmit ring had room");
+        self.held.transmit += produced;
     }
 
     #[inline]

@@ -64,8 +64,19 @@ impl Counts {
     /// Records one packet.
     #[inline]
     pub fn record(&mut self, direction: Direction, outcome: Outcome, nanoseconds: u64) {
-        let class = direction as usize * CLASSES.len() + class_of(outcome);
-        self.0[class][bucket_of(nanoseconds.min(LONGEST))] += 1;
+        self.record_all(direction, outcome, std::iter::once(nanoseconds));
+    }
+
+    /// Records packets that ended alike.
+    #[inline]
+    pub fn record_all(
+        &mut self,
+        direction: Direction,
+        outcome: Outcome,
+        nanoseconds: impl Iterator<Item = u64>,
+    ) {
+        let class = &mut self.0[direction as usize * CLASSES.len() + class_of(outcome)];
+        nanoseconds.for_each(|one| class[bucket_of(one.min(LONGEST))] += 1);
     }
 }
 

@@ -64,7 +64,7 @@ pub enum Fragment {
 /// How most frames begin.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Usual {
+struct Start {
     ethernet: ethernet::Header,
     ip: ip4::Header,
     source_port: U16,
@@ -73,6 +73,105 @@ struct Usual {
 
 /// Where the flags of TCP stand, counted from behind its ports.
 const TCP_FLAGS_BEHIND_PORTS: usize = 9;
+
+/// A frame of the usual form, read in one straight run: untagged, a protocol with ports or ESP in a whole IPv4 packet without
+/// options, in order.
+#[derive(Copy, Clone)]
+pub struct Usual<'a> {
+    start: &'a Start,
+    ports: Option<(u16, u16)>,
+    tcp_flags: u8,
+    end: u16,
+}
+
+impl<'a> Usual<'a> {
+    /// `None` says nothing about a frame.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(frame: &'a [u8]) -> Option<Self> {
+        let (start, rest) = Start::ref_from_prefix(frame).ok()?;
+        let ip = &start.ip;
+        let total = usize::from(ip.total_length.get());
+        let end = ethernet::HEADER + total;
+        let ports = Some((start.source_port.get(), start.destination_port.get()));
+        let (least, ports) = match transport::minimum_header(ip.protocol) {
+            Some(least) => (least, ports),
+            // Its own header is read when its SA is looked for.
+            None if ip.protocol == esp::ESP => (0, None),
+            None => return None,
+        };
+        let header = <&[u8; ip4::HEADER]>::try_from(ip.as_bytes()).ok()?;
+        let tcp_flags = match (ip.protocol, rest.get(TCP_FLAGS_BEHIND_PORTS)) {
+            (TCP, Some(flags)) => *flags,
+            (TCP, None) => return None,
+            _ => 0,
+        };
+        if start.ethernet.ethertype.get() != ethernet::IPV4
+            || ip.version_length != 0x45
+            || ip.fragment.get() & (ip4::OFFSET | ip4::MORE_FRAGMENTS) != 0
+            || total < ip4::HEADER + least
+            || end > frame.len()
+            || !checksum::is_right(header)
+        {
+            return None;
+        }
+        Some(Self {
+            start,
+            ports,
+            tcp_flags,
+            end: end as u16,
+        })
+    }
+
+    /// A frame with ESP of which this was asked before, without the questions: then it is the same.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_esp_again(frame: &'a [u8]) -> Option<Self> {
+        let (start, _) = Start::ref_from_prefix(frame).ok()?;
+        Some(Self {
+            start,
+            ports: None,
+            tcp_flags: 0,
+            end: (ethernet::HEADER + usize::from(start.ip.total_length.get())) as u16,
+        })
+    }
+
+    /// DSCP and ECN.
+    #[inline(always)]
+    #[must_use]
+    pub fn traffic_class(&self) -> u8 {
+        self.start.ip.traffic_class
+    }
+
+    /// Writes what was read over an earlier packet.
+    ///
+    /// Field by field: what is put together elsewhere from small pieces and then moved in large ones is waited for (a store
+    /// that is not forwarded), which took more than half of the time.
+    #[inline(always)]
+    pub fn write(&self, packet: &mut Packet) {
+        let ip = &self.start.ip;
+        packet.destination_mac = self.start.ethernet.destination;
+        packet.source_mac = self.start.ethernet.source;
+        packet.vlan = None;
+        packet.ethertype = ethernet::IPV4;
+        packet.l3 = L3::Ip;
+        packet.source = IpAddr::V4(ip.source.into());
+        packet.destination = IpAddr::V4(ip.destination.into());
+        packet.protocol = ip.protocol;
+        packet.dscp = ip.traffic_class >> 2;
+        packet.traffic_class = ip.traffic_class;
+        packet.fragment = Fragment::Whole;
+        packet.ports = self.ports;
+        packet.tcp_flags = self.tcp_flags;
+        packet.icmp = None;
+        packet.nd_target = None;
+        packet.nd_link_layer = None;
+        packet.l3_offset = ethernet::HEADER as u16;
+        packet.l4_offset = (ethernet::HEADER + ip4::HEADER) as u16;
+        packet.end = self.end;
+        packet.has_extensions = false;
+    }
+}
 
 /// What was read from a frame. Offsets are bytes from the frame's start.
 ///
@@ -170,64 +269,15 @@ impl Packet {
         }
     }
 
-    /// Reads a frame of the usual form in one straight run: untagged, a protocol with ports or ESP in a whole IPv4 packet
-    /// without options. Whether it was one; says nothing about others.
-    ///
-    /// Field by field: what is put together elsewhere from small pieces and then moved in large ones is waited for (a store
-    /// that is not forwarded), which took more than half of the time.
     #[inline(always)]
     fn read_usual(&mut self, frame: &[u8]) -> bool {
-        let Ok((start, rest)) = Usual::ref_from_prefix(frame) else {
-            return false;
-        };
-        let ip = &start.ip;
-        let total = usize::from(ip.total_length.get());
-        let end = ethernet::HEADER + total;
-        let ports = Some((start.source_port.get(), start.destination_port.get()));
-        let (least, ports) = match transport::minimum_header(ip.protocol) {
-            Some(least) => (least, ports),
-            // Its own header is read when its SA is looked for.
-            None if ip.protocol == esp::ESP => (0, None),
-            None => return false,
-        };
-        let Ok(header) = <&[u8; ip4::HEADER]>::try_from(ip.as_bytes()) else {
-            return false;
-        };
-        let tcp_flags = match (ip.protocol, rest.get(TCP_FLAGS_BEHIND_PORTS)) {
-            (TCP, Some(flags)) => *flags,
-            (TCP, None) => return false,
-            _ => 0,
-        };
-        if start.ethernet.ethertype.get() != ethernet::IPV4
-            || ip.version_length != 0x45
-            || ip.fragment.get() & (ip4::OFFSET | ip4::MORE_FRAGMENTS) != 0
-            || total < ip4::HEADER + least
-            || end > frame.len()
-            || !checksum::is_right(header)
-        {
-            return false;
+        match Usual::of(frame) {
+            Some(usual) => {
+                usual.write(self);
+                true
+            }
+            None => false,
         }
-        self.destination_mac = start.ethernet.destination;
-        self.source_mac = start.ethernet.source;
-        self.vlan = None;
-        self.ethertype = ethernet::IPV4;
-        self.l3 = L3::Ip;
-        self.source = IpAddr::V4(ip.source.into());
-        self.destination = IpAddr::V4(ip.destination.into());
-        self.protocol = ip.protocol;
-        self.dscp = ip.traffic_class >> 2;
-        self.traffic_class = ip.traffic_class;
-        self.fragment = Fragment::Whole;
-        self.ports = ports;
-        self.tcp_flags = tcp_flags;
-        self.icmp = None;
-        self.nd_target = None;
-        self.nd_link_layer = None;
-        self.l3_offset = ethernet::HEADER as u16;
-        self.l4_offset = (ethernet::HEADER + ip4::HEADER) as u16;
-        self.end = end as u16;
-        self.has_extensions = false;
-        true
     }
 
     /// Makes of an IP packet without extension headers, whose payload was ESP, the packet that was sealed in transport mode: the

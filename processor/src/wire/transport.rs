@@ -79,7 +79,7 @@ pub fn clamp_mss(segment: &mut [u8], most: u16) -> bool {
 ///
 /// Such a sender has put the sum of the pseudo header there. A finished checksum that happens to have this value comes out
 /// as it went in. UDP's 0 for none (RFC 768, RFC 6935) is no such sum.
-#[inline]
+#[inline(always)]
 pub fn finish_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &mut [u8]) -> bool {
     let place = match protocol {
         TCP => 16,
@@ -93,7 +93,13 @@ pub fn finish_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segmen
     if field != pseudo.to_be_bytes() {
         return false;
     }
-    // The field holds what the pseudo header would add.
+    complete(segment, place, protocol);
+    true
+}
+
+/// Completes a checksum whose field holds what the pseudo header would add.
+#[inline(never)]
+fn complete(segment: &mut [u8], place: usize, protocol: u8) {
     let sum = match !checksum::sum(segment) {
         // As a UDP checksum 0 means none (RFC 768).
         0 if protocol == UDP => 0xffff,
@@ -102,7 +108,6 @@ pub fn finish_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segmen
     if let Some(field) = segment.get_mut(place..place + 2) {
         field.copy_from_slice(&sum.to_be_bytes());
     }
-    true
 }
 
 /// Writes two bytes that may lie across words of the checksum.

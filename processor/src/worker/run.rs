@@ -224,6 +224,11 @@ impl Exits for WorkerExits<'_> {
     }
 
     #[inline]
+    fn uplink_all(&mut self, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason> {
+        submit(self.ports.uplink.as_mut(), packets, pool)
+    }
+
+    #[inline]
     fn guest(&mut self, port: u16, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)> {
         match self.ports.guests.iter_mut().find(|(number, _)| *number == port) {
             Some((_, port)) => port
@@ -234,8 +239,30 @@ impl Exits for WorkerExits<'_> {
     }
 
     #[inline]
+    fn guest_all(&mut self, port: u16, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason> {
+        let mut guests = self.ports.guests.iter_mut();
+        let queue = guests.find(|(number, _)| *number == port);
+        submit(queue.map(|(_, queue)| queue), packets, pool)
+    }
+
+    #[inline]
     fn hand_over(&mut self, to: WorkerId, step: NextStep, packet: Descriptor) -> Result<(), Descriptor> {
         self.handoff.push(to, step, packet)
+    }
+}
+
+/// Submits packets to a queue, if it is there, until one cannot be.
+#[inline]
+fn submit(
+    port: Option<&mut Box<dyn Port>>,
+    packets: &mut Burst,
+    pool: &mut FramePool,
+) -> Result<(), DropReason> {
+    port.ok_or(DropReason::PortGone)?.transmit_all(packets, pool);
+    if packets.is_empty() {
+        Ok(())
+    } else {
+        Err(DropReason::TxRingFull)
     }
 }
 
@@ -267,6 +294,14 @@ impl<W: Watch> Ledger for WorkerLedger<'_, W> {
         self.recorder
             .current
             .record(direction, outcome, now.saturating_sub(arrival));
+    }
+
+    #[inline]
+    fn all_ended(&mut self, direction: Direction, outcome: Outcome, arrivals: &[u64]) {
+        let now = *self.now.get_or_insert_with(monotonic);
+        self.counters.outcome(outcome).add(arrivals.len() as u64);
+        let ages = arrivals.iter().map(|arrival| now.saturating_sub(*arrival));
+        self.recorder.current.record_all(direction, outcome, ages);
     }
 
     #[inline]

@@ -1,0 +1,25 @@
+//! The short way of packets whose flow is known: from the frame that came to the engine's job in one run, without a descriptor.
+//!
+//! The stages exist for what must be found out about a packet. Of nearly every packet nothing must: its form is the usual one
+//! ([`Usual`]), its flow is remembered ([`super::recall`]) and its SA is here. Then what the stages would write into a
+//! descriptor and read again stays in registers: the same functions ([`super::seal`], [`super::open`]) are compiled in line over
+//! a packet of which most is known beforehand.
+//!
+//! It takes packets from the front of a burst and ends at the first that is anything else, before it has changed or counted
+//! anything of it: that one and those behind it go the long way, so that nothing overtakes. Never allocates.
+
+mod inbound;
+mod outbound;
+
+use crate::wire::packet::{Packet, Usual};
+
+pub use inbound::open_known;
+pub use outbound::seal_known;
+
+/// What [`Usual`] reads. In line always: most of it is known beforehand, and what nobody asks for is never written.
+#[inline(always)]
+fn usual(frame: &[u8]) -> Option<Packet> {
+    let mut packet = Packet::EMPTY;
+    Usual::of(frame)?.write(&mut packet);
+    Some(packet)
+}
