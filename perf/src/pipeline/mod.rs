@@ -484,15 +484,14 @@ mod tests {
                 in_place,
             };
             let rows = measure(&engine, &case, &Rules::new(network, rules, sas).unwrap(), 20, 0.0).unwrap();
-            for (row, stage) in rows.iter().zip(["seal", "open"]) {
+            for row in &rows {
                 assert!(row.cipher_cycles_per_packet > 0.0, "{row}");
                 assert!(
                     row.cycles_per_packet > row.cipher_cycles_per_packet / 2.0,
                     "{row}"
                 );
-                for stage in [
-                    stage, "receive", "parse", "recall", "guard", "classify", "cipher", "deliver",
-                ] {
+                // Every flow is known by then.
+                for stage in ["receive", "express", "cipher", "deliver"] {
                     assert!(row.stages.contains_key(stage), "{stage}: {row}");
                 }
             }

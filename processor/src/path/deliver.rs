@@ -18,11 +18,12 @@ pub trait Exits {
     /// Gives the frame back, and why.
     fn uplink(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), (Frame, DropReason)>;
 
-    /// Submits packets to this worker's queue of the uplink, in order, until one cannot be: that and what is behind it stays.
+    /// Submits packets to this worker's queue of the uplink, in order, none of them in a long frame, until one cannot be: that
+    /// and what is behind it stays.
     ///
     /// # Errors
     /// Why something stays.
-    fn uplink_all(&mut self, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason>;
+    fn uplink_all(&mut self, packets: &mut Burst) -> Result<(), DropReason>;
 
     /// Submits a frame to a guest port of which this worker has a queue.
     ///
@@ -34,7 +35,7 @@ pub trait Exits {
     ///
     /// # Errors
     /// Why something stays.
-    fn guest_all(&mut self, port: u16, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason>;
+    fn guest_all(&mut self, port: u16, packets: &mut Burst) -> Result<(), DropReason>;
 
     /// Hands a packet to the worker that owns its next step.
     ///

@@ -62,6 +62,8 @@ pub fn find_sa(batch: &mut Batch, tables: &Tables, umem: &Umem, notices: &mut No
         match header {
             Some((header, rest))
                 if packet.fragment == Fragment::Whole
+                    // What is sealed goes to one host: somebody has made others get it, too (RFC 1122 3.3.6).
+                    && !packet.is_group()
                     && rest.len() >= esp::TRAILER + esp::TAG
                     && rest.len() % 4 == 0 =>
             {

@@ -134,7 +134,7 @@ drop_reasons! {
     SequenceExhausted, "seal", Trouble, "The SA has used its last sequence number: a new SA is needed.";
     SequenceNotReserved, "seal", Trouble, "The SA's durable high-water mark has not been raised in time.";
     UnknownSpi, "open", Hostile, "No inbound SA has this SPI.";
-    BadEsp, "open", Hostile, "The ESP packet is too short, misaligned or a fragment.";
+    BadEsp, "open", Hostile, "The ESP packet is too short, misaligned, a fragment, or in a frame for a group.";
     ReplaySeen, "open", Hostile, "The sequence number was accepted before.";
     ReplayTooOld, "open", Hostile, "The sequence number is left of the replay window.";
     BadTag, "open", Hostile, "The tag is wrong: changed, or sealed under another key.";

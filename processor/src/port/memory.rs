@@ -11,7 +11,7 @@ use super::frame::{Frame, Kind};
 use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
-use super::{Burst, Held, KernelDrops, Port, one_by_one};
+use super::{Burst, Held, KernelDrops, Port};
 
 /// The port's ends of the rings.
 #[derive(Debug)]
@@ -202,15 +202,13 @@ impl Port for MemoryPort {
         }
     }
 
-    fn transmit_all(&mut self, packets: &mut Burst, pool: &mut FramePool) {
-        if packets.iter().any(|frame| self.umem.is_long(frame)) {
-            return one_by_one(self, packets, pool);
-        }
+    fn transmit_all(&mut self, packets: &mut Burst) {
         let room = self.transmit_room - self.held.transmit;
         let umem = &self.umem;
         if let Ok(chunk) = self.transmit.write_chunk_uninit(room.min(packets.len())) {
             let count = chunk.len();
             let leaving = packets.drain(..count).map(|mut frame| {
+                assert!(!frame.is_long(), "a long frame leaves in pieces");
                 umem.close_head(&mut frame);
                 frame
             });

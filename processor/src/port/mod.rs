@@ -73,8 +73,8 @@ pub trait Port: Send {
     /// Gives the frame back if the transmit ring has no room, or the pool no frames for the pieces.
     fn transmit(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame>;
 
-    /// Submits packets in order, until one cannot be: that and what is behind it stays.
-    fn transmit_all(&mut self, packets: &mut Burst, pool: &mut FramePool);
+    /// Submits packets in order, none of them in a long frame, until one cannot be: that and what is behind it stays.
+    fn transmit_all(&mut self, packets: &mut Burst);
 
     /// Takes back the frames whose transmission has ended.
     fn reclaim(&mut self, pool: &mut FramePool);
@@ -93,13 +93,4 @@ pub trait Port: Send {
 
     /// Closes the port and moves every frame that the kernel has given up into `pool`.
     fn close(self: Box<Self>, pool: &mut FramePool);
-}
-
-/// Submits packets one by one, as [`Port::transmit_all`].
-fn one_by_one(port: &mut impl Port, packets: &mut Burst, pool: &mut FramePool) {
-    let mut waiting = std::mem::take(packets).into_iter();
-    if let Some(frame) = waiting.find_map(|frame| port.transmit(frame, pool).err()) {
-        packets.push(frame);
-        packets.extend(waiting);
-    }
 }

@@ -24,7 +24,7 @@ use super::frame::Frame;
 use super::pieces::{Gatherer, scatter};
 use super::pool::FramePool;
 use super::umem::Umem;
-use super::{BATCH, Burst, Held, KernelDrops, Port, one_by_one};
+use super::{BATCH, Burst, Held, KernelDrops, Port};
 
 /// Of a descriptor: more of its packet follow (`XDP_PKT_CONTD`).
 const MORE_FOLLOW: u32 = 1;
@@ -381,10 +381,7 @@ impl Port for XskPort {
     }
 
     #[inline]
-    fn transmit_all(&mut self, packets: &mut Burst, pool: &mut FramePool) {
-        if packets.iter().any(|frame| self.umem.is_long(frame)) {
-            return one_by_one(self, packets, pool);
-        }
+    fn transmit_all(&mut self, packets: &mut Burst) {
         let room = self.tx.nb_free(BATCH as u32) as usize;
         let (umem, holder) = (&self.umem, self.holder);
         let leaving = packets.drain(..room.min(packets.len()));

@@ -41,7 +41,7 @@ impl Selector {
 
     /// The usual selector, known without a look at the packet.
     #[inline]
-    pub(crate) fn is_everything(&self) -> bool {
+    fn is_everything(&self) -> bool {
         self.local.is_none()
             && self.remote.is_none()
             && self.protocol.is_none()

@@ -224,8 +224,8 @@ impl Exits for WorkerExits<'_> {
     }
 
     #[inline]
-    fn uplink_all(&mut self, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason> {
-        submit(self.ports.uplink.as_mut(), packets, pool)
+    fn uplink_all(&mut self, packets: &mut Burst) -> Result<(), DropReason> {
+        submit(self.ports.uplink.as_mut(), packets)
     }
 
     #[inline]
@@ -239,10 +239,10 @@ impl Exits for WorkerExits<'_> {
     }
 
     #[inline]
-    fn guest_all(&mut self, port: u16, packets: &mut Burst, pool: &mut FramePool) -> Result<(), DropReason> {
+    fn guest_all(&mut self, port: u16, packets: &mut Burst) -> Result<(), DropReason> {
         let mut guests = self.ports.guests.iter_mut();
         let queue = guests.find(|(number, _)| *number == port);
-        submit(queue.map(|(_, queue)| queue), packets, pool)
+        submit(queue.map(|(_, queue)| queue), packets)
     }
 
     #[inline]
@@ -253,12 +253,8 @@ impl Exits for WorkerExits<'_> {
 
 /// Submits packets to a queue, if it is there, until one cannot be.
 #[inline]
-fn submit(
-    port: Option<&mut Box<dyn Port>>,
-    packets: &mut Burst,
-    pool: &mut FramePool,
-) -> Result<(), DropReason> {
-    port.ok_or(DropReason::PortGone)?.transmit_all(packets, pool);
+fn submit(port: Option<&mut Box<dyn Port>>, packets: &mut Burst) -> Result<(), DropReason> {
+    port.ok_or(DropReason::PortGone)?.transmit_all(packets);
     if packets.is_empty() {
         Ok(())
     } else {

@@ -1,6 +1,7 @@
 //! Every frame is in exactly one place, and every packet ends once, whatever drops there are; no ring stops a worker.
 
 use guestseal::path::outcome::DropReason::{NoFrame, TxRingFull};
+use guestseal::path::outcome::Outcome;
 
 use crate::frames::*;
 use crate::host::{Host, Options, policy};
@@ -30,6 +31,45 @@ fn a_transmit_ring_that_does_not_empty_costs_counted_packets_and_resumes() {
     host.guest_sends(BLUE1, &datagram(100));
     assert_eq!(host.on_wire().len(), 1, "it goes on as soon as there is room");
     host.assert_accounted();
+}
+
+/// The same for packets of a flow that is known, which are submitted by the burst.
+#[test]
+fn what_a_ring_has_no_room_for_is_the_end_of_a_burst() {
+    let policy = policy();
+    let options = Options {
+        transmit_room: 16,
+        ..Options::default()
+    };
+    let mut roomy = Host::new(&policy, 0, &Options::default());
+    let [mut one, mut two] = [0, 1].map(|number| Host::new(&policy, number, &options));
+    for _ in 0..2 {
+        roomy.guest_sends_at_once(BLUE1, &vec![datagram(1); 24]);
+    }
+    let sealed = roomy.on_wire();
+    assert_eq!((sealed.len(), roomy.known()), (48, 24));
+
+    one.guest_sends(BLUE1, &datagram(1));
+    one.guest_sends_at_once(BLUE1, &vec![datagram(1); 24]);
+    assert_eq!(
+        (one.known(), one.encrypted(), one.dropped(TxRingFull)),
+        (24, 16, 9)
+    );
+    assert_eq!(one.on_wire(), sealed[..16]);
+    one.assert_accounted();
+
+    two.wire_brings(0, &sealed[0]);
+    two.wire_brings_at_once(0, &sealed[1..25]);
+    assert_eq!(
+        (
+            two.known(),
+            two.count(Outcome::Delivered),
+            two.dropped(TxRingFull)
+        ),
+        (24, 16, 9)
+    );
+    assert_eq!(two.at_guest(BLUE2), vec![datagram(1); 16]);
+    two.assert_accounted();
 }
 
 #[test]

@@ -24,7 +24,7 @@ use guestseal::port::pool::FramePool;
 use guestseal::port::umem::{HugePages, Shape, Umem};
 use guestseal::sa::inbound::InboundSa;
 use guestseal::sa::nonce::Salt;
-use guestseal::sa::outbound::{Mode, OutboundSa};
+use guestseal::sa::outbound::{Mode, OutboundSa, Tally};
 use guestseal::sa::replay::ReplayWindow;
 use guestseal::sa::selector::Selector;
 use guestseal::sa::sequence::{Reservation, Sequence};
@@ -211,6 +211,7 @@ impl Host {
 
         let mut guests = HashMap::new();
         let mut places = Vec::new();
+        let mut interfaces = HashMap::new();
         let mut worker_ports: Vec<Ports> = (0..count).map(|_| Ports::default()).collect();
         let mut uplinks = Vec::new();
         let fill = (options.frames as usize / 16).min(64);
@@ -230,14 +231,18 @@ impl Host {
             } else {
                 local % count
             };
-            let (memory, device) = MemoryPort::new(Arc::clone(&umem), fill, options.transmit_room);
-            worker_ports[usize::from(owner)]
-                .guests
-                .push((local, Box::new(memory)));
-            guests.insert(guest.id.clone(), device);
+            // Of a trunk the first port has the interface.
+            let through = *interfaces.entry(&port.interface).or_insert(local);
+            if through == local {
+                let (memory, device) = MemoryPort::new(Arc::clone(&umem), fill, options.transmit_room);
+                worker_ports[usize::from(owner)]
+                    .guests
+                    .push((local, Box::new(memory)));
+                guests.insert(guest.id.clone(), device);
+            }
             places.push(PlaceOf {
                 port: Some(PortIndex(index as u32)),
-                through: local,
+                through,
                 owners: vec![WorkerId(owner)],
                 leaves_checksums: options.leaves_checksums,
             });
@@ -538,6 +543,16 @@ impl Host {
             .collect()
     }
 
+    /// What was done under each SA.
+    pub(crate) fn tallies(&self) -> Vec<Tally> {
+        let of = |worker: &Worker| {
+            let outbound = worker.sas.outbound.iter().map(|(_, _, sa)| sa.tally.get());
+            let inbound = worker.sas.inbound.iter().map(|(_, _, sa)| sa.tally.get());
+            outbound.chain(inbound).collect::<Vec<_>>()
+        };
+        self.workers.iter().flat_map(of).collect()
+    }
+
     /// Received and copied = sum of outcomes, and every frame is in exactly one place.
     #[track_caller]
     pub(crate) fn assert_accounted(&self) {
@@ -612,7 +627,8 @@ fn security_associations(policy: &Policy, number: usize, options: &Options) -> P
         let (key, salt) = keymat(sa.spi, suite.key_length());
         let key = AesGcm.expand(suite, &key).unwrap();
         let spi = Spi::new(sa.spi).unwrap();
-        let mut owner = (sa.spi % u32::from(options.workers)) as u16;
+        // Each worker has some of each direction, which take turns.
+        let mut owner = ((sa.spi / 2 + 1) % u32::from(options.workers)) as u16;
         if options.cross {
             owner = options.workers - 1 - owner;
         }

@@ -1,6 +1,7 @@
 //! Whatever the wire brings: one counted drop with its reason, no panic, nothing delivered.
 
 use guestseal::path::outcome::DropReason::{self, *};
+use guestseal::wire::checksum;
 use proptest::prelude::*;
 
 use crate::frames::*;
@@ -60,6 +61,29 @@ fn every_prefix_of_a_sealed_packet() {
             1,
             "the whole one still comes: no prefix moved the window"
         );
+        host.assert_accounted();
+    }
+}
+
+/// Nothing authenticates the MACs: in a frame for a group it would be copied to other guests.
+#[test]
+fn a_sealed_packet_in_a_frame_for_a_group() {
+    for tunnel in [false, true] {
+        let (mut host, wire) = sealed(
+            &Options {
+                tunnel,
+                ..Options::default()
+            },
+            3,
+        );
+        // Of a flow that is not known, and of one that is.
+        for frame in &wire[1..] {
+            let mut for_group = frame.clone();
+            for_group[0] |= 1;
+            assert_eq!(drops(&mut host, &for_group, "for a group"), BadEsp);
+            host.wire_brings(0, frame);
+            assert_eq!(host.at_guest(BLUE2).len(), 1);
+        }
         host.assert_accounted();
     }
 }
@@ -141,8 +165,30 @@ fn replays_and_what_is_left_of_the_window() {
             drops(&mut host, &wire[0], "one that never came, too late"),
             expected
         );
+        let replayed: u64 = host.tallies().iter().map(|tally| tally.replayed).sum();
+        assert_eq!(replayed, if esn { 3 } else { 4 });
         host.assert_accounted();
     }
+}
+
+/// RFC 4303 2.4: what is sealed ends on 4 bytes.
+#[test]
+fn esp_that_does_not_end_on_four_bytes() {
+    let (mut host, wire) = sealed(&Options::default(), 2);
+    for frame in &wire {
+        for cut in 1..4 {
+            let mut odd = frame[..frame.len() - cut].to_vec();
+            let total = (odd.len() - 14) as u16;
+            odd[16..18].copy_from_slice(&total.to_be_bytes());
+            odd[24..26].fill(0);
+            let sum = checksum::checksum(&odd[14..34]);
+            odd[24..26].copy_from_slice(&sum.to_be_bytes());
+            assert_eq!(drops(&mut host, &odd, "an odd end"), BadEsp);
+        }
+        host.wire_brings(0, frame);
+        assert_eq!(host.at_guest(BLUE2).len(), 1);
+    }
+    host.assert_accounted();
 }
 
 #[test]
@@ -153,6 +199,8 @@ fn two_copies_in_one_batch_are_delivered_once() {
     }
     host.settle();
     assert_eq!((host.at_guest(BLUE2).len(), host.dropped(ReplaySeen)), (1, 4));
+    let replayed: u64 = host.tallies().iter().map(|tally| tally.replayed).sum();
+    assert_eq!(replayed, 4);
     host.assert_accounted();
 }
 

@@ -1,12 +1,14 @@
 //! A packet of a flow that is remembered goes the way that it would find by itself: in everything that can be seen of it.
 
+use guestseal::path::outcome::DropReason;
 use guestseal::wire::checksum;
 use guestseal_rules::classify::{Action, Protection};
 use guestseal_rules::model::Policy;
 use proptest::prelude::*;
 
 use crate::frames::*;
-use crate::host::{Host, Options, overlay_with, policy};
+use crate::host::{Host, Options, overlay_with, policy, policy_with};
+use crate::overlay_foreign::{sealed_as, spi_of};
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -233,6 +235,7 @@ fn assert_alike(pairs: &[Pair; 2], rules: &[String], after: &str) {
     for number in [0, 1] {
         let [one, other] = pairs.each_ref().map(|pair| &pair.hosts[number]);
         assert_eq!(one.outcomes(), other.outcomes(), "host {number}: {after}");
+        assert_eq!(one.tallies(), other.tallies(), "host {number}: {after}");
         for rule in rules {
             let counted = [one, other].map(|host| (host.met(rule), host.in_second_form(rule)));
             assert_eq!(counted[0], counted[1], "host {number}, rule {rule}: {after}");
@@ -279,6 +282,103 @@ fn compare_bursts(world: &World, steps: &[Step]) {
     }
 }
 
+/// What the wire does to a frame.
+#[derive(Clone, Debug)]
+enum Mishap {
+    None,
+    /// It comes twice.
+    Twice,
+    /// Some bits of one byte are others.
+    Flips(usize, u8),
+    /// Its end is missing.
+    Cuts(usize),
+    /// A router has met congestion, or has marked it.
+    Marks(u8),
+    /// It comes before the one before it.
+    Overtakes,
+}
+
+fn mishaps() -> impl Strategy<Value = Vec<Mishap>> {
+    let one = prop_oneof![
+        6 => Just(Mishap::None),
+        1 => Just(Mishap::Twice),
+        1 => (0..120usize, 1..=255u8).prop_map(|(place, bits)| Mishap::Flips(place, bits)),
+        1 => (0..120usize).prop_map(Mishap::Cuts),
+        1 => (0..4u8).prop_map(Mishap::Marks),
+        1 => Just(Mishap::Overtakes),
+    ];
+    prop::collection::vec(one, TOGETHER)
+}
+
+fn meet(frames: Vec<Vec<u8>>, mishaps: &[Mishap]) -> Vec<Vec<u8>> {
+    let mut met: Vec<Vec<u8>> = Vec::new();
+    for (mut frame, mishap) in frames.into_iter().zip(mishaps) {
+        match mishap {
+            Mishap::None => {}
+            Mishap::Twice => met.push(frame.clone()),
+            Mishap::Flips(place, bits) => {
+                let place = place % frame.len();
+                frame[place] ^= bits;
+            }
+            Mishap::Cuts(place) => frame.truncate(place % frame.len()),
+            Mishap::Marks(class) if frame[12..14] == [8, 0] => {
+                frame[15] = frame[15] & !3 | class;
+                frame[24..26].fill(0);
+                let sum = checksum::checksum(&frame[14..34]);
+                frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            Mishap::Marks(class) => frame[15] = frame[15] & !0x30 | class << 4,
+            Mishap::Overtakes => {
+                let last = met.pop();
+                met.push(frame);
+                met.extend(last);
+                continue;
+            }
+        }
+        met.push(frame);
+    }
+    met
+}
+
+/// What each guest sends crosses a bad wire and arrives at once, with flows that are known and with none.
+fn compare_on_wire(world: &World, steps: &[Step], mishaps: &[Mishap]) {
+    let World {
+        policy,
+        options,
+        guests,
+        rules,
+    } = world;
+    let mut pairs = [false, true].map(|forgets| Pair::new(policy, options, forgets));
+    for (number, (guest, home)) in guests.iter().enumerate() {
+        let sent = steps.iter().filter_map(|step| match step {
+            Step::Sends { by, from, to, shape } if *by == number => {
+                Some(shape.frame(guests[*from].0, guests[*to].0))
+            }
+            _ => None,
+        });
+        let sent: Vec<Vec<u8>> = sent.collect();
+        for burst in sent.chunks(TOGETHER / 2) {
+            let seen = pairs.each_mut().map(|pair| {
+                // Only some of their flows, so that known ones and others come together.
+                pair.carry(*home, *guest, &burst[..burst.len().div_ceil(2)], guests);
+                pair.hosts[*home].guest_sends_at_once(*guest, burst);
+                let crossing = meet(pair.hosts[*home].on_wire(), mishaps);
+                if pair.forgets {
+                    pair.hosts[1 - *home].forgets();
+                }
+                // By either queue.
+                let queue = number % pair.hosts[1 - *home].uplinks.len();
+                pair.hosts[1 - *home].wire_brings_at_once(queue, &crossing);
+                let at = |(guest, home): &(Guest, usize)| pair.hosts[*home].at_guest(*guest);
+                // In their order.
+                guests.iter().map(at).collect::<Vec<_>>()
+            });
+            assert_eq!(seen[0], seen[1], "{}: {steps:?}", guest.id);
+            assert_alike(&pairs, rules, guest.id);
+        }
+    }
+}
+
 /// The guests that are there in both policies.
 const HOMES: [(Guest, usize); 4] = [(BLUE1, 0), (BLUE2, 1), (BLUE3, 0), (RED1, 0)];
 
@@ -291,11 +391,14 @@ struct World {
 }
 
 impl World {
-    fn of([tunnel, overlay, in_udp, leaves_checksums]: [bool; 4]) -> Self {
+    /// Tunnel mode; an overlay; ESP in UDP; guests that leave checksums; a second worker, which has the SAs and ports that the
+    /// first has not.
+    fn of([tunnel, overlay, in_udp, leaves_checksums, two_workers]: [bool; 5]) -> Self {
         let options = Options {
             tunnel,
             in_udp: overlay && in_udp,
             leaves_checksums,
+            workers: if two_workers { 2 } else { 1 },
             ..Options::default()
         };
         let mut guests = HOMES;
@@ -326,14 +429,23 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn as_if_every_packet_were_the_first(steps in steps(), ways: [bool; 4]) {
+    fn as_if_every_packet_were_the_first(steps in steps(), ways: [bool; 5]) {
         compare(&World::of(ways), &steps);
     }
 
     /// Whatever was found for the packets before it.
     #[test]
-    fn a_burst_is_as_good_as_its_packets(steps in steps(), ways: [bool; 4]) {
+    fn a_burst_is_as_good_as_its_packets(steps in steps(), ways: [bool; 5]) {
         compare_bursts(&World::of(ways), &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_on_the_wire(steps in steps(), mishaps in mishaps(), ways: [bool; 5]) {
+        compare_on_wire(&World::of(ways), &steps, &mishaps);
     }
 }
 
@@ -356,8 +468,89 @@ fn a_flow_is_looked_up_once_under_the_same_tables() {
     let opens = between(BLUE1, BLUE2, false, TCP, &tcp(9, 8080, SYN, b""));
     host.guest_sends(BLUE1, &opens);
     host.guest_sends(BLUE1, &opens);
-    assert_eq!((host.known(), host.on_wire().len()), (3, 7));
+    let sealed = host.on_wire();
+    assert_eq!((host.known(), sealed.len()), (3, 7));
     host.assert_accounted();
+    // So at the other end.
+    let mut other = Host::new(&policy(), 1, &Options::default());
+    for (number, frame) in sealed.iter().enumerate() {
+        other.wire_brings(0, frame);
+        assert_eq!(other.known() as usize, number.min(4), "{:?}", other.outcomes());
+    }
+    assert_eq!(
+        other.at_guest(BLUE2),
+        [
+            data.clone(),
+            data.clone(),
+            data.clone(),
+            data.clone(),
+            data,
+            opens.clone(),
+            opens
+        ]
+    );
+    other.assert_accounted();
+}
+
+/// What another implementation seals, or a peer that means harm: it is what it says inside, whatever else is known of its SA.
+#[test]
+fn a_known_flow_is_that_of_its_protocol() {
+    let policy = policy();
+    let spi = spi_of(&policy, "blue-any", 0);
+    let mut host = Host::new(&policy, 1, &Options::default());
+    let sealed = |sequence, protocol, payload: &[u8]| {
+        between(
+            BLUE1,
+            BLUE2,
+            false,
+            50,
+            &sealed_as(protocol, spi, sequence, payload),
+        )
+    };
+    let datagram = udp(9, 23, b"known");
+    for sequence in 1..=3 {
+        host.wire_brings(0, &sealed(sequence, UDP, &datagram));
+        assert_eq!(
+            host.at_guest(BLUE2),
+            [between(BLUE1, BLUE2, false, UDP, &datagram)]
+        );
+    }
+    assert_eq!(host.known(), 2);
+    host.wire_brings(0, &sealed(4, TCP, &tcp(9, 23, ACK, b"telnet")));
+    assert_eq!(host.dropped(DropReason::RuleDrops), 1);
+    for short in 0..8 {
+        host.wire_brings(0, &sealed(5 + short, UDP, &datagram[..short as usize]));
+        assert_eq!(host.dropped(DropReason::BadTransportHeader), short + 1);
+    }
+    assert!(host.at_guest(BLUE2).is_empty());
+    assert_eq!(host.known(), 2);
+    host.assert_accounted();
+}
+
+/// The tags of a trunk are looked at whatever is known of a flow.
+#[test]
+fn a_known_flow_of_a_trunk_keeps_to_its_tag() {
+    let trunk = policy_with("interface: gp-blue-1,", "interface: trunk, vlan: 101,");
+    let mut hosts = [0, 1].map(|number| Host::new(&trunk, number, &Options::default()));
+    let tagged = |frame: &[u8]| [&frame[..12], &[0x81, 0, 0, 101], &frame[12..]].concat();
+    let there = between(BLUE1, BLUE2, false, UDP, &udp(9, 8080, b"there"));
+    let back = between(BLUE2, BLUE1, false, UDP, &udp(8080, 9, b"back"));
+    for _ in 0..3 {
+        hosts[0].guest_sends(BLUE1, &tagged(&there));
+        let sealed = hosts[0].on_wire();
+        assert_eq!(sealed.len(), 1);
+        hosts[1].wire_brings_at_once(0, &sealed);
+        assert_eq!(hosts[1].at_guest(BLUE2), [&there[..]]);
+        hosts[1].guest_sends(BLUE2, &back);
+        let sealed = hosts[1].on_wire();
+        hosts[0].wire_brings_at_once(0, &sealed);
+        assert_eq!(hosts[0].at_guest(BLUE1), [tagged(&back)]);
+    }
+    assert!(hosts[0].known() > 0);
+    hosts[0].guest_sends(BLUE1, &there);
+    assert_eq!(hosts[0].on_wire(), [[0; 0]; 0], "without its tag");
+    assert_eq!(hosts[0].dropped(DropReason::UnknownVlan), 1);
+    hosts.iter().for_each(Host::assert_accounted);
 }
 
 /// What goes to every host of its network, and is counted against a rate, is no flow.

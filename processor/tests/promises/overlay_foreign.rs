@@ -69,13 +69,18 @@ impl Written {
     }
 }
 
-/// ESP by another implementation than the path's: AES-256-GCM with extended sequence numbers.
+/// A datagram in ESP by another implementation than the path's.
 pub(crate) fn sealed(spi: u32, sequence: u64, datagram: &[u8]) -> Vec<u8> {
+    sealed_as(UDP, spi, sequence, datagram)
+}
+
+/// What says that it is of a protocol: AES-256-GCM with extended sequence numbers.
+pub(crate) fn sealed_as(protocol: u8, spi: u32, sequence: u64, payload: &[u8]) -> Vec<u8> {
     let (key, salt) = keymat(spi, 32);
-    let mut text = datagram.to_vec();
+    let mut text = payload.to_vec();
     let padding = esp::padding(text.len()) as u8;
     text.extend(1..=padding);
-    text.extend([padding, UDP]);
+    text.extend([padding, protocol]);
     let iv = sequence.to_be_bytes();
     let nonce: [u8; 12] = [&salt.0[..], &iv].concat().try_into().unwrap();
     let additional = [&spi.to_be_bytes()[..], &sequence.to_be_bytes()].concat();

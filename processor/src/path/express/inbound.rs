@@ -167,7 +167,7 @@ pub fn open_known(
     let mut begin = 0;
     for alike in ports.chunk_by(|one, other| one == other) {
         let mut packets: Burst = frames.drain(..alike.len()).collect();
-        let left = exits.guest_all(alike[0], &mut packets, pool);
+        let left = exits.guest_all(alike[0], &mut packets);
         let end = begin + alike.len();
         let (sent, kept) = arrivals[begin..end].split_at(alike.len() - packets.len());
         ledger.all_ended(Direction::Inbound, Outcome::Delivered, sent);
@@ -202,13 +202,15 @@ fn sealed(frame: &[u8]) -> Option<(Packet, u32)> {
     let packet = usual(frame).filter(|packet| packet.protocol == esp::ESP)?;
     let bytes = frame.get(HEADERS..usize::from(packet.end))?;
     let (header, rest) = esp::Header::ref_from_prefix(bytes).ok()?;
-    if rest.len() < esp::TRAILER + esp::TAG || rest.len() % 4 != 0 {
+    if rest.len() < esp::TRAILER + esp::TAG || rest.len() % 4 != 0 || packet.is_group() {
         return None;
     }
     Some((packet, header.spi.get()))
 }
 
 /// Makes the fresh frame the packet that the peer's guest sent, if its flow is known; otherwise nothing of the frame is to be used.
+///
+/// A flow is known for its SA only, so that what the SA may carry was asked of its first packet.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
@@ -224,9 +226,6 @@ fn unwrap_known<'a>(
     tables: &Tables,
     umem: &Umem,
 ) -> Option<&'a Slot> {
-    if !sa.selector.is_everything() {
-        return None;
-    }
     let from = of_sa(place);
     let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
     let Payload { length, next_header } = payload;

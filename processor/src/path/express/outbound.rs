@@ -83,7 +83,7 @@ pub fn seal_known(
         let Ok(plan) = seal::plan(&packet, frame, under, &mut last_outer, tables, &umem) else {
             break;
         };
-        if !plan.in_place && (rooms.len() == 0 || plan.end() > room) {
+        if frame.is_long() || !plan.in_place && (rooms.len() == 0 || plan.end() > room) {
             break;
         }
         let (Ok(taken), Some(additional)) = (sa.sequence.take(), additional.next()) else {
@@ -148,7 +148,7 @@ pub fn seal_known(
     }
     pool.put_many(fresh);
     let sent = leaving.len();
-    let left = exits.uplink_all(&mut leaving, pool);
+    let left = exits.uplink_all(&mut leaving);
     let (sent, kept) = arrivals.split_at(sent - leaving.len());
     let mut begin = 0;
     for alike in forms[..sent.len()].chunk_by(|one, other| one == other) {
