@@ -37,13 +37,13 @@ pub fn seal_known(
     let umem = Arc::clone(pool.umem());
     let (ways, counters) = decisions.ways();
     let from = of_port(port);
-    let is_known = |frame: &Frame| {
+    let sa_of = |frame: &Frame| {
         let frame = umem.bytes(frame);
         let packet = usual(frame)?;
-        ways.slot((&packet, frame), from, None)
+        ways.slot((&packet, frame), from, None)?.way.sa
     };
     // Of a trunk only the tags say which port a packet came by.
-    if tables.is_trunk(port) || burst.first().and_then(is_known).is_none() {
+    if tables.is_trunk(port) || burst.first().and_then(sa_of).is_none() {
         return;
     }
     let leaves_checksums = tables.leaves_checksums(port);
