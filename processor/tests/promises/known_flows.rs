@@ -258,13 +258,7 @@ fn compare_bursts(world: &World, steps: &[Step]) {
     } = world;
     let mut pairs = [false; 2].map(|forgets| Pair::new(policy, options, forgets));
     for (number, (guest, home)) in guests.iter().enumerate() {
-        let sent = steps.iter().filter_map(|step| match step {
-            Step::Sends { by, from, to, shape } if *by == number => {
-                Some(shape.frame(guests[*from].0, guests[*to].0))
-            }
-            _ => None,
-        });
-        let sent: Vec<Vec<u8>> = sent.collect();
+        let sent = world.sent_by(number, steps);
         // The second time their flows are known.
         for burst in sent.chunks(TOGETHER).chain(sent.chunks(TOGETHER)) {
             let [one_by_one, at_once] = &mut pairs;
@@ -350,13 +344,7 @@ fn compare_on_wire(world: &World, steps: &[Step], mishaps: &[Mishap]) {
     } = world;
     let mut pairs = [false, true].map(|forgets| Pair::new(policy, options, forgets));
     for (number, (guest, home)) in guests.iter().enumerate() {
-        let sent = steps.iter().filter_map(|step| match step {
-            Step::Sends { by, from, to, shape } if *by == number => {
-                Some(shape.frame(guests[*from].0, guests[*to].0))
-            }
-            _ => None,
-        });
-        let sent: Vec<Vec<u8>> = sent.collect();
+        let sent = world.sent_by(number, steps);
         for burst in sent.chunks(TOGETHER / 2) {
             let seen = pairs.each_mut().map(|pair| {
                 // Only some of their flows, so that known ones and others come together.
@@ -423,10 +411,21 @@ impl World {
             rules,
         }
     }
+
+    /// The frames that come by the port of the guest of a number.
+    fn sent_by(&self, number: usize, steps: &[Step]) -> Vec<Vec<u8>> {
+        let sent = steps.iter().filter_map(|step| match step {
+            Step::Sends { by, from, to, shape } if *by == number => {
+                Some(shape.frame(self.guests[*from].0, self.guests[*to].0))
+            }
+            _ => None,
+        });
+        sent.collect()
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn as_if_every_packet_were_the_first(steps in steps(), ways: [bool; 5]) {
