@@ -17,6 +17,7 @@ pub mod fit;
 pub mod flood;
 pub mod guard;
 pub mod inbound;
+mod layout;
 pub mod local;
 pub mod mirror;
 pub mod notices;

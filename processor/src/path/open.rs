@@ -4,6 +4,7 @@
 //! Never allocates; panics on nothing that a peer can send.
 //! RFC 4303 3.4, RFC 4106, RFC 4543: the window moves only after the tag is right.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -29,7 +30,7 @@ use super::decapsulate;
 use super::encapsulate;
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
-use super::seal::{Overwritten, additional, authenticated, copy_headers, lay_out_gmac};
+use super::layout::{Overwritten, additional, authenticated, copy_headers, lay_out_gmac};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {
@@ -111,6 +112,13 @@ impl Candidate {
     pub(super) fn most(&self) -> usize {
         usize::from(self.to) + usize::from(self.end - self.start)
     }
+
+    /// Where what is opened stands in the fresh frame, counted as `to` is.
+    #[inline(always)]
+    pub(super) fn opened(&self) -> Range<usize> {
+        let to = usize::from(self.to);
+        to..to + usize::from(self.end - self.start) - esp::HEADER - esp::TAG
+    }
 }
 
 /// Opens every live packet that has an SA; all of them are among `sas`.
@@ -142,7 +150,11 @@ pub fn open(
             descriptor.drop_for(DropReason::UnknownSpi);
             continue;
         };
-        let admitted = admit(&descriptor.packet, &descriptor.frame, sa, &umem);
+        let header = header(&descriptor.packet, umem.bytes(&descriptor.frame));
+        let admitted = header.and_then(|header| {
+            let candidate = admit(&descriptor.packet, &header, sa, umem.most_room())?;
+            Ok((candidate, header))
+        });
         let admitted = admitted.and_then(|admitted| {
             let is_long = admitted.0.most() > most;
             if is_long && pool.available_long() == 0 {
@@ -182,7 +194,9 @@ pub fn open(
         let Some(sa) = descriptor.sa.and_then(|place| sas.get_mut(place)) else {
             unreachable!("admitted by this SA")
         };
-        let payload = accept(&candidate, authentic, sa, &umem, fresh);
+        let opened = umem.room_with_front_mut(fresh, candidate.front.into());
+        let opened = opened.and_then(|room| room.get(candidate.opened()));
+        let payload = accept(&candidate, authentic, sa, opened.unwrap_or_default());
         match payload.and_then(|payload| unwrap(descriptor, &candidate, payload, sa, tables, &umem, fresh)) {
             Ok(()) => std::mem::swap(&mut descriptor.frame, fresh),
             Err(reason) => descriptor.drop_for(reason),
@@ -192,17 +206,22 @@ pub fn open(
     pool.put_many(fresh);
 }
 
-/// Whether a packet may go to the engine, and how it is laid out there. Changes nothing.
+/// The ESP header of a packet.
+fn header(packet: &Packet, frame: &[u8]) -> Result<esp::Header, DropReason> {
+    let esp = frame.get(packet.l4_offset.into()..packet.end.into());
+    let header = esp.and_then(|bytes| esp::Header::read_from_prefix(bytes).ok());
+    header.map(|(header, _)| header).ok_or(DropReason::BadEsp)
+}
+
+/// Whether a packet may go to the engine, and how it is laid out there: into frames of `most` bytes. Changes nothing.
 #[inline(always)]
 pub(super) fn admit(
     packet: &Packet,
-    frame: &Frame,
+    header: &esp::Header,
     sa: &InboundSa,
-    umem: &Umem,
-) -> Result<(Candidate, esp::Header), DropReason> {
+    most: usize,
+) -> Result<Candidate, DropReason> {
     let (start, end) = (usize::from(packet.l4_offset), usize::from(packet.end));
-    let bytes = umem.bytes(frame).get(start..end).ok_or(DropReason::BadEsp)?;
-    let (header, _) = esp::Header::read_from_prefix(bytes).map_err(|_| DropReason::BadEsp)?;
     let sequence = sa.window.infer(header.sequence.get());
     sa.window.check(sequence)?;
     let (to, front) = match sa.mode {
@@ -219,17 +238,16 @@ pub(super) fn admit(
         // The frame inside begins where the fresh frame does.
         Mode::Overlay { .. } => (0, encapsulate::HEADER),
     };
-    if to + (end - start) > umem.most_room() {
+    if to + (end - start) > most {
         return Err(DropReason::TooLong);
     }
-    let candidate = Candidate {
+    Ok(Candidate {
         sequence,
         start: start as u16,
         end: end as u16,
         to: to as u16,
         front: front as u16,
-    };
-    Ok((candidate, header))
+    })
 }
 
 #[inline]
@@ -252,13 +270,12 @@ pub(super) fn job<'a>(
 ) -> OpenJob<'a> {
     *additional = self::additional(header, candidate.sequence, sa.esn);
     let additional = authenticated(additional, sa.esn);
-    let (start, to) = (usize::from(candidate.start), usize::from(candidate.to));
-    let length = usize::from(candidate.end) - start - esp::HEADER - esp::TAG;
+    let start = usize::from(candidate.start);
     let room = umem.room_with_front_mut(fresh, candidate.front.into());
-    let Some(destination) = room.and_then(|room| room.get_mut(to..to + length)) else {
+    let Some(destination) = room.and_then(|room| room.get_mut(candidate.opened())) else {
         unreachable!("the room was checked, and a fresh frame has its headroom")
     };
-    let text = start + esp::HEADER..start + esp::HEADER + length;
+    let text = start + esp::HEADER..usize::from(candidate.end) - esp::TAG;
     let (frame, additional, buffers) = match sa.protection {
         Protection::Encrypt => {
             let frame = umem.bytes(came);
@@ -294,17 +311,14 @@ pub(super) struct Payload {
     pub(super) next_header: u8,
 }
 
-/// Moves the window, counts the packet, and reads its trailer.
+/// Moves the window, counts the packet, and reads the trailer of what was opened.
 #[inline(always)]
 pub(super) fn accept(
     candidate: &Candidate,
     authentic: bool,
     sa: &mut InboundSa,
-    umem: &Umem,
-    fresh: &mut Frame,
+    opened: &[u8],
 ) -> Result<Payload, DropReason> {
-    let (start, end) = (usize::from(candidate.start), usize::from(candidate.end));
-    let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
     if !authentic {
         return Err(DropReason::BadTag);
     }
@@ -314,12 +328,8 @@ pub(super) fn accept(
     }
     let tally = sa.tally.get_mut();
     tally.packets += 1;
-    tally.bytes += (end - start) as u64;
-    let opened = end - start - esp::HEADER - esp::TAG;
-    let room = umem
-        .room_with_front_mut(fresh, front)
-        .ok_or(DropReason::TooLong)?;
-    let (length, next_header) = esp::read_trailer(&room[to..to + opened]).ok_or(DropReason::BadTrailer)?;
+    tally.bytes += u64::from(candidate.end - candidate.start);
+    let (length, next_header) = esp::read_trailer(opened).ok_or(DropReason::BadTrailer)?;
     if next_header == esp::NEXT_NONE {
         return Err(DropReason::DummyPacket);
     }

@@ -64,6 +64,22 @@ pub(super) struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 128, "two cache lines");
 
+impl Slot {
+    /// Whether these are the flow's headers. Those of IPv4 have fewer words: their EtherType is among the first two.
+    #[inline(always)]
+    fn has<const N: usize>(&self, words: &[u64; N]) -> bool {
+        let Some(headers) = self.headers.first_chunk::<N>() else {
+            return false;
+        };
+        let (mut differ, mut number) = (0, 0);
+        while number < N {
+            differ |= words[number] ^ headers[number];
+            number += 1;
+        }
+        differ == 0
+    }
+}
+
 /// What the stages found.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct Way {
@@ -169,6 +185,13 @@ impl Recall {
         }
     }
 
+    /// Whether a frame that comes from where those of a flow of IPv4 do is of that flow, if it is of the usual form but for what
+    /// [`crate::wire::packet::Usual::again`] asks.
+    #[inline(always)]
+    pub(super) fn is_of(slot: &Slot, frame: &[u8]) -> bool {
+        masked(frame, &MASKS_V4).is_some_and(|words| slot.has(&words))
+    }
+
     /// The flow of a packet that came in transport mode, by the frame that it came in: the headers are its own, but for the
     /// protocol and the ports behind them. The opened frame is not read, since its headers were just written in small pieces.
     #[inline(always)]
@@ -181,10 +204,8 @@ impl Recall {
         last: Option<&'a Slot>,
     ) -> Option<&'a Slot> {
         let [one, two, ip, addresses, rest] = masked(came, &MASKS_V4)?;
-        let [e, f, g, h, i, j, k, _] = ip.to_ne_bytes();
-        let ip = word([e, f, g, h, i, j, k, protocol]);
-        let [e, f, ..] = rest.to_ne_bytes();
-        let rest = word([e, f, a, b, c, d, 0, 0]);
+        let ip = ip & word([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]) | word([0, 0, 0, 0, 0, 0, 0, protocol]);
+        let rest = rest & word([0xff, 0xff, 0, 0, 0, 0, 0, 0]) | word([0, 0, a, b, c, d, 0, 0]);
         self.find(&[one, two, ip, addresses, rest], from, last)
     }
 
@@ -195,12 +216,8 @@ impl Recall {
         from: u64,
         last: Option<&'a Slot>,
     ) -> Option<&'a Slot> {
-        // Those of IPv4 have fewer words: their EtherType is among the first two.
-        let is_of_flow = |slot: &&Slot| {
-            words.iter().zip(&slot.headers).all(|(one, other)| one == other)
-                && slot.from == from
-                && slot.generation == self.generation
-        };
+        let is_of_flow =
+            |slot: &&Slot| slot.has(words) && slot.from == from && slot.generation == self.generation;
         if let Some(last) = last.filter(is_of_flow) {
             return Some(last);
         }
@@ -357,14 +374,17 @@ const fn word(bytes: [u8; 8]) -> u64 {
 
 /// The first words of a frame, as far as the masks let them through; `None` if it is shorter.
 ///
-/// A plain loop, which compilers unroll; of `array::from_fn` they made a call for each word (18 cycles a packet, Zen 3).
+/// A plain loop, which compilers unroll: of `array::from_fn` and `zip` they made calls for each packet or word (up to 18
+/// cycles a packet, Zen 3).
 #[inline(always)]
 fn masked<const N: usize>(frame: &[u8], masks: &[u64; N]) -> Option<[u64; N]> {
     let (words, _) = frame.as_chunks::<8>();
     let words = words.first_chunk::<N>()?;
     let mut masked = [0; N];
-    for ((to, word), mask) in masked.iter_mut().zip(words).zip(masks) {
-        *to = u64::from_ne_bytes(*word) & mask;
+    let mut number = 0;
+    while number < N {
+        masked[number] = u64::from_ne_bytes(words[number]) & masks[number];
+        number += 1;
     }
     Some(masked)
 }

@@ -13,6 +13,8 @@ use super::umem::Umem;
 pub struct FramePool {
     umem: Arc<Umem>,
     free: Vec<Frame>,
+    /// What the last batch has left as a whole: taken as a whole by the next, so that frames are not moved one by one.
+    left: ArrayVec<Frame, BATCH>,
     long: Vec<Frame>,
 }
 
@@ -22,6 +24,7 @@ impl FramePool {
     pub fn new(umem: Arc<Umem>, frames: Vec<Frame>) -> Self {
         let mut pool = Self {
             free: Vec::with_capacity(umem.frames() - umem.long_frames()),
+            left: ArrayVec::new(),
             long: Vec::with_capacity(umem.long_frames()),
             umem,
         };
@@ -39,7 +42,7 @@ impl FramePool {
     /// A free frame that is no long one, empty, with its data at the place where room for headers is in front.
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
-        let mut frame = self.free.pop()?;
+        let mut frame = self.free.pop().or_else(|| self.left.pop())?;
         self.umem.reset(&mut frame);
         Some(frame)
     }
@@ -68,20 +71,28 @@ impl FramePool {
         }
     }
 
-    /// Exchanges a fresh frame for a long one, if one is free.
+    /// Exchanges a fresh frame for a long one. Says whether one was free.
     #[cold]
-    pub fn widen(&mut self, frame: &mut Frame) {
-        if let Some(long) = self.take_long() {
-            let short = std::mem::replace(frame, long);
-            self.put(short);
-        }
+    pub fn widen(&mut self, frame: &mut Frame) -> bool {
+        let Some(long) = self.take_long() else {
+            return false;
+        };
+        let short = std::mem::replace(frame, long);
+        self.put(short);
+        true
     }
 
     /// So many free frames, or as many as there are, for packets of a batch. None is a long one.
     #[inline]
     pub fn take_many(&mut self, wanted: usize) -> ArrayVec<Frame, BATCH> {
-        let kept = self.free.len().saturating_sub(wanted.min(BATCH));
-        let mut taken: ArrayVec<Frame, BATCH> = self.free.drain(kept..).rev().collect();
+        let mut taken = std::mem::take(&mut self.left);
+        if taken.len() > wanted {
+            self.free.extend(taken.drain(wanted..));
+        } else {
+            let more = (wanted - taken.len()).min(taken.remaining_capacity());
+            let kept = self.free.len().saturating_sub(more);
+            taken.extend(self.free.drain(kept..).rev());
+        }
         taken.iter_mut().for_each(|frame| self.umem.reset(frame));
         taken
     }
@@ -105,6 +116,16 @@ impl FramePool {
         self.free.push(frame);
     }
 
+    /// Takes so many frames of a batch back, the first ones, of which none is a long one.
+    #[inline]
+    pub(crate) fn put_first(&mut self, frames: &mut ArrayVec<Frame, BATCH>, count: usize) {
+        if self.left.is_empty() && count == frames.len() {
+            std::mem::swap(&mut self.left, frames);
+        } else {
+            self.free.extend(frames.drain(..count));
+        }
+    }
+
     #[cold]
     fn put_long(&mut self, frame: Frame) {
         debug_assert!(
@@ -118,7 +139,7 @@ impl FramePool {
     #[inline]
     #[must_use]
     pub fn available(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.left.len()
     }
 
     /// How many long ones are free.

@@ -459,6 +459,18 @@ impl Umem {
         })
     }
 
+    /// So many bytes from the start of the frame's data, for writing: they are its data from here on.
+    ///
+    /// # Panics
+    /// If they would reach beyond the frame.
+    #[inline]
+    #[must_use]
+    pub fn data_mut<'a>(&'a self, frame: &'a mut Frame, length: usize) -> &'a mut [u8] {
+        self.set_length(frame, length);
+        // SAFETY: as in `room_mut`, of whose bytes these are the first.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(frame.address as usize), length) }
+    }
+
     /// Sets the length of the frame's data.
     ///
     /// # Panics

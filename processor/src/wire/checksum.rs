@@ -39,7 +39,7 @@ pub fn is_right(header: &[u8; 20]) -> bool {
 /// The checksum of a header in which 16-bit words have changed: its old checksum, and each word before and after.
 ///
 /// Without a look at the header (RFC 1624, equation 3).
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn update<const N: usize>(checksum: u16, changes: [(u16, u16); N]) -> u16 {
     const { assert!(N < 0x4000, "the sum has no more than 32 bits") };

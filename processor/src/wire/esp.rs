@@ -77,19 +77,27 @@ pub fn in_udp(source: u16, length: u16) -> udp::Header {
 }
 
 /// Writes padding, pad length and next header into `room`, which begins right behind the payload; gives their length,
-/// or `None` if the room is too small.
-#[inline]
+/// or `None` if the room is too small. Up to 8 bytes of it are written.
+#[inline(always)]
 #[must_use]
 pub fn write_trailer(room: &mut [u8], payload: usize, next_header: u8) -> Option<usize> {
-    // Moves of known length, in line.
     let padding = padding(payload);
-    match padding {
-        0 => *room.first_chunk_mut()? = [0, next_header],
-        1 => *room.first_chunk_mut()? = [1, 1, next_header],
-        2 => *room.first_chunk_mut()? = [1, 2, 2, next_header],
-        _ => *room.first_chunk_mut()? = [1, 2, 3, 3, next_header],
+    let length = padding + TRAILER;
+    let trailer = trailer(padding, next_header);
+    // One move, whatever the padding, where there is room for it: what comes to stand behind the trailer is nobody's.
+    match room.first_chunk_mut() {
+        Some(room) => *room = trailer,
+        None => room.get_mut(..length)?.copy_from_slice(trailer.get(..length)?),
     }
-    Some(padding + TRAILER)
+    Some(length)
+}
+
+/// A trailer of so much padding, and zeros.
+#[inline(always)]
+fn trailer(padding: usize, next_header: u8) -> [u8; 8] {
+    const PADDED: [u64; 4] = [0x00, 0x01_01, 0x02_02_01, 0x03_03_02_01];
+    let number = padding & 3;
+    (PADDED[number] | u64::from(next_header) << (8 * number + 8)).to_le_bytes()
 }
 
 /// The payload's length and the next header of an opened packet; `None` if the padding is not 1, 2, 3, … (RFC 4303 2.4)

@@ -45,13 +45,13 @@ pub struct Header {
 /// Writes length, protocol and the checksum that follows from them into a header whose checksum is right.
 ///
 /// Does nothing if `header` is too short to be one.
-#[inline]
+#[inline(always)]
 pub fn rewrite(header: &mut [u8], total_length: u16, protocol: u8) {
     if let Ok((fields, _)) = Header::mut_from_prefix(header) {
-        let word = |protocol| u16::from_be_bytes([fields.ttl, protocol]);
+        // TTL and protocol are one word, of which the TTL stays.
         let changes = [
             (fields.total_length.get(), total_length),
-            (word(fields.protocol), word(protocol)),
+            (fields.protocol.into(), protocol.into()),
         ];
         let sum = checksum::update(fields.checksum.get(), changes);
         fields.total_length.set(total_length);

@@ -89,6 +89,22 @@ impl<'a> Usual<'a> {
     #[inline(always)]
     #[must_use]
     pub fn of(frame: &'a [u8]) -> Option<Self> {
+        let (start, _) = Start::ref_from_prefix(frame).ok()?;
+        let ip = &start.ip;
+        if start.ethernet.ethertype.get() != ethernet::IPV4
+            || ip.version_length != 0x45
+            || ip.fragment.get() & (ip4::OFFSET | ip4::MORE_FRAGMENTS) != 0
+        {
+            return None;
+        }
+        Self::again(frame)
+    }
+
+    /// The same of a frame whose EtherType, version, header length and fragment fields are those of one that was of the usual
+    /// form: asks only what else may differ.
+    #[inline(always)]
+    #[must_use]
+    pub fn again(frame: &'a [u8]) -> Option<Self> {
         let (start, rest) = Start::ref_from_prefix(frame).ok()?;
         let ip = &start.ip;
         let total = usize::from(ip.total_length.get());
@@ -106,13 +122,7 @@ impl<'a> Usual<'a> {
             (TCP, None) => return None,
             _ => 0,
         };
-        if start.ethernet.ethertype.get() != ethernet::IPV4
-            || ip.version_length != 0x45
-            || ip.fragment.get() & (ip4::OFFSET | ip4::MORE_FRAGMENTS) != 0
-            || total < ip4::HEADER + least
-            || end > frame.len()
-            || !checksum::is_right(header)
-        {
+        if total < ip4::HEADER + least || end > frame.len() || !checksum::is_right(header) {
             return None;
         }
         Some(Self {
@@ -121,26 +131,6 @@ impl<'a> Usual<'a> {
             tcp_flags,
             end: end as u16,
         })
-    }
-
-    /// A frame with ESP of which this was asked before, without the questions: then it is the same.
-    #[inline(always)]
-    #[must_use]
-    pub fn of_esp_again(frame: &'a [u8]) -> Option<Self> {
-        let (start, _) = Start::ref_from_prefix(frame).ok()?;
-        Some(Self {
-            start,
-            ports: None,
-            tcp_flags: 0,
-            end: (ethernet::HEADER + usize::from(start.ip.total_length.get())) as u16,
-        })
-    }
-
-    /// DSCP and ECN.
-    #[inline(always)]
-    #[must_use]
-    pub fn traffic_class(&self) -> u8 {
-        self.start.ip.traffic_class
     }
 
     /// Writes what was read over an earlier packet.

@@ -7,6 +7,7 @@ use zerocopy::FromBytes;
 
 use crate::aead::engine::OpenJob;
 use crate::port::frame::Frame;
+use crate::port::pool::FramePool;
 use crate::port::umem::Umem;
 use crate::port::{BATCH, Burst};
 use crate::sa::inbound::InboundSa;
@@ -19,15 +20,17 @@ use super::super::batch::{Batch, Descriptor, Egress};
 use super::super::context::Context;
 use super::super::decapsulate;
 use super::super::deliver::{Exits, Ledger, owner_of};
+use super::super::layout::{Restore, copy_headers};
 use super::super::open::{self, Candidate, Payload, readdress};
 use super::super::outcome::{Direction, Outcome};
 use super::super::recall::{Recall, Slot, of_sa};
-use super::super::seal::{Overwritten, copy_headers};
 use super::super::tables::Tables;
 use super::usual;
 
 /// Where the headers end that packets of the usual form have.
 const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
+/// Where DSCP and ECN stand in them.
+const TRAFFIC_CLASS: usize = ethernet::HEADER + 1;
 
 /// Opens what the uplink received, as far as the first packets are ESP of SAs that are here, and delivers of it what is of
 /// known flows. Takes all of these out of the burst; what is open but must find its way, or was dropped, is in `rest`.
@@ -56,159 +59,194 @@ pub fn open_known(
     let room = umem.room();
     let mut fresh = pool.take_many(burst.len());
     let mut additional = [[0; 12]; BATCH];
-    let mut candidates = ArrayVec::<(Place, Candidate), BATCH>::new();
-    let mut overwritten = ArrayVec::<(usize, Overwritten), BATCH>::new();
+    let mut candidates = ArrayVec::<Candidate, BATCH>::new();
+    // The SAs of the packets, and the first packet of each.
+    let mut under = ArrayVec::<(Place, usize), BATCH>::new();
+    let mut overwritten = Restore::default();
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
     let mut rooms = fresh.iter_mut().zip(&mut additional);
-    let mut last: Option<(u32, Place)> = None;
+    let mut last: Option<(u32, &InboundSa)> = None;
     for frame in burst.iter_mut() {
-        let Some((packet, spi)) = sealed(umem.bytes(frame)) else {
+        let Some((packet, header)) = sealed(umem.bytes(frame)) else {
             break;
         };
-        let known = last.filter(|(known, _)| *known == spi);
-        let found = known.or_else(|| Some((spi, tables.sas.inbound(spi)?)));
-        let Some((_, place)) = found.filter(|(_, place)| place.owner == *worker) else {
+        let spi = header.spi.get();
+        let sa = match last {
+            Some((known, sa)) if known == spi => sa,
+            _ => {
+                let place = tables.sas.inbound(spi).filter(|place| place.owner == *worker);
+                let found = place.and_then(|place| Some((place, sas.inbound.get(place)?)));
+                let Some((place, sa)) = found else { break };
+                under.push((place, candidates.len()));
+                last = Some((spi, sa));
+                sa
+            }
+        };
+        let Ok(candidate) = open::admit(&packet, &header, sa, room) else {
             break;
         };
-        last = found;
-        let Some(sa) = sas.inbound.get(place) else { break };
-        let Ok((candidate, header)) = open::admit(&packet, frame, sa, &umem) else {
-            break;
-        };
-        if candidate.most() > room {
-            break;
-        }
         let Some(room) = rooms.next() else { break };
-        let number = candidates.len();
-        let note = |one| overwritten.push((number, one));
+        let note = |one| overwritten.note(candidates.len(), one);
         jobs.push(open::job(frame, &candidate, &header, sa, room, &umem, note));
-        candidates.push((place, candidate));
+        candidates.push(candidate);
     }
     if !jobs.is_empty() {
         engine.open(&mut jobs);
     }
     let authentic: ArrayVec<bool, BATCH> = jobs.iter().map(|job| job.authentic).collect();
     drop(jobs);
-    for (number, one) in overwritten {
-        one.restore(umem.room_mut(&mut burst[number]));
-    }
+    overwritten.restore(burst, &umem);
     let (ways, counters) = decisions.ways();
-    let mut leaving = Leaving::default();
-    let (mut last, mut hits) = (None, 0);
     let opened = candidates.len();
-    let frames = burst.drain(..opened).zip(fresh.drain(..opened));
-    for (((place, candidate), authentic), (came, mut fresh)) in candidates.iter().zip(authentic).zip(frames) {
-        let arrival = umem.stamp(&came);
-        let Some(sa) = sas.inbound.get_mut(*place) else {
+    // Those that leave in their fresh frames, bit by bit from the lowest; their ports, with the first packet for each.
+    let mut delivered = 0u64;
+    let mut arrivals = ArrayVec::<u64, BATCH>::new();
+    let mut ports = ArrayVec::<(u16, usize), BATCH>::new();
+    // Those that must find their way.
+    let mut unknown = ArrayVec::<(usize, Place, Payload), BATCH>::new();
+    for (run, &(place, begin)) in under.iter().enumerate() {
+        let end = under.get(run + 1).map_or(opened, |(_, end)| *end);
+        let Some(sa) = sas.inbound.get_mut(place) else {
             unreachable!("admitted by this SA")
         };
-        let payload = match open::accept(candidate, authentic, sa, &umem, &mut fresh) {
-            Ok(payload) => payload,
-            Err(reason) => {
-                ledger.ended(Direction::Inbound, Outcome::Dropped(reason), arrival);
-                pool.put(fresh);
-                pool.put(came);
+        let mut last: Option<&Slot> = None;
+        let packets = candidates[begin..end].iter().zip(&authentic[begin..end]);
+        let frames = burst[begin..end].iter().zip(&mut fresh[begin..end]);
+        for (number, ((candidate, authentic), (came, fresh))) in (begin..).zip(packets.zip(frames)) {
+            let arrival = umem.stamp(came);
+            let Some(room) = umem.room_with_front_mut(fresh, candidate.front.into()) else {
+                unreachable!("something was opened there")
+            };
+            let opened = room.get(candidate.opened()).unwrap_or_default();
+            let payload = match open::accept(candidate, *authentic, sa, opened) {
+                Ok(payload) => payload,
+                Err(reason) => {
+                    ledger.ended(Direction::Inbound, Outcome::Dropped(reason), arrival);
+                    continue;
+                }
+            };
+            // Behind one that must find its way everyone waits.
+            let known = if unknown.is_empty() {
+                let came = umem.bytes(came);
+                unwrap_known(ways, last, came, room, candidate, payload, (place, sa), tables)
+            } else {
+                None
+            };
+            let port = known.and_then(|(slot, _)| match slot.way.egress {
+                Egress::Guest(port) => Some(port),
+                Egress::Uplink(_) => None,
+            });
+            let (Some((slot, length)), Some(port)) = (known, port) else {
+                unknown.push((number, place, payload));
                 continue;
+            };
+            if ports.last().is_none_or(|(last, _)| *last != port) {
+                if owner_of(port, *worker, tables) != Some(*worker) {
+                    unknown.push((number, place, payload));
+                    continue;
+                }
+                ports.push((port, arrivals.len()));
             }
-        };
-        // Behind one that must find its way everyone waits.
-        let known = if rest.is_empty() {
-            let frames = (&came, &mut fresh);
-            unwrap_known(
-                ways,
-                last,
-                frames,
-                candidate,
-                payload,
-                (*place, sa),
-                tables,
-                &umem,
-            )
-        } else {
-            None
-        };
-        let port = known.and_then(|slot| match slot.way.egress {
-            Egress::Guest(port) => Some(port),
-            Egress::Uplink(_) => None,
-        });
-        if let (Some(slot), Some(port)) = (known, port)
-            && (leaving.ports.last() == Some(&port) || owner_of(port, *worker, tables) == Some(*worker))
-        {
-            last = known;
-            hits += 1;
+            last = Some(slot);
             counters.met(slot.way.rule);
             if let Some([destination, source]) = slot.way.macs {
-                readdress(umem.room_mut(&mut fresh), destination, source);
+                readdress(room, destination, source);
             }
-            leaving.push(fresh, port, arrival);
-            pool.put(came);
-            continue;
+            umem.set_length(fresh, length);
+            arrivals.push(arrival);
+            delivered |= 1 << number;
         }
-        let mut descriptor = Descriptor::new(came, Packet::EMPTY, arrival, Direction::Inbound, None);
-        Usual::of_esp_again(umem.bytes(&descriptor.frame))
-            .unwrap_or_else(|| unreachable!("it was one a moment ago"))
-            .write(&mut descriptor.packet);
-        descriptor.sa = Some(*place);
-        match open::unwrap(&mut descriptor, candidate, payload, sa, tables, &umem, &mut fresh) {
-            Ok(()) => std::mem::swap(&mut descriptor.frame, &mut fresh),
-            Err(reason) => descriptor.drop_for(reason),
-        }
-        pool.put(fresh);
-        rest.push(descriptor);
     }
-    ways.hits += hits;
-    pool.put_many(fresh);
+    ways.hits += arrivals.len() as u64;
+    let mut leaving = fresh;
+    if arrivals.len() == opened {
+        leaving.drain(opened..).for_each(|frame| pool.put(frame));
+        pool.put_first(burst, opened);
+    } else {
+        let mut unknown = unknown.into_iter().peekable();
+        let fresh = std::mem::take(&mut leaving);
+        let mut came = burst.drain(..opened);
+        for (number, mut fresh) in fresh.into_iter().enumerate() {
+            let came = came.next();
+            if delivered >> number & 1 == 1 {
+                leaving.push(fresh);
+                came.into_iter().for_each(|came| pool.put(came));
+                continue;
+            }
+            match (came, unknown.next_if(|(next, ..)| *next == number)) {
+                (Some(came), Some((_, place, payload))) => {
+                    let Some(sa) = sas.inbound.get(place) else {
+                        unreachable!("it has accepted the packet")
+                    };
+                    let mut descriptor = opened_descriptor(came, place, &umem);
+                    let candidate = &candidates[number];
+                    match open::unwrap(&mut descriptor, candidate, payload, sa, tables, &umem, &mut fresh) {
+                        Ok(()) => std::mem::swap(&mut descriptor.frame, &mut fresh),
+                        Err(reason) => descriptor.drop_for(reason),
+                    }
+                    rest.push(descriptor);
+                }
+                (came, _) => came.into_iter().for_each(|came| pool.put(came)),
+            }
+            pool.put(fresh);
+        }
+    }
     ledger.passed("express");
-    let Leaving {
-        frames,
-        ports,
-        arrivals,
-    } = &mut leaving;
-    let mut begin = 0;
-    for alike in ports.chunk_by(|one, other| one == other) {
-        let mut packets: Burst = frames.drain(..alike.len()).collect();
-        let left = exits.guest_all(alike[0], &mut packets);
-        let end = begin + alike.len();
-        let (sent, kept) = arrivals[begin..end].split_at(alike.len() - packets.len());
+    deliver_all(leaving, &ports, &arrivals, pool, exits, ledger);
+    ledger.passed("deliver");
+}
+
+/// What the stages expect of a packet that an SA has opened.
+fn opened_descriptor(came: Frame, place: Place, umem: &Umem) -> Descriptor {
+    let arrival = umem.stamp(&came);
+    let mut descriptor = Descriptor::new(came, Packet::EMPTY, arrival, Direction::Inbound, None);
+    Usual::again(umem.bytes(&descriptor.frame))
+        .unwrap_or_else(|| unreachable!("it was one a moment ago"))
+        .write(&mut descriptor.packet);
+    descriptor.sa = Some(place);
+    descriptor
+}
+
+/// Submits packets to guest ports: to each those from its first on.
+#[inline(always)]
+fn deliver_all(
+    mut leaving: Burst,
+    ports: &[(u16, usize)],
+    arrivals: &[u64],
+    pool: &mut FramePool,
+    exits: &mut impl Exits,
+    ledger: &mut impl Ledger,
+) {
+    for (number, &(port, begin)) in ports.iter().enumerate() {
+        let end = ports.get(number + 1).map_or(arrivals.len(), |(_, end)| *end);
+        let mut packets = match leaving.len() - (end - begin) {
+            0 => std::mem::take(&mut leaving),
+            _ => leaving.drain(..end - begin).collect(),
+        };
+        let left = exits.guest_all(port, &mut packets);
+        let (sent, kept) = arrivals[begin..end].split_at(end - begin - packets.len());
         ledger.all_ended(Direction::Inbound, Outcome::Delivered, sent);
         if let Err(reason) = left {
             ledger.all_ended(Direction::Inbound, Outcome::Dropped(reason), kept);
             packets.into_iter().for_each(|frame| pool.put(frame));
         }
-        begin = end;
-    }
-    ledger.passed("deliver");
-}
-
-/// Packets on their way to guest ports.
-#[derive(Default)]
-struct Leaving {
-    frames: Burst,
-    ports: ArrayVec<u16, BATCH>,
-    arrivals: ArrayVec<u64, BATCH>,
-}
-
-impl Leaving {
-    fn push(&mut self, frame: Frame, port: u16, arrival: u64) {
-        self.frames.push(frame);
-        self.ports.push(port);
-        self.arrivals.push(arrival);
     }
 }
 
-/// A frame that is ESP behind headers of the usual form, and its SPI.
+/// A frame that is ESP behind headers of the usual form, and the header of ESP.
 #[inline(always)]
-fn sealed(frame: &[u8]) -> Option<(Packet, u32)> {
+fn sealed(frame: &[u8]) -> Option<(Packet, esp::Header)> {
     let packet = usual(frame).filter(|packet| packet.protocol == esp::ESP)?;
     let bytes = frame.get(HEADERS..usize::from(packet.end))?;
-    let (header, rest) = esp::Header::ref_from_prefix(bytes).ok()?;
+    let (header, rest) = esp::Header::read_from_prefix(bytes).ok()?;
     if rest.len() < esp::TRAILER + esp::TAG || rest.len() % 4 != 0 || packet.is_group() {
         return None;
     }
-    Some((packet, header.spi.get()))
+    Some((packet, header))
 }
 
-/// Makes the fresh frame the packet that the peer's guest sent, if its flow is known; otherwise nothing of the frame is to be used.
+/// Makes of what was opened the packet that the peer's guest sent, if its flow is known: gives that and the packet's length.
+/// Otherwise nothing of it is to be used. `room` begins so many bytes in front of the packet as the candidate says.
 ///
 /// A flow is known for its SA only, so that what the SA may carry was asked of its first packet.
 #[inline(always)]
@@ -219,20 +257,19 @@ fn sealed(frame: &[u8]) -> Option<(Packet, u32)> {
 fn unwrap_known<'a>(
     ways: &'a Recall,
     last: Option<&'a Slot>,
-    (came, fresh): (&Frame, &mut Frame),
+    came: &[u8],
+    room: &mut [u8],
     candidate: &Candidate,
     payload: Payload,
     (place, sa): (Place, &InboundSa),
     tables: &Tables,
-    umem: &Umem,
-) -> Option<&'a Slot> {
+) -> Option<(&'a Slot, usize)> {
     let from = of_sa(place);
     let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
     let Payload { length, next_header } = payload;
-    let came = umem.bytes(came);
     match sa.mode {
         Mode::Transport => {
-            let (headers, inside) = umem.room_mut(fresh).get_mut(..to + length)?.split_at_mut(to);
+            let (headers, inside) = room.get_mut(..to + length)?.split_at_mut(to);
             if inside.len() < transport::minimum_header(next_header)?
                 || next_header == transport::TCP && transport::tcp_flags(inside)? & transport::SYN != 0
             {
@@ -246,35 +283,32 @@ fn unwrap_known<'a>(
                 (ip4::HEADER + length) as u16,
                 next_header,
             );
-            umem.set_length(fresh, to + length);
-            Some(slot)
+            Some((slot, to + length))
         }
         Mode::Tunnel { .. } if next_header == esp::NEXT_IPV4 => {
             // The MACs are those of the hosts, as those of the flow are remembered.
             let header: &[u8; ethernet::HEADER] = came.first_chunk()?;
-            let frame = umem.room_mut(fresh).get_mut(..to + length)?;
+            let frame = room.get_mut(..to + length)?;
             *frame.first_chunk_mut()? = *header;
             let packet = usual(frame)?;
             let slot = ways.slot((&packet, frame), from, last)?;
-            umem.set_length(fresh, to + length);
-            Some(slot)
+            Some((slot, to + length))
         }
         Mode::Overlay { .. } if next_header == transport::UDP => {
-            let room = umem.room_with_front_mut(fresh, front)?;
             let carrier = tables.carrier(sa.network)?;
             let inside = decapsulate::opened(room.get(..length)?, carrier).ok()?;
             if inside.start != front {
                 return None;
             }
-            umem.set_length(fresh, inside.end - inside.start);
-            let frame = umem.bytes(fresh);
+            let frame = room.get(inside.start..inside.end)?;
             let packet = usual(frame)?;
             // Of congestion that the outer packet has met the inner one must hear.
-            let class = Usual::of_esp_again(came)?.traffic_class();
+            let class = came.get(TRAFFIC_CLASS)?;
             if (packet.traffic_class ^ class) & ecn::MASK != 0 {
                 return None;
             }
-            ways.slot((&packet, frame), from, last)
+            let slot = ways.slot((&packet, frame), from, last)?;
+            Some((slot, frame.len()))
         }
         Mode::Tunnel { .. } | Mode::Overlay { .. } => None,
     }

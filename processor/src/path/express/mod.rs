@@ -2,7 +2,7 @@
 //!
 //! The stages exist for what must be found out about a packet. Of nearly every packet nothing must: its form is the usual one
 //! ([`Usual`]), its flow is remembered ([`super::recall`]) and its SA is here. Then what the stages would write into a
-//! descriptor and read again stays in registers: the same functions ([`super::seal`], [`super::open`]) are compiled in line over
+//! descriptor and read again stays in registers: the same functions ([`super::layout`], [`super::open`]) are compiled in line over
 //! a packet of which most is known beforehand.
 //!
 //! It takes packets from the front of a burst and ends at the first that is anything else, before it has changed or counted

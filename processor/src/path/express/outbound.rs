@@ -4,18 +4,34 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::aead::engine::SealJob;
 use crate::port::frame::Frame;
 use crate::port::{BATCH, Burst};
+use crate::sa::outbound::OutboundSa;
+use crate::sa::slots::Place;
+use crate::wire::packet::{Packet, Usual};
 use crate::wire::transport;
 
 use super::super::batch::Egress;
 use super::super::context::Context;
 use super::super::deliver::{Exits, Ledger};
+use super::super::layout::{Form, Jobs, LastOuter, Restore, Under};
 use super::super::outcome::{Direction, Outcome, SentAs};
-use super::super::recall::{Slot, of_port};
-use super::super::seal::{self, LastOuter, Overwritten, Under};
+use super::super::recall::{Recall, Slot, of_port};
 use super::usual;
+
+/// Packets that differ in nothing that matters but their flow: what the SA does with one it does with the next.
+struct Alike<'a> {
+    place: Place,
+    protocol: u8,
+    sa: &'a OutboundSa,
+    form: Form<'a>,
+}
+
+impl Alike<'_> {
+    fn is(&self, place: Place, protocol: u8) -> bool {
+        self.place == place && self.protocol == protocol
+    }
+}
 
 /// Seals and sends what a guest port received, as far as the ways of the first packets are known. Takes these out of the burst.
 pub fn seal_known(
@@ -47,114 +63,96 @@ pub fn seal_known(
         return;
     }
     let leaves_checksums = tables.leaves_checksums(port);
-    let room = umem.room();
     let mut fresh = pool.take_many(burst.len());
     let mut additional = [[0; 12]; BATCH];
-    // Of each packet that is sealed: when it came, as what it leaves, and whether in the frame that it came in.
+    let mut overwritten = Restore::default();
     let mut arrivals = ArrayVec::<u64, BATCH>::new();
-    let mut forms = ArrayVec::<SentAs, BATCH>::new();
-    let mut in_place = ArrayVec::<bool, BATCH>::new();
-    let mut overwritten = ArrayVec::<(usize, Overwritten), BATCH>::new();
-    let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
-    let (mut rooms, mut additional) = (fresh.iter_mut(), additional.iter_mut());
+    // As what packets leave, and the first of them that do.
+    let mut forms = ArrayVec::<(SentAs, usize), BATCH>::new();
+    let mut jobs = Jobs::new(&mut fresh, &mut additional, &mut overwritten, &umem);
     let mut last: Option<&Slot> = None;
     let mut last_outer = LastOuter::None;
-    let mut fresh_used = 0;
+    let mut alike: Option<Alike<'_>> = None;
     for frame in burst.iter_mut() {
         let bytes = umem.bytes(frame);
-        let Some(packet) = usual(bytes) else { break };
-        let Some(slot) = ways.slot((&packet, bytes), from, last) else {
+        let is_same = last.is_some_and(|slot| Recall::is_of(slot, bytes));
+        let Some(usual) = (if is_same { Usual::again(bytes) } else { Usual::of(bytes) }) else {
             break;
         };
-        last = Some(slot);
-        let way = &slot.way;
-        let (Some(place), Egress::Uplink(sent_as)) = (way.sa, way.egress) else {
-            break;
-        };
-        let Some(sa) = sas.outbound.get(place).filter(|_| place.owner == *worker) else {
-            break;
-        };
-        let under = Under {
-            place,
-            sa,
-            network: way.network,
-            host: way.peer,
-        };
-        let Ok(plan) = seal::plan(&packet, frame, under, &mut last_outer, tables, &umem) else {
-            break;
-        };
-        if frame.is_long() || !plan.in_place && (rooms.len() == 0 || plan.end() > room) {
+        let mut packet = Packet::EMPTY;
+        usual.write(&mut packet);
+        if packet.tcp_flags & transport::SYN != 0 {
             break;
         }
-        let (Ok(taken), Some(additional)) = (sa.sequence.take(), additional.next()) else {
-            break;
-        };
-        arrivals.push(umem.stamp(frame));
-        forms.push(sent_as);
-        in_place.push(plan.in_place);
-        counters.met(way.rule);
-        seal::count(sa, plan.outer_length());
-        if leaves_checksums {
-            let segment = usize::from(packet.l4_offset)..usize::from(packet.end);
-            if let Some(segment) = umem.room_mut(frame).get_mut(segment) {
-                transport::finish_checksum(packet.source, packet.destination, packet.protocol, segment);
+        if !is_same {
+            let Some(slot) = ways.slot((&packet, bytes), from, None) else { break };
+            last = Some(slot);
+            let way = &slot.way;
+            let (Some(place), Egress::Uplink(sent_as)) = (way.sa, way.egress) else {
+                break;
+            };
+            if !alike.as_ref().is_some_and(|one| one.is(place, packet.protocol)) {
+                let Some(sa) = sas.outbound.get(place).filter(|_| place.owner == *worker) else {
+                    break;
+                };
+                let under = Under {
+                    place,
+                    sa,
+                    network: way.network,
+                    host: way.peer,
+                };
+                let Ok(form) = Form::new(&packet, under, &mut last_outer, tables, &umem) else {
+                    break;
+                };
+                alike = Some(Alike {
+                    place,
+                    protocol: packet.protocol,
+                    sa,
+                    form,
+                });
+            }
+            if forms.last().is_none_or(|(last, _)| *last != sent_as) {
+                forms.push((sent_as, arrivals.len()));
             }
         }
-        seal::lay_out(&packet, frame, &plan, &umem);
+        let (Some(slot), Some(Alike { sa, form, .. })) = (last, &alike) else { break };
+        let arrival = umem.stamp(frame);
         let outer = last_outer.as_ref().map(|(_, outer)| outer);
-        if plan.in_place {
-            jobs.push(seal::job_in_place(
-                &packet, frame, &plan, sa, taken, outer, additional, &umem,
-            ));
-            continue;
+        let seal = (*sa, form, outer);
+        let is_long = frame.is_long();
+        if is_long || jobs.push(&packet, frame, seal, leaves_checksums, None).is_err() {
+            break;
         }
-        let Some(fresh) = rooms.next() else {
-            unreachable!("there was one a moment ago")
-        };
-        let number = fresh_used;
-        fresh_used += 1;
-        let note = |one| overwritten.push((number, one));
-        jobs.push(seal::job(
-            (&packet, frame),
-            &plan,
-            sa,
-            taken,
-            outer,
-            (fresh, additional),
-            &umem,
-            note,
-        ));
+        arrivals.push(arrival);
+        counters.met(slot.way.rule);
     }
-    if !jobs.is_empty() {
-        engine.seal(&mut jobs);
-    }
+    let sealed = jobs.seal(*engine);
     drop(jobs);
-    for (number, one) in overwritten {
-        one.restore(umem.room_mut(&mut fresh[number]));
-    }
-    ways.hits += forms.len() as u64;
+    overwritten.restore(&mut fresh, &umem);
+    ways.hits += arrivals.len() as u64;
     ledger.passed("express");
-    let mut leaving = Burst::new();
-    {
-        let mut rooms = fresh.drain(..fresh_used);
-        for (came, in_place) in burst.drain(..forms.len()).zip(in_place) {
-            if in_place {
-                leaving.push(came);
+    let mut leaving = fresh;
+    leaving.drain(sealed.fresh..).for_each(|frame| pool.put(frame));
+    if sealed.in_place == 0 {
+        pool.put_first(burst, arrivals.len());
+    } else {
+        let mut rooms = std::mem::take(&mut leaving).into_iter();
+        for (number, frame) in burst.drain(..arrivals.len()).enumerate() {
+            if sealed.in_place >> number & 1 == 1 {
+                leaving.push(frame);
             } else {
                 leaving.extend(rooms.next());
-                pool.put(came);
+                pool.put(frame);
             }
         }
     }
-    pool.put_many(fresh);
     let sent = leaving.len();
     let left = exits.uplink_all(&mut leaving);
     let (sent, kept) = arrivals.split_at(sent - leaving.len());
-    let mut begin = 0;
-    for alike in forms[..sent.len()].chunk_by(|one, other| one == other) {
-        let end = begin + alike.len();
-        ledger.all_ended(Direction::Outbound, Outcome::Sent(alike[0]), &sent[begin..end]);
-        begin = end;
+    for (number, &(sent_as, begin)) in forms.iter().enumerate() {
+        let end = forms.get(number + 1).map_or(sent.len(), |(_, end)| *end);
+        let alike = sent.get(begin..end.min(sent.len())).unwrap_or_default();
+        ledger.all_ended(Direction::Outbound, Outcome::Sent(sent_as), alike);
     }
     if let Err(reason) = left {
         ledger.all_ended(Direction::Outbound, Outcome::Dropped(reason), kept);
