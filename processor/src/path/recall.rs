@@ -17,10 +17,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use guestseal_rules::classify::Protection;
 use guestseal_rules::flow_cache::fold;
 use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, RuleIndex};
 
+use crate::port::BATCH;
 use crate::port::umem::Umem;
 use crate::sa::slots::Place;
 use crate::telemetry::rules::RuleCounters;
@@ -38,6 +40,9 @@ const FLOWS: usize = 8192;
 
 /// Words of headers that tell flows apart.
 const WORDS: usize = 8;
+
+/// Those of a flow of IPv4.
+pub(super) type Words = [u64; 5];
 
 /// The ways that one worker remembers.
 #[derive(Debug)]
@@ -185,11 +190,37 @@ impl Recall {
         }
     }
 
+    /// Reads the places that the flows of a burst may have, unless it seems to be all of one flow: one after the other without a
+    /// look at what is there, so that the memory is asked for as many at once as the CPU can. `of` gives the headers of a packet.
+    ///
+    /// Saves most of the 60 cycles that a packet waited for its flow's place (1,000 flows, Zen 3).
+    #[inline(always)]
+    pub(super) fn fetch(
+        &self,
+        packets: std::ops::Range<usize>,
+        mut of: impl FnMut(usize) -> Option<Words>,
+        from: u64,
+    ) {
+        if packets.len() < 2 || of(packets.start) == of(packets.end - 1) {
+            return;
+        }
+        let places = packets.filter_map(of).map(|words| self.places(&words, from)[0]);
+        let places: ArrayVec<usize, BATCH> = places.take(BATCH).collect();
+        let read = |sum, place: &usize| sum ^ self.slots[*place].headers[0] ^ self.slots[*place].generation;
+        std::hint::black_box(places.iter().fold(0, read));
+    }
+
+    /// The words of a frame of IPv4.
+    #[inline(always)]
+    pub(super) fn words(frame: &[u8]) -> Option<Words> {
+        masked(frame, &MASKS_V4)
+    }
+
     /// Whether a frame that comes from where those of a flow of IPv4 do is of that flow, if it is of the usual form but for what
     /// [`crate::wire::packet::Usual::again`] asks.
     #[inline(always)]
     pub(super) fn is_of(slot: &Slot, frame: &[u8]) -> bool {
-        masked(frame, &MASKS_V4).is_some_and(|words| slot.has(&words))
+        Self::words(frame).is_some_and(|words| slot.has(&words))
     }
 
     /// The flow of a packet that came in transport mode, by the frame that it came in: the headers are its own, but for the
@@ -199,14 +230,20 @@ impl Recall {
         &'a self,
         came: &[u8],
         protocol: u8,
-        [a, b, c, d]: [u8; 4],
+        ports: [u8; 4],
         from: u64,
         last: Option<&'a Slot>,
     ) -> Option<&'a Slot> {
+        self.find(&Self::words_of_sealed(came, protocol, ports)?, from, last)
+    }
+
+    /// The words of that flow.
+    #[inline(always)]
+    pub(super) fn words_of_sealed(came: &[u8], protocol: u8, [a, b, c, d]: [u8; 4]) -> Option<Words> {
         let [one, two, ip, addresses, rest] = masked(came, &MASKS_V4)?;
         let ip = ip & word([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]) | word([0, 0, 0, 0, 0, 0, 0, protocol]);
         let rest = rest & word([0xff, 0xff, 0, 0, 0, 0, 0, 0]) | word([0, 0, a, b, c, d, 0, 0]);
-        self.find(&[one, two, ip, addresses, rest], from, last)
+        Some([one, two, ip, addresses, rest])
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ use super::super::deliver::{Exits, Ledger, owner_of};
 use super::super::layout::{Restore, copy_headers};
 use super::super::open::{self, Candidate, Payload, readdress};
 use super::super::outcome::{Direction, Outcome};
-use super::super::recall::{Recall, Slot, of_sa};
+use super::super::recall::{Recall, Slot, Words, of_sa};
 use super::super::tables::Tables;
 use super::usual;
 
@@ -110,6 +110,12 @@ pub fn open_known(
             unreachable!("admitted by this SA")
         };
         let mut last: Option<&Slot> = None;
+        let words = |number: usize| {
+            let (candidate, fresh) = (&candidates[number], &mut fresh[number]);
+            let room = umem.room_with_front_mut(fresh, candidate.front.into())?;
+            words(umem.bytes(&burst[number]), room, candidate, sa)
+        };
+        ways.fetch(begin..end, words, of_sa(place));
         let packets = candidates[begin..end].iter().zip(&authentic[begin..end]);
         let frames = burst[begin..end].iter().zip(&mut fresh[begin..end]);
         for (number, ((candidate, authentic), (came, fresh))) in (begin..).zip(packets.zip(frames)) {
@@ -243,6 +249,18 @@ fn sealed(frame: &[u8]) -> Option<(Packet, esp::Header)> {
         return None;
     }
     Some((packet, header))
+}
+
+/// The words of the flow of what was opened, if it has one at all.
+#[inline(always)]
+fn words(came: &[u8], room: &[u8], candidate: &Candidate, sa: &InboundSa) -> Option<Words> {
+    match sa.mode {
+        Mode::Transport => {
+            let opened = room.get(candidate.opened())?;
+            Recall::words_of_sealed(came, *opened.last()?, *opened.first_chunk()?)
+        }
+        Mode::Tunnel { .. } | Mode::Overlay { .. } => Recall::words(room.get(candidate.front.into()..)?),
+    }
 }
 
 /// Makes of what was opened the packet that the peer's guest sent, if its flow is known: gives that and the packet's length.

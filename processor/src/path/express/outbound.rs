@@ -62,6 +62,8 @@ pub fn seal_known(
     if tables.is_trunk(port) || burst.first().and_then(sa_of).is_none() {
         return;
     }
+    let words = |number: usize| Recall::words(umem.bytes(burst.get(number)?));
+    ways.fetch(0..burst.len(), words, from);
     let leaves_checksums = tables.leaves_checksums(port);
     let mut fresh = pool.take_many(burst.len());
     let mut additional = [[0; 12]; BATCH];
