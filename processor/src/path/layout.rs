@@ -487,7 +487,11 @@ pub(super) fn copy_headers(to: &mut [u8], from: &[u8]) {
 pub(super) fn additional(header: &esp::Header, sequence: u64, esn: bool) -> [u8; 12] {
     let number = if esn { sequence } else { sequence << 32 };
     let behind = (number as u32).to_be_bytes();
-    zerocopy::transmute!([header.spi.to_bytes(), ((number >> 32) as u32).to_be_bytes(), behind])
+    zerocopy::transmute!([
+        header.spi.to_bytes(),
+        ((number >> 32) as u32).to_be_bytes(),
+        behind
+    ])
 }
 
 /// As much of [`additional`] as there is.

@@ -28,9 +28,9 @@ use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 use super::batch::{Batch, Descriptor, live, unknown};
 use super::decapsulate;
 use super::encapsulate;
+use super::layout::{Overwritten, additional, authenticated, copy_headers, lay_out_gmac};
 use super::notices::{Notice, Notices};
 use super::outcome::DropReason;
-use super::layout::{Overwritten, additional, authenticated, copy_headers, lay_out_gmac};
 use super::tables::Tables;
 
 impl From<ReplayError> for DropReason {

@@ -241,7 +241,8 @@ impl Recall {
     #[inline(always)]
     pub(super) fn words_of_sealed(came: &[u8], protocol: u8, [a, b, c, d]: [u8; 4]) -> Option<Words> {
         let [one, two, ip, addresses, rest] = masked(came, &MASKS_V4)?;
-        let ip = ip & word([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]) | word([0, 0, 0, 0, 0, 0, 0, protocol]);
+        let ip =
+            ip & word([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]) | word([0, 0, 0, 0, 0, 0, 0, protocol]);
         let rest = rest & word([0xff, 0xff, 0, 0, 0, 0, 0, 0]) | word([0, 0, a, b, c, d, 0, 0]);
         Some([one, two, ip, addresses, rest])
     }

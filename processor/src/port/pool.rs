@@ -149,3 +149,57 @@ impl FramePool {
         self.long.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::port::umem::{HugePages, Shape};
+
+    fn pool() -> FramePool {
+        let shape = Shape {
+            frame_size: 2048,
+            frames: 128,
+            long_frames: 0,
+            ring_size: 64,
+            huge_pages: HugePages::Off,
+        };
+        let (umem, frames) = Umem::memory(shape).unwrap();
+        FramePool::new(umem, frames)
+    }
+
+    #[test]
+    fn what_a_batch_leaves_as_a_whole_is_taken_first() {
+        let mut pool = pool();
+        let mut taken = pool.take_many(40);
+        let first: HashSet<u64> = taken.iter().map(|frame| frame.address).collect();
+        pool.put_first(&mut taken, 40);
+        assert_eq!((taken.len(), pool.available()), (0, 128));
+        let again = pool.take_many(40);
+        assert!(again.iter().all(|frame| first.contains(&frame.address)));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_in_one_place_each(steps in prop::collection::vec((0usize..70, 0usize..70, 0usize..5), 1..40)) {
+            let mut pool = pool();
+            for (wanted, kept, singles) in steps {
+                let before = pool.available();
+                let mut taken = pool.take_many(wanted);
+                prop_assert_eq!(taken.len(), wanted.min(BATCH).min(before));
+                prop_assert_eq!(pool.available() + taken.len(), before);
+                let others: Vec<Frame> = std::iter::from_fn(|| pool.take()).take(singles).collect();
+                let count = taken.len().saturating_sub(kept);
+                pool.put_first(&mut taken, count);
+                pool.put_many(taken);
+                others.into_iter().for_each(|frame| pool.put(frame));
+                prop_assert_eq!(pool.available(), 128);
+            }
+            let all: HashSet<u64> = std::iter::from_fn(|| pool.take()).map(|frame| frame.address).collect();
+            prop_assert_eq!(all.len(), 128);
+        }
+    }
+}

@@ -125,8 +125,15 @@ mod tests {
     proptest! {
         #[test]
         fn trailer_round_trip(payload in 0usize..300, next in any::<u8>()) {
-            let mut bytes = vec![0xaa; payload + 8];
+            let length = payload + padding(payload) + TRAILER;
+            // With room for the trailer and no more, and with plenty.
+            let mut bytes = vec![0xaa; length];
+            prop_assert_eq!(write_trailer(&mut bytes[payload..], payload, next), Some(length - payload));
+            prop_assert_eq!(write_trailer(&mut bytes[payload + 1..], payload, next), None);
+            let exact = bytes.clone();
+            bytes.resize(payload + 8, 0xbb);
             let written = write_trailer(&mut bytes[payload..], payload, next).unwrap();
+            prop_assert_eq!(&bytes[..length], &exact[..]);
             prop_assert_eq!((payload + written) % 4, 0);
             prop_assert_eq!(HEADER + payload + written + TAG, length(payload));
             prop_assert_eq!(read_trailer(&bytes[..payload + written]), Some((payload, next)));

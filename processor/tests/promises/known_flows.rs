@@ -128,6 +128,36 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
+/// What the short way is for: few flows of IPv4, and now and then something opens a connection.
+fn few_flows() -> impl Strategy<Value = Vec<Step>> {
+    let port = prop::sample::select(vec![53u16, 514, 25, 8080]);
+    let flags = prop::sample::select(vec![ACK, ACK, ACK, SYN]);
+    let data = prop::sample::select(vec![0usize, 1, 2, 3, 40]);
+    let pair = prop::sample::select(vec![(1usize, 0usize), (1, 2), (0, 1)]);
+    let shape = (pair, prop::sample::select(vec![UDP, TCP]), port, flags, data);
+    let opens = prop::bool::weighted(0.1);
+    let palette = prop::collection::vec(shape, 2..5);
+    let order = prop::collection::vec((any::<prop::sample::Index>(), opens), 20..60);
+    (palette, order).prop_map(|(palette, order)| {
+        let step = |(which, opens): (prop::sample::Index, bool)| {
+            let ((from, to), protocol, port, flags, data) = *which.get(&palette);
+            let shape = Shape {
+                ip6: false,
+                protocol,
+                port,
+                flags: if opens { SYN } else { flags },
+                class: 0,
+                ttl: 64,
+                data,
+                wrong: None,
+            };
+            let by = from;
+            Step::Sends { by, from, to, shape }
+        };
+        order.into_iter().map(step).collect()
+    })
+}
+
 /// Two hosts, and the guests by the host where each began.
 struct Pair {
     hosts: [Host; 2],
@@ -248,8 +278,8 @@ fn assert_alike(pairs: &[Pair; 2], rules: &[String], after: &str) {
 /// Frames that a port takes at once.
 const TOGETHER: usize = 24;
 
-/// What each guest sends comes to one pair packet by packet, and to the other at once.
-fn compare_bursts(world: &World, steps: &[Step]) {
+/// What each guest sends comes to one pair packet by packet, and to the other at once. Guests may send damaged packets.
+fn compare_bursts(world: &World, steps: &[Step], mishaps: &[Mishap]) {
     let World {
         policy,
         options,
@@ -260,7 +290,10 @@ fn compare_bursts(world: &World, steps: &[Step]) {
     for (number, (guest, home)) in guests.iter().enumerate() {
         let sent = world.sent_by(number, steps);
         // The second time their flows are known.
-        for burst in sent.chunks(TOGETHER).chain(sent.chunks(TOGETHER)) {
+        // Some come twice.
+        let bursts = || sent.chunks(TOGETHER / 2);
+        for burst in bursts().chain(bursts()) {
+            let burst = &meet(burst.to_vec(), mishaps)[..];
             let [one_by_one, at_once] = &mut pairs;
             let mut seen = [
                 burst
@@ -435,7 +468,13 @@ proptest! {
     /// Whatever was found for the packets before it.
     #[test]
     fn a_burst_is_as_good_as_its_packets(steps in steps(), ways: [bool; 5]) {
-        compare_bursts(&World::of(ways), &steps);
+        compare_bursts(&World::of(ways), &steps, &[const { Mishap::None }; TOGETHER]);
+    }
+
+    /// Even where most are known and of few kinds, and some are damaged.
+    #[test]
+    fn a_burst_of_few_flows_is_as_good_as_its_packets(steps in few_flows(), mishaps in mishaps(), ways: [bool; 5]) {
+        compare_bursts(&World::of(ways), &steps, &mishaps);
     }
 }
 

@@ -3,7 +3,8 @@
 //! The stages exist for what must be found out about a packet. Of nearly every packet nothing must: its form is the usual one
 //! ([`Usual`]), its flow is remembered ([`super::recall`]) and its SA is here. Then what the stages would write into a
 //! descriptor and read again stays in registers: the same functions ([`super::layout`], [`super::open`]) are compiled in line over
-//! a packet of which most is known beforehand.
+//! a packet of which most is known beforehand. What is the same for packets that follow one another is found out once: of
+//! one flow, that its form is the usual one; under one SA, how it seals. Frames change hands by the burst.
 //!
 //! It takes packets from the front of a burst and ends at the first that is anything else, before it has changed or counted
 //! anything of it: that one and those behind it go the long way, so that nothing overtakes. Never allocates.

@@ -78,7 +78,11 @@ pub fn seal_known(
     for frame in burst.iter_mut() {
         let bytes = umem.bytes(frame);
         let is_same = last.is_some_and(|slot| Recall::is_of(slot, bytes));
-        let Some(usual) = (if is_same { Usual::again(bytes) } else { Usual::of(bytes) }) else {
+        let Some(usual) = (if is_same {
+            Usual::again(bytes)
+        } else {
+            Usual::of(bytes)
+        }) else {
             break;
         };
         let mut packet = Packet::EMPTY;
@@ -87,7 +91,9 @@ pub fn seal_known(
             break;
         }
         if !is_same {
-            let Some(slot) = ways.slot((&packet, bytes), from, None) else { break };
+            let Some(slot) = ways.slot((&packet, bytes), from, None) else {
+                break;
+            };
             last = Some(slot);
             let way = &slot.way;
             let (Some(place), Egress::Uplink(sent_as)) = (way.sa, way.egress) else {
@@ -117,7 +123,9 @@ pub fn seal_known(
                 forms.push((sent_as, arrivals.len()));
             }
         }
-        let (Some(slot), Some(Alike { sa, form, .. })) = (last, &alike) else { break };
+        let (Some(slot), Some(Alike { sa, form, .. })) = (last, &alike) else {
+            break;
+        };
         let arrival = umem.stamp(frame);
         let outer = last_outer.as_ref().map(|(_, outer)| outer);
         let seal = (*sa, form, outer);
