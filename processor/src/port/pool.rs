@@ -178,8 +178,18 @@ mod tests {
         let first: HashSet<u64> = taken.iter().map(|frame| frame.address).collect();
         pool.put_first(&mut taken, 40);
         assert_eq!((taken.len(), pool.available()), (0, 128));
-        let again = pool.take_many(40);
+        let mut again = pool.take_many(40);
         assert!(again.iter().all(|frame| first.contains(&frame.address)));
+        // Of two, the first.
+        let mut others = pool.take_many(30);
+        pool.put_first(&mut again, 40);
+        pool.put_first(&mut others, 30);
+        assert_eq!((again.len(), others.len(), pool.available()), (0, 0, 128));
+        assert!(
+            pool.take_many(40)
+                .iter()
+                .all(|frame| first.contains(&frame.address))
+        );
     }
 
     proptest! {
