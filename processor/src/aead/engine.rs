@@ -62,16 +62,19 @@ pub(super) enum Expanded {
     Portable128(Box<::aes_gcm::Aes128Gcm>),
     /// `aes-gcm`, 256 bits.
     Portable256(Box<::aes_gcm::Aes256Gcm>),
-    /// `vaes`, either suite.
+    /// `vaes` for AVX-512, either suite.
     #[cfg(target_arch = "x86_64")]
     Vaes(Box<super::vaes::Key>),
+    /// `vaes` for AVX2, either suite.
+    #[cfg(target_arch = "x86_64")]
+    NarrowVaes(Box<super::vaes::NarrowKey>),
     /// `ipsec-mb`, and the suite that its functions are chosen by.
     #[cfg(target_arch = "x86_64")]
     IpsecMb(Suite, Box<super::ipsec_mb::KeyData>),
 }
 
 impl ExpandedKey {
-    /// The key as `vaes` has expanded it.
+    /// The key as `vaes` for AVX-512 has expanded it.
     ///
     /// # Panics
     /// If another engine did.
@@ -80,6 +83,19 @@ impl ExpandedKey {
     pub(super) fn of_vaes(&self) -> &super::vaes::Key {
         match &self.0 {
             Expanded::Vaes(key) => key,
+            _ => another_engine(),
+        }
+    }
+
+    /// The key as `vaes` for AVX2 has expanded it.
+    ///
+    /// # Panics
+    /// If another engine did.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(super) fn of_narrow_vaes(&self) -> &super::vaes::NarrowKey {
+        match &self.0 {
+            Expanded::NarrowVaes(key) => key,
             _ => another_engine(),
         }
     }

@@ -1,6 +1,6 @@
 //! A key made ready: the AES key schedule and the powers of H. Wiped when it is dropped.
 //!
-//! FIPS 197 5.2; H after SP 800-38D 6.4, its powers as POLYVAL takes them (RFC 8452, Appendix A).
+//! The powers of H are as POLYVAL takes them (RFC 8452, Appendix A).
 
 use std::arch::x86_64::*;
 
@@ -8,6 +8,7 @@ use guestseal_rules::model::Suite;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::ghash::{fold, multiply, reduce};
+use super::schedule::{Bytes, load, schedule, store, twice_the_hash_key};
 
 /// Powers of H that are kept: enough for eight rows and the block of lengths.
 pub(super) const POWERS: usize = 36;
@@ -33,16 +34,7 @@ impl Key {
             last: 0,
             powers: [[0; 16]; POWERS + 3],
         });
-        match key {
-            Bytes::Aes128(key) => {
-                made.last = 10;
-                schedule_128(&mut made.rounds, key);
-            }
-            Bytes::Aes256(key) => {
-                made.last = 14;
-                schedule_256(&mut made.rounds, key);
-            }
-        }
+        made.last = schedule(&mut made.rounds, key);
         made.fill_powers();
         made
     }
@@ -82,18 +74,7 @@ impl Key {
 
     #[target_feature(enable = "aes,pclmulqdq,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")]
     fn fill_powers(&mut self) {
-        let mut block = load(&self.rounds[0]);
-        for number in 1..self.last {
-            block = _mm_aesenc_si128(block, load(&self.rounds[number]));
-        }
-        block = _mm_aesenclast_si128(block, load(&self.rounds[self.last]));
-        let mut bytes = [0; 16];
-        store(&mut bytes, block);
-        // H times x in POLYVAL's field; what is carried out is a mask, not a branch.
-        let h = u128::from_be_bytes(bytes);
-        let shifted = (h << 1) ^ ((h >> 127).wrapping_neg() & POLYNOMIAL);
-        bytes.zeroize();
-        self.powers[POWERS - 1] = shifted.to_le_bytes();
+        twice_the_hash_key(&self.rounds[..=self.last], &mut self.powers[POWERS - 1]);
         let first = _mm512_zextsi128_si512(load(&self.powers[POWERS - 1]));
         let mut power = first;
         for place in (0..POWERS - 1).rev() {
@@ -101,73 +82,4 @@ impl Key {
             store(&mut self.powers[place], _mm512_castsi512_si128(power));
         }
     }
-}
-
-/// x^128 + x^127 + x^126 + x^121 + 1, without its highest term.
-const POLYNOMIAL: u128 = 0xc200_0000_0000_0000_0000_0000_0000_0001;
-
-/// The bytes of a key.
-#[derive(Copy, Clone)]
-pub(super) enum Bytes<'a> {
-    Aes128(&'a [u8; 16]),
-    Aes256(&'a [u8; 32]),
-}
-
-#[inline]
-pub(super) fn load(bytes: &[u8; 16]) -> __m128i {
-    // SAFETY: 16 bytes that are borrowed here.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-pub(super) fn store(bytes: &mut [u8; 16], value: __m128i) {
-    // SAFETY: 16 bytes that are borrowed here, for writing.
-    unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), value) }
-}
-
-/// Each word XORed with the ones before it: w0, w0^w1, w0^w1^w2, w0^w1^w2^w3.
-#[inline]
-#[target_feature(enable = "sse2")]
-fn running_xor(words: __m128i) -> __m128i {
-    let words = _mm_xor_si128(words, _mm_slli_si128::<4>(words));
-    _mm_xor_si128(words, _mm_slli_si128::<8>(words))
-}
-
-#[target_feature(enable = "aes")]
-fn schedule_128(rounds: &mut [[u8; 16]; 15], key: &[u8; 16]) {
-    rounds[0] = *key;
-    let mut last = load(key);
-    macro_rules! step {
-        ($($number:literal $constant:literal),*) => {$(
-            let word = _mm_shuffle_epi32::<0xff>(_mm_aeskeygenassist_si128::<$constant>(last));
-            last = _mm_xor_si128(running_xor(last), word);
-            store(&mut rounds[$number], last);
-        )*};
-    }
-    step!(1 0x01, 2 0x02, 3 0x04, 4 0x08, 5 0x10, 6 0x20, 7 0x40, 8 0x80, 9 0x1b, 10 0x36);
-}
-
-#[target_feature(enable = "aes")]
-fn schedule_256(rounds: &mut [[u8; 16]; 15], key: &[u8; 32]) {
-    let (low, high) = key.split_at(16);
-    rounds[0].copy_from_slice(low);
-    rounds[1].copy_from_slice(high);
-    let (mut even, mut odd) = (load(&rounds[0]), load(&rounds[1]));
-    macro_rules! even {
-        ($number:literal, $constant:literal) => {
-            let word = _mm_shuffle_epi32::<0xff>(_mm_aeskeygenassist_si128::<$constant>(odd));
-            even = _mm_xor_si128(running_xor(even), word);
-            store(&mut rounds[$number], even);
-        };
-    }
-    macro_rules! two {
-        ($($number:literal $constant:literal),*) => {$(
-            even!($number, $constant);
-            let word = _mm_shuffle_epi32::<0xaa>(_mm_aeskeygenassist_si128::<0>(even));
-            odd = _mm_xor_si128(running_xor(odd), word);
-            store(&mut rounds[$number + 1], odd);
-        )*};
-    }
-    two!(2 0x01, 4 0x02, 6 0x04, 8 0x08, 10 0x10, 12 0x20);
-    even!(14, 0x40);
 }

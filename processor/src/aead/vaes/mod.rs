@@ -29,7 +29,9 @@
 mod ghash;
 mod key;
 mod long;
+mod narrow;
 mod row;
+mod schedule;
 mod short;
 
 use std::arch::x86_64::__m128i;
@@ -38,27 +40,48 @@ use arrayvec::ArrayVec;
 use guestseal_rules::model::Suite;
 
 use super::engine::{Engine, Expanded, ExpandedKey, KeyLength, OpenJob, SealJob, TAG, equal};
-use key::Bytes;
 pub(super) use key::Key;
+pub(super) use narrow::Key as NarrowKey;
 use row::Text;
+use schedule::Bytes;
 
 /// What says that the CPU has everything that the engine uses.
 #[derive(Copy, Clone, Debug)]
-pub struct Vaes(());
+pub struct Vaes(Form);
+
+/// How wide the engine works.
+#[derive(Copy, Clone, Debug)]
+enum Form {
+    /// 512 bits.
+    Wide,
+    /// 256 bits, see [`narrow`].
+    Narrow,
+}
+
+/// The instruction sets of a list that this CPU or kernel does not have.
+macro_rules! missing {
+    ($($feature:tt),*) => {{
+        let mut missing = Vec::new();
+        $(if !std::arch::is_x86_feature_detected!($feature) { missing.push($feature); })*
+        missing
+    }};
+}
 
 impl Vaes {
-    /// The engine, if this CPU and kernel have every instruction set that it uses.
+    /// The widest form of the engine of which this CPU and kernel have every instruction set.
     ///
     /// # Errors
-    /// Those that are missing.
+    /// Those that the narrow form misses.
     pub fn new() -> Result<Self, Vec<&'static str>> {
-        let mut missing = Vec::new();
-        macro_rules! need {
-            ($($feature:tt),*) => {
-                $(if !std::arch::is_x86_feature_detected!($feature) { missing.push($feature); })*
-            };
-        }
-        need!(
+        Self::wide().or_else(|_| Self::narrow())
+    }
+
+    /// The form for AVX-512.
+    ///
+    /// # Errors
+    /// Instruction sets that are missing.
+    pub fn wide() -> Result<Self, Vec<&'static str>> {
+        let missing = missing!(
             "aes",
             "pclmulqdq",
             "avx2",
@@ -71,21 +94,62 @@ impl Vaes {
             "vpclmulqdq"
         );
         if missing.is_empty() {
-            Ok(Self(()))
+            Ok(Self(Form::Wide))
+        } else {
+            Err(missing)
+        }
+    }
+
+    /// The form for AVX2, which a CPU with AVX-512 has too.
+    ///
+    /// # Errors
+    /// Instruction sets that are missing.
+    pub fn narrow() -> Result<Self, Vec<&'static str>> {
+        let missing = missing!("aes", "pclmulqdq", "avx2", "bmi2", "vaes", "vpclmulqdq");
+        if missing.is_empty() {
+            Ok(Self(Form::Narrow))
         } else {
             Err(missing)
         }
     }
 }
 
+/// A key as one of the forms has expanded it.
+trait Prepared {
+    /// # Panics
+    /// If another engine or form did.
+    fn of(key: &ExpandedKey) -> &Self;
+}
+
+impl Prepared for Key {
+    #[inline]
+    fn of(key: &ExpandedKey) -> &Self {
+        key.of_vaes()
+    }
+}
+
+impl Prepared for NarrowKey {
+    #[inline]
+    fn of(key: &ExpandedKey) -> &Self {
+        key.of_narrow_vaes()
+    }
+}
+
 /// What one job looks like to the kernels.
-#[derive(Copy, Clone)]
-struct Packet<'a> {
-    key: &'a Key,
+struct Packet<'a, K = Key> {
+    key: &'a K,
     nonce: &'a [u8; 12],
     additional: &'a [u8],
     /// The job's buffers, which stay borrowed as long as this.
     text: Text,
+}
+
+impl<K> Copy for Packet<'_, K> {}
+
+impl<K> Clone for Packet<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
 /// A job of either kind.
@@ -93,7 +157,7 @@ trait Job {
     /// Whether it is opened.
     const OPEN: bool;
 
-    fn packet(&mut self) -> Packet<'_>;
+    fn packet<K: Prepared>(&mut self) -> Packet<'_, K>;
 
     /// Takes the tag that was computed: writes it, or says whether it is the one that came.
     fn finish(&mut self, tag: __m128i) -> bool;
@@ -103,9 +167,9 @@ impl Job for SealJob<'_> {
     const OPEN: bool = false;
 
     #[inline]
-    fn packet(&mut self) -> Packet<'_> {
+    fn packet<K: Prepared>(&mut self) -> Packet<'_, K> {
         Packet {
-            key: self.key.of_vaes(),
+            key: K::of(self.key),
             nonce: self.nonce.as_bytes(),
             additional: self.additional,
             text: Text::of(&mut self.buffers),
@@ -114,7 +178,7 @@ impl Job for SealJob<'_> {
 
     #[inline]
     fn finish(&mut self, tag: __m128i) -> bool {
-        key::store(self.tag, tag);
+        schedule::store(self.tag, tag);
         true
     }
 }
@@ -123,9 +187,9 @@ impl Job for OpenJob<'_> {
     const OPEN: bool = true;
 
     #[inline]
-    fn packet(&mut self) -> Packet<'_> {
+    fn packet<K: Prepared>(&mut self) -> Packet<'_, K> {
         Packet {
-            key: self.key.of_vaes(),
+            key: K::of(self.key),
             nonce: &self.nonce,
             additional: self.additional,
             text: Text::of(&mut self.buffers),
@@ -135,7 +199,7 @@ impl Job for OpenJob<'_> {
     #[inline]
     fn finish(&mut self, tag: __m128i) -> bool {
         let mut made = [0; TAG];
-        key::store(&mut made, tag);
+        schedule::store(&mut made, tag);
         self.authentic = equal(&made, self.tag);
         self.authentic
     }
@@ -147,7 +211,10 @@ impl Engine for Vaes {
     }
 
     fn describe(&self) -> String {
-        "vaes (VAES, VPCLMULQDQ, AVX-512)".into()
+        match self.0 {
+            Form::Wide => "vaes (VAES, VPCLMULQDQ, AVX-512)".into(),
+            Form::Narrow => "vaes (VAES, VPCLMULQDQ, AVX2)".into(),
+        }
     }
 
     fn expand(&self, suite: Suite, key: &[u8]) -> Result<ExpandedKey, KeyLength> {
@@ -160,18 +227,33 @@ impl Engine for Vaes {
             Suite::Aes128Gcm => Bytes::Aes128(key.try_into().map_err(wrong)?),
             Suite::Aes256Gcm => Bytes::Aes256(key.try_into().map_err(wrong)?),
         };
-        // SAFETY: a `Vaes` exists only where `Vaes::new` has found every instruction set.
-        Ok(ExpandedKey(Expanded::Vaes(unsafe { Key::expand(bytes) })))
+        // SAFETY: a `Vaes` of either form exists only where every instruction set of that form was found.
+        Ok(ExpandedKey(unsafe {
+            match self.0 {
+                Form::Wide => Expanded::Vaes(Key::expand(bytes)),
+                Form::Narrow => Expanded::NarrowVaes(NarrowKey::expand(bytes)),
+            }
+        }))
     }
 
     fn seal(&self, jobs: &mut [SealJob<'_>]) {
         // SAFETY: as in `expand`.
-        unsafe { run(jobs) }
+        unsafe {
+            match self.0 {
+                Form::Wide => run(jobs),
+                Form::Narrow => narrow::run(jobs),
+            }
+        }
     }
 
     fn open(&self, jobs: &mut [OpenJob<'_>]) {
         // SAFETY: as in `expand`.
-        unsafe { run(jobs) }
+        unsafe {
+            match self.0 {
+                Form::Wide => run(jobs),
+                Form::Narrow => narrow::run(jobs),
+            }
+        }
     }
 }
 
@@ -187,7 +269,7 @@ fn run<J: Job>(jobs: &mut [J]) {
     let mut waiting_128 = Waiting::new();
     let mut waiting_256 = Waiting::new();
     for job in jobs {
-        let packet = job.packet();
+        let packet: Packet<'_> = job.packet();
         // An access of which everything is masked off is slow where nothing is mapped, as an empty slice may be: no text, no row.
         let rows = if packet.text.len() == 0 {
             0

@@ -9,9 +9,9 @@ use crate::aead::engine::Buffers;
 /// Where the text of a job is read and written: the same place or two places that do not overlap.
 #[derive(Copy, Clone)]
 pub(super) struct Text {
-    source: *const u8,
-    destination: *mut u8,
-    length: usize,
+    pub(super) source: *const u8,
+    pub(super) destination: *mut u8,
+    pub(super) length: usize,
 }
 
 impl Text {

@@ -1,0 +1,99 @@
+//! A key made ready: the AES key schedule, the powers of H, and the sums of their halves. Wiped when it is dropped.
+
+use std::arch::x86_64::*;
+
+use guestseal_rules::model::Suite;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::super::schedule::{Bytes, load, schedule, store, twice_the_hash_key};
+use super::ghash::{fold, halves, multiply, reduce};
+use super::row::twice;
+
+/// Powers of H that are kept: enough for nine rows and the block of lengths.
+pub(super) const POWERS: usize = 19;
+
+/// One key.
+#[derive(Zeroize, ZeroizeOnDrop)]
+#[repr(C, align(64))]
+pub(in crate::aead) struct Key {
+    /// Round keys: 11 of AES-128, 15 of AES-256.
+    rounds: [[u8; 16]; 15],
+    /// 10 or 14.
+    last: usize,
+    /// H^19 down to H^1, and zeros, so that a row that begins at any of them is two blocks long.
+    powers: [[u8; 16]; POWERS + 1],
+    /// Of each power, the sum of its halves, in both halves.
+    sums: [[u8; 16]; POWERS + 1],
+}
+
+/// Two powers of H, and the sums of the halves of each.
+#[derive(Copy, Clone)]
+pub(super) struct Powers {
+    pub(super) whole: __m256i,
+    pub(super) halves: __m256i,
+}
+
+impl Key {
+    /// Expands a key of AES-128 or AES-256.
+    #[target_feature(enable = "aes,avx2,vpclmulqdq")]
+    pub(in super::super) fn expand(key: Bytes<'_>) -> Box<Self> {
+        let mut made = Box::new(Self {
+            rounds: [[0; 16]; 15],
+            last: 0,
+            powers: [[0; 16]; POWERS + 1],
+            sums: [[0; 16]; POWERS + 1],
+        });
+        made.last = schedule(&mut made.rounds, key);
+        twice_the_hash_key(&made.rounds[..=made.last], &mut made.powers[POWERS - 1]);
+        made.fill_powers();
+        made
+    }
+
+    /// What it is a key of.
+    #[inline]
+    pub(super) fn suite(&self) -> Suite {
+        if self.last == 10 {
+            Suite::Aes128Gcm
+        } else {
+            Suite::Aes256Gcm
+        }
+    }
+
+    /// A round key, twice.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn round(&self, number: usize) -> __m256i {
+        twice(load(&self.rounds[number]))
+    }
+
+    /// Two powers of H, from `power` downwards; zero below the first.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn powers_from(&self, power: usize) -> Powers {
+        assert!(0 < power && power <= POWERS);
+        // SAFETY: two powers, or the first and the zeros behind it, from that place; the same of the sums.
+        unsafe {
+            Powers {
+                whole: _mm256_loadu_si256(self.powers.as_ptr().add(POWERS - power).cast()),
+                halves: _mm256_loadu_si256(self.sums.as_ptr().add(POWERS - power).cast()),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,vpclmulqdq")]
+    fn fill_powers(&mut self) {
+        let first = _mm256_zextsi128_si256(load(&self.powers[POWERS - 1]));
+        let powers = Powers {
+            whole: first,
+            halves: halves(first),
+        };
+        let mut power = first;
+        for place in (0..POWERS).rev() {
+            if place + 1 < POWERS {
+                power = _mm256_zextsi128_si256(fold(reduce(multiply(power, powers))));
+            }
+            store(&mut self.powers[place], _mm256_castsi256_si128(power));
+            store(&mut self.sums[place], _mm256_castsi256_si128(halves(power)));
+        }
+    }
+}
