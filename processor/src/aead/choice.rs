@@ -19,7 +19,7 @@ pub enum Choice {
     /// The first of the others that can run here.
     #[default]
     Auto,
-    /// Guestseal's own for VAES, VPCLMULQDQ and AVX-512.
+    /// Guestseal's own for VAES and VPCLMULQDQ with AVX-512, or else with AVX2.
     Vaes,
     /// intel-ipsec-mb, from the system's library.
     IpsecMb,
@@ -118,6 +118,23 @@ mod tests {
         let chosen = choose(Choice::Auto).unwrap();
         let first = ENGINES.into_iter().find_map(|one| choose(one).ok()).unwrap();
         assert_eq!(chosen.engine.name(), first.engine.name());
+    }
+
+    /// A process takes one of them only.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn every_form_of_vaes_answers_right() {
+        for form in [Vaes::wide(), Vaes::narrow()].into_iter().flatten() {
+            assert_eq!(known_answers::ask(&form), Ok(()), "{}", form.describe());
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn vaes_is_as_wide_as_the_cpu() {
+        let describe = |form: Result<Vaes, _>| form.map(|engine| engine.describe());
+        let widest = describe(Vaes::wide()).or_else(|_| describe(Vaes::narrow()));
+        assert_eq!(describe(Vaes::new()), widest);
     }
 
     #[test]

@@ -6,8 +6,12 @@ mod differential;
 mod esp_packets;
 mod places;
 
+use std::sync::Arc;
+
 use guestseal::aead::choice::{ENGINES, EngineError, choose};
 use guestseal::aead::engine::Engine;
+#[cfg(target_arch = "x86_64")]
+use guestseal::aead::{choice::Choice, vaes::Vaes};
 use guestseal::control::supervise::chain;
 use libtest_mimic::{Arguments, Trial};
 
@@ -35,16 +39,41 @@ const CHECKS: &[(&str, Check)] = &[
     ),
 ];
 
+type Found = Result<Arc<dyn Engine>, EngineError>;
+
+/// Every engine by its name; of `vaes` both forms, whichever a process would take here.
+fn engines() -> Vec<(String, Found)> {
+    let mut engines = Vec::new();
+    for choice in ENGINES {
+        #[cfg(target_arch = "x86_64")]
+        if choice == Choice::Vaes {
+            let found = |form: Result<Vaes, _>| -> Found {
+                let engine = form.map_err(|missing| EngineError::Cpu { missing })?;
+                Ok(Arc::new(engine))
+            };
+            engines.push(("vaes_wide".to_owned(), found(Vaes::wide())));
+            engines.push(("vaes_narrow".to_owned(), found(Vaes::narrow())));
+            continue;
+        }
+        let name = format!("{choice:?}").to_lowercase();
+        engines.push((name, choose(choice).map(|chosen| chosen.engine)));
+    }
+    engines
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for choice in ENGINES {
-        let found = choose(choice).map(|chosen| chosen.engine);
+    for (engine_name, found) in engines() {
         let mut ignored = false;
         if let Err(error) = &found {
             // A wrong answer is no reason to look away.
             ignored = !matches!(error, EngineError::WrongAnswer { .. });
-            eprintln!("{}: {}", if ignored { "ignored" } else { "failed" }, chain(error));
+            eprintln!(
+                "{engine_name}: {}: {}",
+                if ignored { "ignored" } else { "failed" },
+                chain(error)
+            );
         }
         let engine = found.map_err(|error| chain(&error));
         for (name, check) in CHECKS {
@@ -53,8 +82,7 @@ fn main() {
                 check(&*engine?);
                 Ok(())
             };
-            let name = format!("{}::{name}", format!("{choice:?}").to_lowercase());
-            trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+            trials.push(Trial::test(format!("{engine_name}::{name}"), run).with_ignored_flag(ignored));
         }
     }
     libtest_mimic::run(&arguments, trials).exit();

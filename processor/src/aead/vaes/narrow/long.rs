@@ -1,5 +1,5 @@
-//! Packets of more rows than the short ones, one at a time: chunks of five to nine rows, as many as they need and as equal as can be,
-//! in which the rounds of AES and GHASH run side by side.
+//! Packets of more than four rows, one at a time: chunks of five to nine rows, as few and as equal as can be, in which the
+//! rounds of AES and GHASH run side by side.
 //!
 //! Opening hashes the rows that it decrypts, sealing the rows of the chunk before: those it has just written.
 
@@ -35,7 +35,7 @@ struct Message<'a> {
 
 /// Seals or opens one packet of at least five rows under a key of `ROUNDS` rounds.
 #[inline(never)]
-#[target_feature(enable = "aes,avx2,vaes,pclmulqdq,vpclmulqdq")]
+#[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) fn long<J: Job, const ROUNDS: usize>(job: &mut J) {
     let packet: Packet<'_, Key> = job.packet();
     let text = Rows(packet.text);
@@ -77,7 +77,7 @@ pub(super) fn long<J: Job, const ROUNDS: usize>(job: &mut J) {
 impl Message<'_> {
     /// The next `ROWS` rows. After the last of them, `carry` is the hash of everything.
     #[inline]
-    #[target_feature(enable = "aes,avx2,vaes,pclmulqdq,vpclmulqdq")]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
     fn chunk<J: Job, const ROUNDS: usize, const ROWS: usize>(&mut self) {
         let (key, text, next) = (self.key, self.text, self.next);
         let last = next + ROWS == self.rows;

@@ -1,8 +1,11 @@
 //! Packets of up to four rows: several at once, each reduced once.
+//!
+//! Opening hashes what came while the rounds of AES run; sealing hashes when they are done, and the CPU begins the next
+//! packets meanwhile.
 
 use std::arch::x86_64::*;
 
-use super::super::{Job, Packet, schedule};
+use super::super::{Job, Packet};
 use super::ghash::{Product, absorb, fold, lengths, multiply, multiply_add, reduce};
 use super::key::Key;
 use super::row::{Rows, load_nonce, pin, reverse, reverse_one};
@@ -73,23 +76,23 @@ impl Hashed<'_> {
     }
 }
 
-/// Seals or opens packets of one shape.
+/// Seals or opens the jobs `which` has bits for, all of exactly `ROWS` rows under keys of `ROUNDS` rounds, so many at once; the last
+/// row of each has one block if `ODD`, or else two.
 #[inline(never)]
-#[target_feature(enable = "aes,avx2,vaes,pclmulqdq,vpclmulqdq")]
+#[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) fn short<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize, const ODD: bool>(
     jobs: &mut [J],
     mut which: u64,
 ) {
     while which.count_ones() as usize >= PACKETS {
         let places = std::array::from_fn(|_| lowest(&mut which));
-        if let Ok(mut group) = jobs.get_disjoint_mut::<_, PACKETS>(places) {
-            together::<J, ROUNDS, PACKETS, ROWS, ODD>(&mut group);
-        }
+        let Ok(mut group) = jobs.get_disjoint_mut::<_, PACKETS>(places) else {
+            unreachable!("every bit is the place of another job")
+        };
+        together::<J, ROUNDS, PACKETS, ROWS, ODD>(&mut group);
     }
     while which != 0 {
-        if let Some(job) = jobs.get_mut(lowest(&mut which)) {
-            together::<J, ROUNDS, 1, ROWS, ODD>(&mut [job]);
-        }
+        together::<J, ROUNDS, 1, ROWS, ODD>(&mut [&mut jobs[lowest(&mut which)]]);
     }
 }
 
@@ -101,11 +104,15 @@ fn lowest(bits: &mut u64) -> usize {
     place
 }
 
+/// Rows that are worked on at once, at most.
+const AT_ONCE: usize = 8;
+
 #[inline]
-#[target_feature(enable = "aes,avx2,vaes,pclmulqdq,vpclmulqdq")]
+#[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize, const ODD: bool>(
     jobs: &mut [&mut J; PACKETS],
 ) {
+    const { assert!(PACKETS * ROWS <= AT_ONCE && PACKETS <= 4 && ROWS <= 4) };
     let packets: [Packet<'_, Key>; PACKETS] = jobs.each_mut().map(|job| job.packet());
     let mut hashed = packets.map(|packet| Hashed {
         key: packet.key,
@@ -132,7 +139,7 @@ fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize
             }
         }
         if J::OPEN {
-            unrolled!(place in 0 1 2 3 4 5 6 7 8 9 10 11; {
+            unrolled!(place in 0 1 2 3 4 5 6 7; {
                 let from = PACKETS * ROWS * (round - 1) / (ROUNDS - 1);
                 let to = PACKETS * ROWS * round / (ROUNDS - 1);
                 if from <= place && place < to {
