@@ -3,8 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use super::block::{load_row, low, pin, reverse, reverse_one, with_zeros};
 use super::key::{Key, Powers};
-use super::row::{load_row, low, pin, reverse, reverse_one, with_zeros};
 
 /// The sum of products, not reduced. The middle part is that of the sums of halves: low and high part still belong to it.
 #[derive(Copy, Clone)]
@@ -108,9 +108,9 @@ pub(super) fn lengths(additional: usize, text: usize) -> __m128i {
 #[target_feature(enable = "avx2,vpclmulqdq")]
 pub(super) fn absorb(key: &Key, additional: &[u8]) -> __m128i {
     // ESP authenticates 8 bytes, or 12 with extended sequence numbers.
-    match additional {
-        &[a, b, c, d, e, f, g, h] => _mm_set_epi64x(0, i64::from_le_bytes([a, b, c, d, e, f, g, h])),
-        &[a, b, c, d, e, f, g, h, i, j, k, l] => _mm_set_epi64x(
+    match *additional {
+        [a, b, c, d, e, f, g, h] => _mm_set_epi64x(0, i64::from_le_bytes([a, b, c, d, e, f, g, h])),
+        [a, b, c, d, e, f, g, h, i, j, k, l] => _mm_set_epi64x(
             i64::from(u32::from_le_bytes([i, j, k, l])),
             i64::from_le_bytes([a, b, c, d, e, f, g, h]),
         ),

@@ -6,8 +6,8 @@ use guestseal_rules::model::Suite;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::super::schedule::{Bytes, load, schedule, store, twice_the_hash_key};
+use super::block::twice;
 use super::ghash::{fold, halves, multiply, reduce};
-use super::row::twice;
 
 /// Powers of H that are kept: enough for nine rows and the block of lengths.
 pub(super) const POWERS: usize = 19;
@@ -31,6 +31,32 @@ pub(in crate::aead) struct Key {
 pub(super) struct Powers {
     pub(super) whole: __m256i,
     pub(super) halves: __m256i,
+}
+
+/// Powers that are kept: looked at once, not row by row.
+#[derive(Copy, Clone)]
+pub(super) struct PowersOfRows<'a> {
+    key: &'a Key,
+    place: usize,
+    rows: usize,
+}
+
+impl PowersOfRows<'_> {
+    /// The two of a row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn of(self, row: usize) -> Powers {
+        assert!(row < self.rows);
+        let place = self.place + 2 * row;
+        // SAFETY: two powers, or the first and the zeros behind it, from that place, as `powers_of_rows` has found; the same of
+        // the sums.
+        unsafe {
+            Powers {
+                whole: _mm256_loadu_si256(self.key.powers.as_ptr().add(place).cast()),
+                halves: _mm256_loadu_si256(self.key.sums.as_ptr().add(place).cast()),
+            }
+        }
+    }
 }
 
 impl Key {
@@ -70,13 +96,17 @@ impl Key {
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn powers_from(&self, power: usize) -> Powers {
-        assert!(0 < power && power <= POWERS);
-        // SAFETY: two powers, or the first and the zeros behind it, from that place; the same of the sums.
-        unsafe {
-            Powers {
-                whole: _mm256_loadu_si256(self.powers.as_ptr().add(POWERS - power).cast()),
-                halves: _mm256_loadu_si256(self.sums.as_ptr().add(POWERS - power).cast()),
-            }
+        self.powers_of_rows(power, 1).of(0)
+    }
+
+    /// The powers of so many rows, from `power` downwards, at which the first begins.
+    #[inline]
+    pub(super) fn powers_of_rows(&self, power: usize, rows: usize) -> PowersOfRows<'_> {
+        assert!(power <= POWERS && 2 * rows <= power + 1);
+        PowersOfRows {
+            key: self,
+            place: POWERS - power,
+            rows,
         }
     }
 

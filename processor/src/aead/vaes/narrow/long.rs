@@ -6,9 +6,10 @@
 use std::arch::x86_64::*;
 
 use super::super::{Job, Packet};
+use super::block::{load_nonce, pin, reverse, reverse_one, twice};
 use super::ghash::{NOTHING, Product, absorb, fold, lengths, multiply_add, reduce};
 use super::key::Key;
-use super::row::{Rows, load_nonce, pin, reverse, reverse_one};
+use super::row::Rows;
 
 /// Rows of the longest chunk.
 const CHUNK: usize = 9;
@@ -27,7 +28,7 @@ struct Message<'a> {
     before: usize,
     /// The next row's counter blocks, but the counters of this byte order.
     counter: __m256i,
-    /// What is added to the first block of the rows that are hashed next.
+    /// What is added to the first block of the rows that are hashed next, its bytes in the order of memory.
     carry: __m128i,
     /// What the tag is masked with.
     mask: __m128i,
@@ -48,27 +49,29 @@ pub(super) fn long<J: Job, const ROUNDS: usize>(job: &mut J) {
         lengths: lengths(packet.additional.len(), text.len()),
         next: 0,
         before: 0,
-        counter: _mm256_or_si256(
-            load_nonce(packet.nonce),
-            _mm256_set_epi32(2, 0, 0, 0, 1, 0, 0, 0),
-        ),
-        carry: reverse_one(absorb(packet.key, packet.additional)),
+        counter: _mm256_or_si256(load_nonce(packet.nonce), _mm256_set_epi32(2, 0, 0, 0, 1, 0, 0, 0)),
+        carry: absorb(packet.key, packet.additional),
         mask: _mm_setzero_si128(),
     };
     text.ends_in(rows - 1, message.odd);
     let chunks = rows.div_ceil(CHUNK);
     let (each, longer) = (rows / chunks, rows % chunks);
     for chunk in 0..chunks {
-        match each + usize::from(chunk < longer) {
-            5 => message.chunk::<J, ROUNDS, 5>(),
-            6 => message.chunk::<J, ROUNDS, 6>(),
-            7 => message.chunk::<J, ROUNDS, 7>(),
-            8 => message.chunk::<J, ROUNDS, 8>(),
-            9 => message.chunk::<J, ROUNDS, 9>(),
-            _ => unreachable!("five rows or more, of nine at most each"),
+        match (each + usize::from(chunk < longer), chunk == 0) {
+            (5, true) => message.chunk::<J, ROUNDS, 5, true>(),
+            (6, true) => message.chunk::<J, ROUNDS, 6, true>(),
+            (7, true) => message.chunk::<J, ROUNDS, 7, true>(),
+            (8, true) => message.chunk::<J, ROUNDS, 8, true>(),
+            (9, true) => message.chunk::<J, ROUNDS, 9, true>(),
+            (5, false) => message.chunk::<J, ROUNDS, 5, false>(),
+            (6, false) => message.chunk::<J, ROUNDS, 6, false>(),
+            (7, false) => message.chunk::<J, ROUNDS, 7, false>(),
+            (8, false) => message.chunk::<J, ROUNDS, 8, false>(),
+            (9, false) => message.chunk::<J, ROUNDS, 9, false>(),
+            _ => unreachable!("chunks of five rows or more, of nine at most"),
         }
     }
-    let tag = _mm_xor_si128(reverse_one(message.carry), message.mask);
+    let tag = _mm_xor_si128(message.carry, message.mask);
     if !job.finish(tag) {
         text.0.wipe();
     }
@@ -76,112 +79,156 @@ pub(super) fn long<J: Job, const ROUNDS: usize>(job: &mut J) {
 
 impl Message<'_> {
     /// The next `ROWS` rows. After the last of them, `carry` is the hash of everything.
-    #[inline]
+    ///
+    /// A function of its own for each shape: in one, the compiler prepares for all of them first.
+    #[inline(never)]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    fn chunk<J: Job, const ROUNDS: usize, const ROWS: usize>(&mut self) {
-        let (key, text, next) = (self.key, self.text, self.next);
+    fn chunk<J: Job, const ROUNDS: usize, const ROWS: usize, const FIRST: bool>(&mut self) {
+        let (key, text, next) = (self.key, self.text, if FIRST { 0 } else { self.next });
         let last = next + ROWS == self.rows;
-        let (hashed, first_hashed) = if J::OPEN {
-            (ROWS, next)
-        } else {
-            (self.before, next - self.before)
-        };
-        // The power of H that the first block that is hashed beside the rounds belongs to.
-        let after_this = text.blocks() + 1 - 2 * next;
-        let power = if J::OPEN && last { after_this } else { 2 * hashed };
-        let mut state = [_mm256_setzero_si256(); ROWS];
-        let order = _mm256_broadcastsi128_si256(_mm_set_epi8(12, 13, 14, 15, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-        let two = _mm256_set_epi32(2, 0, 0, 0, 2, 0, 0, 0);
-        let whitening = key.round(0);
-        for state in &mut state {
-            *state = pin(_mm256_xor_si256(
-                _mm256_shuffle_epi8(self.counter, order),
-                whitening,
-            ));
-            self.counter = _mm256_add_epi32(self.counter, two);
-        }
+        // Rows between the first and the last of a chunk are the text's as a whole.
+        let between = text.run(next + 1, ROWS - 2);
+        // The power of H that the first block of this chunk belongs to, if it is the last.
+        let final_power = text.blocks() + 1 - 2 * next;
+        let mut state = self.counters::<ROWS>();
         let mut sum = NOTHING;
+        // Sealing, the chunk before is as long as this one or one row longer.
+        let (from, longer) = if J::OPEN {
+            (next, false)
+        } else {
+            (next - self.before, self.before > ROWS)
+        };
+        let hashed = if J::OPEN {
+            between
+        } else if FIRST {
+            text.run(1, 0)
+        } else {
+            text.written().run(from + 1, ROWS - 1)
+        };
+        let power = if J::OPEN && last {
+            final_power
+        } else {
+            2 * (ROWS + usize::from(longer))
+        };
+        let powers = key.powers_of_rows(power, ROWS);
         unrolled!(round in 1 2 3 4 5 6 7 8 9 10 11 12 13; if round < ROUNDS {
             let round_key = key.round(round);
             for state in &mut state {
                 *state = pin(_mm256_aesenc_epi128(*state, round_key));
             }
             let row = round - 1;
-            if row < CHUNK && row < hashed {
-                let sealed = if J::OPEN {
-                    if last && row + 1 == ROWS {
-                        text.load_last(first_hashed + row, self.odd)
-                    } else {
-                        text.load(first_hashed + row)
-                    }
+            if row < ROWS && (J::OPEN || !FIRST) {
+                let sealed = if row == 0 {
+                    let text = if J::OPEN { text } else { text.written() };
+                    _mm256_xor_si256(text.load(from), self.carried())
+                } else if J::OPEN && row + 1 == ROWS {
+                    self.load_last(next + row, last)
                 } else {
-                    text.written().load(first_hashed + row)
+                    hashed.load(row - 1)
                 };
-                let last = J::OPEN && last && row + 1 == ROWS;
-                sum = self.add(sum, row == 0, last, sealed, power - 2 * row).pin();
+                let mut blocks = reverse(sealed);
+                if J::OPEN && row + 1 == ROWS && last {
+                    (sum, blocks) = self.with_lengths(sum, blocks);
+                }
+                sum = multiply_add(sum, blocks, powers.of(row)).pin();
             }
         });
+        if longer {
+            let blocks = reverse(text.written().load(next - 1));
+            sum = multiply_add(sum, blocks, key.powers_from(2));
+        }
         let round_key = key.round(ROUNDS);
         for state in &mut state {
             *state = pin(_mm256_aesenclast_epi128(*state, round_key));
         }
-        if next == 0 {
+        if FIRST {
             self.mask = _mm256_castsi256_si128(state[0]);
         }
-        if hashed > 0 {
-            self.carry = fold(reduce(sum));
+        if J::OPEN || !FIRST {
+            self.carry = reverse_one(fold(reduce(sum)));
         }
-        unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
-            let source = if row + 1 == ROWS && last {
-                text.load_last(next + row, self.odd)
-            } else {
-                text.load(next + row)
-            };
-            state[row] = _mm256_xor_si256(state[row], source);
+        state[0] = _mm256_xor_si256(state[0], text.load(next));
+        unrolled!(row in 1 2 3 4 5 6 7; if row + 1 < ROWS {
+            state[row] = _mm256_xor_si256(state[row], between.load(row - 1));
         });
-        unrolled!(row in 8 7 6 5 4 3 2 1 0; if row < ROWS {
-            if row + 1 == ROWS && last {
-                text.store_last(next + row, self.odd, state[row]);
-            } else {
-                text.store(next + row, state[row]);
-            }
+        state[ROWS - 1] = _mm256_xor_si256(state[ROWS - 1], self.load_last(next + ROWS - 1, last));
+        if last {
+            text.store_last(next + ROWS - 1, self.odd, state[ROWS - 1]);
+        } else {
+            text.store(next + ROWS - 1, state[ROWS - 1]);
+        }
+        unrolled!(row in 7 6 5 4 3 2 1; if row + 1 < ROWS {
+            between.store(row - 1, state[row]);
         });
-        self.next += ROWS;
+        text.store(next, state[0]);
+        self.next = next + ROWS;
         self.before = ROWS;
         if last && !J::OPEN {
+            let powers = key.powers_of_rows(final_power, ROWS);
             let mut sum = NOTHING;
             unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
                 let mut sealed = state[row];
-                if row == 0 && next == 0 {
-                    sealed = _mm256_inserti128_si256::<0>(sealed, _mm_setzero_si128());
+                if row == 0 {
+                    if FIRST {
+                        // The tag's mask is nothing that is sealed.
+                        sealed = _mm256_inserti128_si256::<0>(sealed, _mm_setzero_si128());
+                    }
+                    sealed = _mm256_xor_si256(sealed, self.carried());
                 }
                 if row + 1 == ROWS {
                     sealed = text.cut(next + row, self.odd, sealed);
                 }
-                sum = self.add(sum, row == 0, row + 1 == ROWS, sealed, after_this - 2 * row);
+                let mut blocks = reverse(sealed);
+                if row + 1 == ROWS {
+                    (sum, blocks) = self.with_lengths(sum, blocks);
+                }
+                sum = multiply_add(sum, blocks, powers.of(row));
             });
-            self.carry = fold(reduce(sum));
+            self.carry = reverse_one(fold(reduce(sum)));
         }
     }
 
-    /// Adds the products of a row, the carry to the `first`, the lengths behind the `last`.
+    /// The counter blocks of the next rows, with the first round key.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn counters<const ROWS: usize>(&mut self) -> [__m256i; ROWS] {
+        let order = _mm_set_epi8(12, 13, 14, 15, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        let two = _mm256_set_epi32(2, 0, 0, 0, 2, 0, 0, 0);
+        let mut state = [_mm256_setzero_si256(); ROWS];
+        for state in &mut state {
+            let counter = _mm256_shuffle_epi8(self.counter, twice(order));
+            *state = pin(_mm256_xor_si256(counter, self.key.round(0)));
+            self.counter = _mm256_add_epi32(self.counter, two);
+        }
+        state
+    }
+
+    /// The last row of a chunk, and of the text if `last`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load_last(&self, row: usize, last: bool) -> __m256i {
+        if last {
+            self.text.load_last(row, self.odd)
+        } else {
+            self.text.load(row)
+        }
+    }
+
+    /// What is added to the first row that is hashed next.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn carried(&self) -> __m256i {
+        _mm256_zextsi128_si256(self.carry)
+    }
+
+    /// The last row with the block of lengths in the place that an odd number of blocks leaves; or else its product in the sum.
     #[inline]
     #[target_feature(enable = "avx2,vpclmulqdq")]
-    fn add(&self, sum: Product, first: bool, last: bool, sealed: __m256i, power: usize) -> Product {
-        let mut blocks = reverse(sealed);
-        if first {
-            blocks = _mm256_xor_si256(blocks, _mm256_zextsi128_si256(self.carry));
+    fn with_lengths(&self, sum: Product, blocks: __m256i) -> (Product, __m256i) {
+        if self.odd {
+            return (sum, _mm256_inserti128_si256::<1>(blocks, self.lengths));
         }
-        let mut sum = sum;
-        if last {
-            // They take the place that an odd number of blocks leaves.
-            if self.odd {
-                blocks = _mm256_inserti128_si256::<1>(blocks, self.lengths);
-            } else {
-                let lengths = _mm256_zextsi128_si256(self.lengths);
-                sum = multiply_add(sum, lengths, self.key.powers_from(1));
-            }
-        }
-        multiply_add(sum, blocks, self.key.powers_from(power))
+        let lengths = _mm256_zextsi128_si256(self.lengths);
+        (multiply_add(sum, lengths, self.key.powers_from(1)), blocks)
     }
 }

@@ -4,11 +4,23 @@
 //! they are dropped. Sources as of the wide form.
 //!
 //! # Shape
-//! A ymm register holds two blocks: a row. As in the wide form the counter of the tag's mask is the first block of row 0.
-//! MEASURED
+//! A ymm register holds two blocks: a row. As in the wide form the counter of the tag's mask is the first block of row 0; the
+//! block of lengths goes where an odd number of blocks leaves a place. Packets of up to four rows (short.rs) go together by
+//! shape, up to eight rows at once; longer ones (long.rs) go in chunks of five to nine rows. Round keys are loaded once for all
+//! rows of a packet, into both lanes.
+//!
+//! On a Zen 3 a multiplication of GHASH takes as long as four rounds of AES (1.5 and 0.38 TSC cycles of a row), so that a
+//! product is made of three (ghash.rs) and reduced once a packet or chunk. The most that goes together is no gain: of 52 bytes,
+//! two packets at once take 46 cycles each sealed and 46 opened, four take 47 and 52, and one alone 54 and 47. Loops are written
+//! out, and every shape is a function of its own, as the compiler would spill rows and prepare for shapes that do not come.
+//! A batch of 64, AES-128, with 12 bytes authenticated only, takes 46 to 51 cycles a packet of 52 bytes, 122 of 246 and 500 to
+//! 518 of 1404, where ipsec-mb 1.3 takes 104 to 110, 205 to 215 and 865 to 881.
 //!
 //! # Secrets
-//! SECRETS
+//! What the wide form says holds here: branches and addresses come from lengths, suites and places. The tables that cut a text's
+//! end and move it are read at places that its length gives. The disassembly of a release build was read for it: from a vector
+//! register to flags, addresses or general registers go only the comparison of a tag (VPTEST), the doubling of H when a key
+//! is expanded, and values that are no secret: pointers, lengths, the nonce. Timing was not measured for it.
 //!
 //! # Opening
 //! As in the wide form: a short packet is checked before its plaintext is written, a long one is wiped if its tag is wrong.
@@ -20,6 +32,7 @@ macro_rules! unrolled {
     };
 }
 
+mod block;
 mod ghash;
 mod key;
 mod long;

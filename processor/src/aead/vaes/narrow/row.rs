@@ -2,7 +2,6 @@
 //! mask has its place. Only bytes of the text are read or written: what is left of a block is taken from the text's last
 //! 16 bytes, and written as those, before the block in front of it is.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::row::Text;
@@ -61,6 +60,17 @@ impl Rows {
         assert!(at + 32 <= self.0.length);
         // SAFETY: as in `load`; the job borrows the destination for writing.
         unsafe { _mm256_storeu_si256(self.0.destination.add(at).cast(), value) }
+    }
+
+    /// So many rows from one on, not row 0, of which every byte is the text's.
+    #[inline]
+    pub(super) fn run(self, row: usize, count: usize) -> Run {
+        assert!(row > 0 && 32 * (row + count) - 16 <= self.0.length);
+        Run {
+            source: self.0.source.wrapping_add(32 * row - 16),
+            destination: self.0.destination.wrapping_add(32 * row - 16),
+            count,
+        }
     }
 
     /// The last row, of one block if `odd`; bytes that are not the text's are zero.
@@ -181,6 +191,32 @@ impl Rows {
     }
 }
 
+/// Rows that are the text's as a whole: looked at once, not row by row.
+#[derive(Copy, Clone)]
+pub(super) struct Run {
+    source: *const u8,
+    destination: *mut u8,
+    count: usize,
+}
+
+impl Run {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn load(self, row: usize) -> __m256i {
+        assert!(row < self.count);
+        // SAFETY: a row of those that `Rows::run` has found to be the text's, which its job borrows.
+        unsafe { _mm256_loadu_si256(self.source.add(32 * row).cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn store(self, row: usize, value: __m256i) {
+        assert!(row < self.count);
+        // SAFETY: as in `load`; the job borrows the destination for writing.
+        unsafe { _mm256_storeu_si256(self.destination.add(32 * row).cast(), value) }
+    }
+}
+
 #[repr(align(64))]
 struct Table<const BYTES: usize>([u8; BYTES]);
 
@@ -211,76 +247,4 @@ static ORDER: Table<48> = {
 fn order(from: usize) -> __m128i {
     // SAFETY: 16 bytes of a static of 48, from 0 to 32.
     unsafe { _mm_loadu_si128(ORDER.0.as_ptr().add(from.min(32)).cast()) }
-}
-
-/// 32 bytes.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn load_row(bytes: &[u8; 32]) -> __m256i {
-    // SAFETY: 32 bytes that are borrowed here.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-}
-
-/// A block, and zeros.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn low(bytes: &[u8; 16]) -> __m256i {
-    _mm256_zextsi128_si256(load(bytes))
-}
-
-/// Up to 16 bytes with zeros behind.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn with_zeros(bytes: &[u8]) -> __m128i {
-    let mut block = [0; 16];
-    for (place, byte) in block.iter_mut().zip(bytes) {
-        *place = *byte;
-    }
-    load(&block)
-}
-
-/// A block, twice.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn twice(block: __m128i) -> __m256i {
-    _mm256_broadcastsi128_si256(block)
-}
-
-/// The nonce in both lanes, with a counter of zero.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn load_nonce(nonce: &[u8; 12]) -> __m256i {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = *nonce;
-    twice(_mm_set_epi64x(
-        i64::from(u32::from_le_bytes(rest)),
-        i64::from_le_bytes([a, b, c, d, e, f, g, h]),
-    ))
-}
-
-/// Reverses the bytes of each block.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn reverse(blocks: __m256i) -> __m256i {
-    let order = twice(_mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    _mm256_shuffle_epi8(blocks, order)
-}
-
-/// Reverses the bytes of one block.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn reverse_one(block: __m128i) -> __m128i {
-    _mm_shuffle_epi8(
-        block,
-        _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-    )
-}
-
-/// Makes the compiler compute a value here: it would sink whole chains of rounds to where their end is used, one after the
-/// other, and the CPU would wait for each.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn pin(mut value: __m256i) -> __m256i {
-    // SAFETY: no instruction at all; the value stays in its register.
-    unsafe { asm!("/* {0} */", inout(ymm_reg) value, options(nomem, nostack, preserves_flags)) };
-    value
 }

@@ -6,9 +6,10 @@
 use std::arch::x86_64::*;
 
 use super::super::{Job, Packet};
+use super::block::{load_nonce, pin, reverse, reverse_one};
 use super::ghash::{Product, absorb, fold, lengths, multiply, multiply_add, reduce};
 use super::key::Key;
-use super::row::{Rows, load_nonce, pin, reverse, reverse_one};
+use super::row::Rows;
 
 /// The longest text that this serves, in rows.
 pub(super) const ROWS: usize = 4;
@@ -107,6 +108,10 @@ fn lowest(bits: &mut u64) -> usize {
 /// Rows that are worked on at once, at most.
 const AT_ONCE: usize = 8;
 
+#[expect(
+    unused_assignments,
+    reason = "of a loop that is written out, nobody reads what is assigned last"
+)]
 #[inline]
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize, const ODD: bool>(
@@ -130,7 +135,7 @@ fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize
         }
     }
     let mut hashes = [_mm256_setzero_si256(); PACKETS];
-    let mut sum = None;
+    let mut sums = [None; PACKETS];
     unrolled!(round in 1 2 3 4 5 6 7 8 9 10 11 12 13; if round < ROUNDS {
         for (state, packet) in state.iter_mut().zip(&packets) {
             let key = packet.key.round(round);
@@ -150,11 +155,11 @@ fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize
                     } else {
                         hashed.rows.load(row)
                     };
-                    let next = hashed.row::<ROWS, ODD>(sum, row, sealed).pin();
-                    sum = Some(next);
+                    let next = hashed.row::<ROWS, ODD>(sums[packet], row, sealed).pin();
                     if row + 1 == ROWS {
                         hashes[packet] = reduce(next);
-                        sum = None;
+                    } else {
+                        sums[packet] = Some(next);
                     }
                 }
             });
@@ -185,7 +190,9 @@ fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize
         });
     }
     let texts = hashed.map(|hashed| hashed.rows);
-    for ((((job, hash), mask), rows), state) in jobs.iter_mut().zip(hashes).zip(masks).zip(texts).zip(&mut state) {
+    for ((((job, hash), mask), rows), state) in
+        jobs.iter_mut().zip(hashes).zip(masks).zip(texts).zip(&mut state)
+    {
         let right = job.finish(_mm_xor_si128(reverse_one(fold(hash)), mask));
         if J::OPEN && right {
             write::<ROWS, ODD>(rows, state);
