@@ -95,9 +95,13 @@ pub fn write_trailer(room: &mut [u8], payload: usize, next_header: u8) -> Option
 /// A trailer of so much padding, and zeros.
 #[inline(always)]
 fn trailer(padding: usize, next_header: u8) -> [u8; 8] {
-    const PADDED: [u64; 4] = [0x00, 0x01_01, 0x02_02_01, 0x03_03_02_01];
-    let number = padding & 3;
-    (PADDED[number] | u64::from(next_header) << (8 * number + 8)).to_le_bytes()
+    let (padded, bits) = match padding {
+        0 => (0x00, 8),
+        1 => (0x01_01, 16),
+        2 => (0x02_02_01, 24),
+        _ => (0x03_03_02_01, 32),
+    };
+    (padded | u64::from(next_header) << bits).to_le_bytes()
 }
 
 /// The payload's length and the next header of an opened packet; `None` if the padding is not 1, 2, 3, … (RFC 4303 2.4)
@@ -125,15 +129,15 @@ mod tests {
     proptest! {
         #[test]
         fn trailer_round_trip(payload in 0usize..300, next in any::<u8>()) {
-            let length = payload + padding(payload) + TRAILER;
+            let end = payload + padding(payload) + TRAILER;
             // With room for the trailer and no more, and with plenty.
-            let mut bytes = vec![0xaa; length];
-            prop_assert_eq!(write_trailer(&mut bytes[payload..], payload, next), Some(length - payload));
+            let mut bytes = vec![0xaa; end];
+            prop_assert_eq!(write_trailer(&mut bytes[payload..], payload, next), Some(end - payload));
             prop_assert_eq!(write_trailer(&mut bytes[payload + 1..], payload, next), None);
             let exact = bytes.clone();
             bytes.resize(payload + 8, 0xbb);
             let written = write_trailer(&mut bytes[payload..], payload, next).unwrap();
-            prop_assert_eq!(&bytes[..length], &exact[..]);
+            prop_assert_eq!(&bytes[..end], &exact[..]);
             prop_assert_eq!((payload + written) % 4, 0);
             prop_assert_eq!(HEADER + payload + written + TAG, length(payload));
             prop_assert_eq!(read_trailer(&bytes[..payload + written]), Some((payload, next)));
