@@ -3,7 +3,7 @@
 //!
 //! Reads each descriptor's SA slot and frame; writes the sealed packet into a fresh frame (the cipher's pass over the
 //! bytes is the move), or into the frame that came, if that has a head of just as many bytes as go in front, or a drop
-//! reason. How it is laid out is [`super::layout`]'s.
+//! reason. How it is laid out stands in layout.rs.
 //! Never allocates. RFC 4303 3.3.
 
 use std::net::IpAddr;

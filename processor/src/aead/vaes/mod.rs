@@ -1,5 +1,5 @@
 //! The engine of our own for CPUs with VAES and VPCLMULQDQ: AES-GCM and AES-GMAC over several packets at once. This is the form
-//! for AVX-512; that for AVX2 is in [`narrow`].
+//! for AVX-512; that for AVX2 is in narrow.
 //!
 //! Reads and writes the jobs' buffers and nothing beside them: bytes outside a text are masked off, never touched.
 //! Never allocates after a key was expanded; key schedules and powers of H are wiped when they are dropped.

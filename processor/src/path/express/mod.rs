@@ -2,7 +2,7 @@
 //!
 //! The stages exist for what must be found out about a packet. Of nearly every packet nothing must: its form is the usual one
 //! ([`Usual`]), its flow is remembered ([`super::recall`]) and its SA is here. Then what the stages would write into a
-//! descriptor and read again stays in registers: the same functions ([`super::layout`], [`super::open`]) are compiled in line over
+//! descriptor and read again stays in registers: the same functions (layout.rs, [`super::open`]) are compiled in line over
 //! a packet of which most is known beforehand. What is the same for packets that follow one another is found out once: of
 //! one flow, that its form is the usual one; under one SA, how it seals. Frames change hands by the burst.
 //!
