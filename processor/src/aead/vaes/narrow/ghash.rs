@@ -139,15 +139,18 @@ fn hash(key: &Key, blocks: &[u8]) -> __m128i {
     let mut carry = _mm_setzero_si128();
     for chunk in blocks.chunks(ROWS * 32) {
         let (rows, last) = chunk.as_chunks::<32>();
-        let last = last.first_chunk::<16>().map(|block| low(block));
         let mut power = chunk.len() / 16;
         let mut first = _mm256_zextsi128_si256(carry);
         let mut sum = NOTHING;
-        for row in rows.iter().map(|row| load_row(row)).chain(last) {
-            let blocks = _mm256_xor_si256(reverse(row), first);
+        for row in rows {
+            let blocks = _mm256_xor_si256(reverse(load_row(row)), first);
             sum = multiply_add(sum, blocks, key.powers_from(power));
             first = _mm256_setzero_si256();
             power = power.saturating_sub(2);
+        }
+        if let Some(last) = last.first_chunk::<16>() {
+            let blocks = _mm256_xor_si256(reverse(low(last)), first);
+            sum = multiply_add(sum, blocks, key.powers_from(1));
         }
         carry = fold(reduce(sum));
     }

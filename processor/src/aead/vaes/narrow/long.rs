@@ -113,9 +113,9 @@ impl Message<'_> {
         let powers = key.powers_of_rows(power, ROWS);
         unrolled!(round in 1 2 3 4 5 6 7 8 9 10 11 12 13; if round < ROUNDS {
             let round_key = key.round(round);
-            for state in &mut state {
-                *state = pin(_mm256_aesenc_epi128(*state, round_key));
-            }
+            unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
+                state[row] = pin(_mm256_aesenc_epi128(state[row], round_key));
+            });
             let row = round - 1;
             if row < ROWS && (J::OPEN || !FIRST) {
                 let sealed = if row == 0 {
@@ -138,9 +138,9 @@ impl Message<'_> {
             sum = multiply_add(sum, blocks, key.powers_from(2));
         }
         let round_key = key.round(ROUNDS);
-        for state in &mut state {
-            *state = pin(_mm256_aesenclast_epi128(*state, round_key));
-        }
+        unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
+            state[row] = pin(_mm256_aesenclast_epi128(state[row], round_key));
+        });
         if FIRST {
             self.mask = _mm256_castsi256_si128(state[0]);
         }
@@ -195,11 +195,11 @@ impl Message<'_> {
         let order = _mm_set_epi8(12, 13, 14, 15, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         let two = _mm256_set_epi32(2, 0, 0, 0, 2, 0, 0, 0);
         let mut state = [_mm256_setzero_si256(); ROWS];
-        for state in &mut state {
+        unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
             let counter = _mm256_shuffle_epi8(self.counter, twice(order));
-            *state = pin(_mm256_xor_si256(counter, self.key.round(0)));
+            state[row] = pin(_mm256_xor_si256(counter, self.key.round(0)));
             self.counter = _mm256_add_epi32(self.counter, two);
-        }
+        });
         state
     }
 

@@ -84,8 +84,8 @@ fn finish<J: Job, const ROUNDS: usize>(jobs: &mut [J], short: &[u64; SHORT]) {
         match shape + 1 {
             1 => short::short::<J, ROUNDS, 4, 1, true>(jobs, places),
             2 => short::short::<J, ROUNDS, 4, 1, false>(jobs, places),
-            3 => short::short::<J, ROUNDS, 3, 2, true>(jobs, places),
-            4 => short::short::<J, ROUNDS, 3, 2, false>(jobs, places),
+            3 => short::short::<J, ROUNDS, 2, 2, true>(jobs, places),
+            4 => short::short::<J, ROUNDS, 2, 2, false>(jobs, places),
             5 => short::short::<J, ROUNDS, 2, 3, true>(jobs, places),
             6 => short::short::<J, ROUNDS, 2, 3, false>(jobs, places),
             7 => short::short::<J, ROUNDS, 2, 4, true>(jobs, places),

@@ -35,22 +35,20 @@ fn counters(row: usize) -> __m256i {
     unsafe { _mm256_load_si256(COUNTERS.0[row].as_ptr().cast()) }
 }
 
-/// What is hashed of a packet.
+/// What is hashed of a packet beside its text: the block in front of it, and the block of the two lengths, reversed.
 #[derive(Copy, Clone)]
-struct Hashed<'a> {
-    key: &'a Key,
-    rows: Rows,
-    /// What stands before the text.
+struct Beside {
     first: __m128i,
     lengths: __m128i,
 }
 
-impl Hashed<'_> {
+impl Beside {
     /// Adds the products of a row of what is sealed; the last is cut where the text ends.
     #[inline]
     #[target_feature(enable = "avx2,vpclmulqdq")]
-    fn row<const ROWS: usize, const ODD: bool>(
+    fn add_row<const ROWS: usize, const ODD: bool>(
         self,
+        key: &Key,
         sum: Option<Product>,
         row: usize,
         mut sealed: __m256i,
@@ -66,12 +64,12 @@ impl Hashed<'_> {
         }
         let power = 2 * ROWS + usize::from(!ODD) - 2 * row;
         let mut sum = match sum {
-            None => multiply(blocks, self.key.powers_from(power)),
-            Some(sum) => multiply_add(sum, blocks, self.key.powers_from(power)),
+            None => multiply(blocks, key.powers_from(power)),
+            Some(sum) => multiply_add(sum, blocks, key.powers_from(power)),
         };
         if last && !ODD {
             let lengths = _mm256_zextsi128_si256(self.lengths);
-            sum = multiply_add(sum, lengths, self.key.powers_from(1));
+            sum = multiply_add(sum, lengths, key.powers_from(1));
         }
         sum
     }
@@ -86,7 +84,10 @@ pub(super) fn short<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROW
     mut which: u64,
 ) {
     while which.count_ones() as usize >= PACKETS {
-        let places = std::array::from_fn(|_| lowest(&mut which));
+        let mut places = [0; PACKETS];
+        for place in &mut places {
+            *place = lowest(&mut which);
+        }
         let Ok(mut group) = jobs.get_disjoint_mut::<_, PACKETS>(places) else {
             unreachable!("every bit is the place of another job")
         };
@@ -118,44 +119,50 @@ fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize
     jobs: &mut [&mut J; PACKETS],
 ) {
     const { assert!(PACKETS * ROWS <= AT_ONCE && PACKETS <= 4 && ROWS <= 4) };
-    let packets: [Packet<'_, Key>; PACKETS] = jobs.each_mut().map(|job| job.packet());
-    let mut hashed = packets.map(|packet| Hashed {
-        key: packet.key,
-        rows: Rows(packet.text),
-        first: _mm_setzero_si128(),
-        lengths: lengths(packet.additional.len(), packet.text.len()),
+    let mut each = jobs.iter_mut();
+    let Some(job) = each.next() else { return };
+    // Filled where they stand: what `map` makes is copied, as vectors of the words just written, and the CPU would wait for it.
+    let mut packets: [Packet<'_, Key>; PACKETS] = [job.packet(); PACKETS];
+    unrolled!(packet in 1 2 3; if packet < PACKETS && let Some(job) = each.next() {
+        packets[packet] = job.packet();
     });
+    let mut texts = [Rows(packets[0].text); PACKETS];
+    let nothing = _mm_setzero_si128();
+    let mut beside = [Beside {
+        first: nothing,
+        lengths: nothing,
+    }; PACKETS];
     let mut state = [[_mm256_setzero_si256(); ROWS]; PACKETS];
-    for ((state, hashed), packet) in state.iter_mut().zip(&mut hashed).zip(&packets) {
-        hashed.rows.ends_in(ROWS - 1, ODD);
-        hashed.first = absorb(packet.key, packet.additional);
-        let start = _mm256_xor_si256(load_nonce(packet.nonce), packet.key.round(0));
-        for (row, state) in state.iter_mut().enumerate() {
-            *state = _mm256_xor_si256(start, counters(row));
-        }
-    }
+    unrolled!(packet in 0 1 2 3; if packet < PACKETS {
+        let Packet { key, nonce, additional, text } = packets[packet];
+        texts[packet] = Rows(text);
+        texts[packet].ends_in(ROWS - 1, ODD);
+        beside[packet].first = absorb(key, additional);
+        beside[packet].lengths = lengths(additional.len(), text.len());
+        let start = _mm256_xor_si256(load_nonce(nonce), key.round(0));
+        unrolled!(row in 0 1 2 3; if row < ROWS {
+            state[packet][row] = _mm256_xor_si256(start, counters(row));
+        });
+    });
     let mut hashes = [_mm256_setzero_si256(); PACKETS];
     let mut sums = [None; PACKETS];
     unrolled!(round in 1 2 3 4 5 6 7 8 9 10 11 12 13; if round < ROUNDS {
-        for (state, packet) in state.iter_mut().zip(&packets) {
-            let key = packet.key.round(round);
-            for state in state {
-                *state = pin(_mm256_aesenc_epi128(*state, key));
-            }
-        }
+        unrolled!(packet in 0 1 2 3; if packet < PACKETS {
+            let key = packets[packet].key.round(round);
+            unrolled!(row in 0 1 2 3; if row < ROWS {
+                state[packet][row] = pin(_mm256_aesenc_epi128(state[packet][row], key));
+            });
+        });
         if J::OPEN {
             unrolled!(place in 0 1 2 3 4 5 6 7; {
                 let from = PACKETS * ROWS * (round - 1) / (ROUNDS - 1);
                 let to = PACKETS * ROWS * round / (ROUNDS - 1);
                 if from <= place && place < to {
                     let (packet, row) = (place / ROWS, place % ROWS);
-                    let hashed = hashed[packet];
-                    let sealed = if row + 1 == ROWS {
-                        hashed.rows.load_last(row, ODD)
-                    } else {
-                        hashed.rows.load(row)
-                    };
-                    let next = hashed.row::<ROWS, ODD>(sums[packet], row, sealed).pin();
+                    let text = texts[packet];
+                    let sealed = if row + 1 == ROWS { text.load_last(row, ODD) } else { text.load(row) };
+                    let (key, sum) = (packets[packet].key, sums[packet]);
+                    let next = beside[packet].add_row::<ROWS, ODD>(key, sum, row, sealed).pin();
                     if row + 1 == ROWS {
                         hashes[packet] = reduce(next);
                     } else {
@@ -165,39 +172,40 @@ fn together<J: Job, const ROUNDS: usize, const PACKETS: usize, const ROWS: usize
             });
         }
     });
-    for (state, packet) in state.iter_mut().zip(&packets) {
-        let key = packet.key.round(ROUNDS);
-        for state in state {
-            *state = pin(_mm256_aesenclast_epi128(*state, key));
-        }
-    }
-    let masks = state.map(|state| _mm256_castsi256_si128(state[0]));
+    unrolled!(packet in 0 1 2 3; if packet < PACKETS {
+        let key = packets[packet].key.round(ROUNDS);
+        unrolled!(row in 0 1 2 3; if row < ROWS {
+            state[packet][row] = pin(_mm256_aesenclast_epi128(state[packet][row], key));
+        });
+    });
+    let mut masks = [nothing; PACKETS];
+    unrolled!(packet in 0 1 2 3; if packet < PACKETS {
+        masks[packet] = _mm256_castsi256_si128(state[packet][0]);
+    });
     if !J::OPEN {
         unrolled!(packet in 0 1 2 3; if packet < PACKETS {
-            let (state, hashed) = (&mut state[packet], hashed[packet]);
-            write::<ROWS, ODD>(hashed.rows, state);
+            let (state, text) = (&mut state[packet], texts[packet]);
+            write::<ROWS, ODD>(text, state);
             let mut sum = None;
             unrolled!(row in 0 1 2 3; if row < ROWS {
                 let mut sealed = state[row];
                 if row + 1 == ROWS {
-                    sealed = hashed.rows.cut(row, ODD, sealed);
+                    sealed = text.cut(row, ODD, sealed);
                 }
-                sum = Some(hashed.row::<ROWS, ODD>(sum, row, sealed));
+                sum = Some(beside[packet].add_row::<ROWS, ODD>(packets[packet].key, sum, row, sealed));
             });
             if let Some(sum) = sum {
                 hashes[packet] = reduce(sum);
             }
         });
     }
-    let texts = hashed.map(|hashed| hashed.rows);
-    for ((((job, hash), mask), rows), state) in
-        jobs.iter_mut().zip(hashes).zip(masks).zip(texts).zip(&mut state)
-    {
-        let right = job.finish(_mm_xor_si128(reverse_one(fold(hash)), mask));
+    unrolled!(packet in 0 1 2 3; if packet < PACKETS {
+        let tag = _mm_xor_si128(reverse_one(fold(hashes[packet])), masks[packet]);
+        let right = jobs[packet].finish(tag);
         if J::OPEN && right {
-            write::<ROWS, ODD>(rows, state);
+            write::<ROWS, ODD>(texts[packet], &mut state[packet]);
         }
-    }
+    });
 }
 
 /// Adds the source to the key stream and writes it.
