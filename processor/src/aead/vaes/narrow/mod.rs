@@ -10,11 +10,12 @@
 //! rows of a packet, into both lanes.
 //!
 //! On a Zen 3 a multiplication of GHASH takes as long as four rounds of AES (1.5 and 0.38 TSC cycles of a row), so that a
-//! product is made of three (ghash.rs) and reduced once a packet or chunk. The most that goes together is no gain: of 52 bytes,
-//! two packets at once take 46 cycles each sealed and 46 opened, four take 47 and 52, and one alone 54 and 47. Loops are written
-//! out, and every shape is a function of its own, as the compiler would spill rows and prepare for shapes that do not come.
-//! A batch of 64, AES-128, with 12 bytes authenticated only, takes 46 to 51 cycles a packet of 52 bytes, 122 of 246 and 500 to
-//! 518 of 1404, where ipsec-mb 1.3 takes 104 to 110, 205 to 215 and 865 to 881.
+//! product is made of three (ghash.rs) and reduced once a packet or chunk. More at once is no gain: of 52 bytes under AES-128,
+//! two packets take 46 cycles each sealed and 46 opened, four take 47 and 52, and one alone 54 and 47. Loops are written out, arrays are
+//! filled where they stand and every shape is a function of its own: else, in some builds, the compiler keeps rows in memory,
+//! copies what was just written, or prepares for shapes that do not come. The bare cipher of `guestseal-perf pipeline` (one flow,
+//! AES-256, least of five runs) takes 46 and 43 cycles a packet of 64 bytes out and in, 123 and 123 of 256, 568 and 558 of 1414,
+//! where ipsec-mb 1.3 takes 104 and 142, 224 and 281, and some 970.
 //!
 //! # Secrets
 //! What the wide form says holds here: branches and addresses come from lengths, suites and places. The tables that cut a text's
