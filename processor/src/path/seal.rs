@@ -126,8 +126,8 @@ pub fn seal(
             jobs.push(packet, frame, (sa, &form, outer), false, Some(pool))
         });
         match pushed {
-            Ok(in_place) if in_place => {}
-            Ok(_) => sealed.push(position),
+            Ok(true) => {}
+            Ok(false) => sealed.push(position),
             Err(reason) => unfit.push((position, reason)),
         }
     }

@@ -71,15 +71,13 @@ impl FramePool {
         }
     }
 
-    /// Exchanges a fresh frame for a long one. Says whether one was free.
+    /// Exchanges a fresh frame for a long one, if one is free.
     #[cold]
-    pub fn widen(&mut self, frame: &mut Frame) -> bool {
-        let Some(long) = self.take_long() else {
-            return false;
-        };
-        let short = std::mem::replace(frame, long);
-        self.put(short);
-        true
+    pub fn widen(&mut self, frame: &mut Frame) {
+        if let Some(long) = self.take_long() {
+            let short = std::mem::replace(frame, long);
+            self.put(short);
+        }
     }
 
     /// So many free frames, or as many as there are, for packets of a batch. None is a long one.

@@ -8,7 +8,7 @@ use guestseal_rules::model::Suite;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::ghash::{fold, multiply, reduce};
-use super::schedule::{Bytes, load, schedule, store, twice_the_hash_key};
+use super::schedule::{Bytes, Schedule, load, store};
 
 /// Powers of H that are kept: enough for eight rows and the block of lengths.
 pub(super) const POWERS: usize = 36;
@@ -17,10 +17,7 @@ pub(super) const POWERS: usize = 36;
 #[derive(Zeroize, ZeroizeOnDrop)]
 #[repr(C, align(64))]
 pub(in crate::aead) struct Key {
-    /// Round keys: 11 of AES-128, 15 of AES-256.
-    rounds: [[u8; 16]; 15],
-    /// 10 or 14.
-    last: usize,
+    schedule: Schedule,
     /// H^36 down to H^1, and zeros, so that a row that begins at any of them is four blocks long.
     powers: [[u8; 16]; POWERS + 3],
 }
@@ -30,11 +27,10 @@ impl Key {
     #[target_feature(enable = "aes,pclmulqdq,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")]
     pub(super) fn expand(key: Bytes<'_>) -> Box<Self> {
         let mut made = Box::new(Self {
-            rounds: [[0; 16]; 15],
-            last: 0,
+            schedule: Schedule::EMPTY,
             powers: [[0; 16]; POWERS + 3],
         });
-        made.last = schedule(&mut made.rounds, key);
+        made.schedule.fill(key);
         made.fill_powers();
         made
     }
@@ -42,18 +38,14 @@ impl Key {
     /// What it is a key of.
     #[inline]
     pub(super) fn suite(&self) -> Suite {
-        if self.last == 10 {
-            Suite::Aes128Gcm
-        } else {
-            Suite::Aes256Gcm
-        }
+        self.schedule.suite()
     }
 
     /// A round key, four times.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn round(&self, number: usize) -> __m512i {
-        _mm512_broadcast_i32x4(load(&self.rounds[number]))
+        _mm512_broadcast_i32x4(load(self.schedule.round(number)))
     }
 
     /// Four powers of H, from `power` downwards; zero for those below the first.
@@ -74,7 +66,7 @@ impl Key {
 
     #[target_feature(enable = "aes,pclmulqdq,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")]
     fn fill_powers(&mut self) {
-        twice_the_hash_key(&self.rounds[..=self.last], &mut self.powers[POWERS - 1]);
+        self.schedule.twice_the_hash_key(&mut self.powers[POWERS - 1]);
         let first = _mm512_zextsi128_si512(load(&self.powers[POWERS - 1]));
         let mut power = first;
         for place in (0..POWERS - 1).rev() {

@@ -4,42 +4,73 @@
 
 use std::arch::x86_64::*;
 
+use guestseal_rules::model::Suite;
 use zeroize::Zeroize;
 
-/// Fills the round keys and says which is the last: 10 or 14.
-#[inline]
-#[target_feature(enable = "aes")]
-pub(super) fn schedule(rounds: &mut [[u8; 16]; 15], key: Bytes<'_>) -> usize {
-    match key {
-        Bytes::Aes128(key) => {
-            schedule_128(rounds, key);
-            10
-        }
-        Bytes::Aes256(key) => {
-            schedule_256(rounds, key);
-            14
-        }
-    }
+/// The round keys of a key: a part of the form's own key, which wipes it.
+#[derive(Zeroize)]
+#[repr(C)]
+pub(super) struct Schedule {
+    /// 11 of AES-128, 15 of AES-256.
+    rounds: [[u8; 16]; 15],
+    /// 10 or 14.
+    last: usize,
 }
 
-/// H times x in POLYVAL's field.
-#[target_feature(enable = "aes")]
-pub(super) fn twice_the_hash_key(rounds: &[[u8; 16]], made: &mut [u8; 16]) {
-    let mut block = _mm_setzero_si128();
-    if let [first, between @ .., last] = rounds {
-        block = load(first);
-        for round in between {
-            block = _mm_aesenc_si128(block, load(round));
+impl Schedule {
+    /// No key's, to be filled where it stands.
+    pub(super) const EMPTY: Self = Self {
+        rounds: [[0; 16]; 15],
+        last: 0,
+    };
+
+    /// Fills in the round keys of a key.
+    #[target_feature(enable = "aes")]
+    pub(super) fn fill(&mut self, key: Bytes<'_>) {
+        match key {
+            Bytes::Aes128(key) => {
+                schedule_128(&mut self.rounds, key);
+                self.last = 10;
+            }
+            Bytes::Aes256(key) => {
+                schedule_256(&mut self.rounds, key);
+                self.last = 14;
+            }
         }
-        block = _mm_aesenclast_si128(block, load(last));
     }
-    let mut bytes = [0; 16];
-    store(&mut bytes, block);
-    // What is carried out is a mask, not a branch.
-    let h = u128::from_be_bytes(bytes);
-    let shifted = (h << 1) ^ ((h >> 127).wrapping_neg() & POLYNOMIAL);
-    bytes.zeroize();
-    *made = shifted.to_le_bytes();
+
+    /// What it is of.
+    #[inline(always)]
+    pub(super) fn suite(&self) -> Suite {
+        if self.last == 10 {
+            Suite::Aes128Gcm
+        } else {
+            Suite::Aes256Gcm
+        }
+    }
+
+    /// A round key.
+    #[inline(always)]
+    pub(super) fn round(&self, number: usize) -> &[u8; 16] {
+        &self.rounds[number]
+    }
+
+    /// H times x in POLYVAL's field.
+    #[target_feature(enable = "aes")]
+    pub(super) fn twice_the_hash_key(&self, made: &mut [u8; 16]) {
+        let mut block = load(&self.rounds[0]);
+        for number in 1..self.last {
+            block = _mm_aesenc_si128(block, load(&self.rounds[number]));
+        }
+        block = _mm_aesenclast_si128(block, load(&self.rounds[self.last]));
+        let mut bytes = [0; 16];
+        store(&mut bytes, block);
+        // What is carried out is a mask, not a branch.
+        let h = u128::from_be_bytes(bytes);
+        let shifted = (h << 1) ^ ((h >> 127).wrapping_neg() & POLYNOMIAL);
+        bytes.zeroize();
+        *made = shifted.to_le_bytes();
+    }
 }
 
 /// x^128 + x^127 + x^126 + x^121 + 1, without its highest term.

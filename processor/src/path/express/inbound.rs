@@ -25,7 +25,7 @@ use super::super::open::{self, Candidate, Payload, readdress};
 use super::super::outcome::{Direction, Outcome};
 use super::super::recall::{Recall, Slot, Words, of_sa};
 use super::super::tables::Tables;
-use super::usual;
+use super::{runs, usual};
 
 /// Where the headers end that packets of the usual form have.
 const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
@@ -104,8 +104,7 @@ pub fn open_known(
     let mut ports = ArrayVec::<(u16, usize), BATCH>::new();
     // Those that must find their way.
     let mut unknown = ArrayVec::<(usize, Place, Payload), BATCH>::new();
-    for (run, &(place, begin)) in under.iter().enumerate() {
-        let end = under.get(run + 1).map_or(opened, |(_, end)| *end);
+    for (place, run) in runs(&under, opened) {
         let Some(sa) = sas.inbound.get_mut(place) else {
             unreachable!("admitted by this SA")
         };
@@ -115,10 +114,10 @@ pub fn open_known(
             let room = umem.room_with_front_mut(fresh, candidate.front.into())?;
             words(umem.bytes(&burst[number]), room, candidate, sa)
         };
-        ways.fetch(begin..end, words, of_sa(place));
-        let packets = candidates[begin..end].iter().zip(&authentic[begin..end]);
-        let frames = burst[begin..end].iter().zip(&mut fresh[begin..end]);
-        for (number, ((candidate, authentic), (came, fresh))) in (begin..).zip(packets.zip(frames)) {
+        ways.fetch(run.clone(), words, of_sa(place));
+        let packets = candidates[run.clone()].iter().zip(&authentic[run.clone()]);
+        let frames = burst[run.clone()].iter().zip(&mut fresh[run.clone()]);
+        for (number, ((candidate, authentic), (came, fresh))) in run.zip(packets.zip(frames)) {
             let arrival = umem.stamp(came);
             let Some(room) = umem.room_with_front_mut(fresh, candidate.front.into()) else {
                 unreachable!("something was opened there")
@@ -223,14 +222,14 @@ fn deliver_all(
     exits: &mut impl Exits,
     ledger: &mut impl Ledger,
 ) {
-    for (number, &(port, begin)) in ports.iter().enumerate() {
-        let end = ports.get(number + 1).map_or(arrivals.len(), |(_, end)| *end);
-        let mut packets = match leaving.len() - (end - begin) {
-            0 => std::mem::take(&mut leaving),
-            _ => leaving.drain(..end - begin).collect(),
+    for (port, run) in runs(ports, arrivals.len()) {
+        let mut packets = if run.len() == leaving.len() {
+            std::mem::take(&mut leaving)
+        } else {
+            leaving.drain(..run.len()).collect()
         };
         let left = exits.guest_all(port, &mut packets);
-        let (sent, kept) = arrivals[begin..end].split_at(end - begin - packets.len());
+        let (sent, kept) = arrivals[run.clone()].split_at(run.len() - packets.len());
         ledger.all_ended(Direction::Inbound, Outcome::Delivered, sent);
         if let Err(reason) = left {
             ledger.all_ended(Direction::Inbound, Outcome::Dropped(reason), kept);

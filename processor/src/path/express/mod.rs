@@ -12,6 +12,8 @@
 mod inbound;
 mod outbound;
 
+use std::ops::Range;
+
 use crate::wire::packet::{Packet, Usual};
 
 pub use inbound::open_known;
@@ -23,4 +25,13 @@ fn usual(frame: &[u8]) -> Option<Packet> {
     let mut packet = Packet::EMPTY;
     Usual::of(frame)?.write(&mut packet);
     Some(packet)
+}
+
+/// What packets that follow one another have in common, of which the number of the first is noted, and the numbers of them all;
+/// there are `count` packets.
+fn runs<T: Copy>(firsts: &[(T, usize)], count: usize) -> impl Iterator<Item = (T, Range<usize>)> {
+    firsts.iter().enumerate().map(move |(number, &(common, begin))| {
+        let end = firsts.get(number + 1).map_or(count, |(_, next)| *next);
+        (common, begin.min(count)..end.min(count))
+    })
 }

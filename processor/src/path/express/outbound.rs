@@ -17,7 +17,7 @@ use super::super::deliver::{Exits, Ledger};
 use super::super::layout::{Form, Jobs, LastOuter, Restore, Under};
 use super::super::outcome::{Direction, Outcome, SentAs};
 use super::super::recall::{Recall, Slot, of_port};
-use super::usual;
+use super::{runs, usual};
 
 /// Packets that differ in nothing that matters but their flow: what the SA does with one it does with the next.
 struct Alike<'a> {
@@ -159,10 +159,8 @@ pub fn seal_known(
     let sent = leaving.len();
     let left = exits.uplink_all(&mut leaving);
     let (sent, kept) = arrivals.split_at(sent - leaving.len());
-    for (number, &(sent_as, begin)) in forms.iter().enumerate() {
-        let end = forms.get(number + 1).map_or(sent.len(), |(_, end)| *end);
-        let alike = sent.get(begin..end.min(sent.len())).unwrap_or_default();
-        ledger.all_ended(Direction::Outbound, Outcome::Sent(sent_as), alike);
+    for (sent_as, alike) in runs(&forms, sent.len()) {
+        ledger.all_ended(Direction::Outbound, Outcome::Sent(sent_as), &sent[alike]);
     }
     if let Err(reason) = left {
         ledger.all_ended(Direction::Outbound, Outcome::Dropped(reason), kept);

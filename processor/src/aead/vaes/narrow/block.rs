@@ -57,16 +57,6 @@ pub(super) fn reverse(blocks: __m256i) -> __m256i {
     _mm256_shuffle_epi8(blocks, order)
 }
 
-/// Reverses the bytes of one block.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn reverse_one(block: __m128i) -> __m128i {
-    _mm_shuffle_epi8(
-        block,
-        _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-    )
-}
-
 /// Makes the compiler compute a value here: it would sink whole chains of rounds to where their end is used, one after the
 /// other, and the CPU would wait for each.
 #[inline]

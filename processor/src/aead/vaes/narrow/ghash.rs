@@ -3,7 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::block::{load_row, low, pin, reverse, reverse_one, with_zeros};
+use super::super::ghash::reverse_one;
+use super::block::{load_row, low, pin, reverse, with_zeros};
 use super::key::{Key, Powers};
 
 /// The sum of products, not reduced. The middle part is that of the sums of halves: low and high part still belong to it.
@@ -93,13 +94,6 @@ pub(super) fn fold(lanes: __m256i) -> __m128i {
         _mm256_castsi256_si128(lanes),
         _mm256_extracti128_si256::<1>(lanes),
     )
-}
-
-/// The block of the two lengths, reversed.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn lengths(additional: usize, text: usize) -> __m128i {
-    _mm_set_epi64x((additional as u64 * 8) as i64, (text as u64 * 8) as i64)
 }
 
 /// What stands in the place before the text, its bytes in the order of memory: GHASH of what is authenticated only, but for

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use guestseal_rules::model::Suite;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::super::schedule::{Bytes, load, schedule, store, twice_the_hash_key};
+use super::super::schedule::{Bytes, Schedule, load, store};
 use super::block::twice;
 use super::ghash::{fold, halves, multiply, reduce};
 
@@ -16,10 +16,7 @@ pub(super) const POWERS: usize = 19;
 #[derive(Zeroize, ZeroizeOnDrop)]
 #[repr(C, align(64))]
 pub(in crate::aead) struct Key {
-    /// Round keys: 11 of AES-128, 15 of AES-256.
-    rounds: [[u8; 16]; 15],
-    /// 10 or 14.
-    last: usize,
+    schedule: Schedule,
     /// H^19 down to H^1, and zeros, so that a row that begins at any of them is two blocks long.
     powers: [[u8; 16]; POWERS + 1],
     /// Of each power, the sum of its halves, in both halves.
@@ -64,13 +61,12 @@ impl Key {
     #[target_feature(enable = "aes,avx2,vpclmulqdq")]
     pub(in super::super) fn expand(key: Bytes<'_>) -> Box<Self> {
         let mut made = Box::new(Self {
-            rounds: [[0; 16]; 15],
-            last: 0,
+            schedule: Schedule::EMPTY,
             powers: [[0; 16]; POWERS + 1],
             sums: [[0; 16]; POWERS + 1],
         });
-        made.last = schedule(&mut made.rounds, key);
-        twice_the_hash_key(&made.rounds[..=made.last], &mut made.powers[POWERS - 1]);
+        made.schedule.fill(key);
+        made.schedule.twice_the_hash_key(&mut made.powers[POWERS - 1]);
         made.fill_powers();
         made
     }
@@ -78,18 +74,14 @@ impl Key {
     /// What it is a key of.
     #[inline]
     pub(super) fn suite(&self) -> Suite {
-        if self.last == 10 {
-            Suite::Aes128Gcm
-        } else {
-            Suite::Aes256Gcm
-        }
+        self.schedule.suite()
     }
 
     /// A round key, twice.
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn round(&self, number: usize) -> __m256i {
-        twice(load(&self.rounds[number]))
+        twice(load(self.schedule.round(number)))
     }
 
     /// Two powers of H, from `power` downwards; zero below the first.

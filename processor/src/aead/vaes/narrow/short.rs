@@ -5,9 +5,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ghash::{lengths, reverse_one};
 use super::super::{Job, Packet};
-use super::block::{load_nonce, pin, reverse, reverse_one};
-use super::ghash::{Product, absorb, fold, lengths, multiply, multiply_add, reduce};
+use super::block::{load_nonce, pin, reverse};
+use super::ghash::{Product, absorb, fold, multiply, multiply_add, reduce};
 use super::key::Key;
 use super::row::Rows;
 
