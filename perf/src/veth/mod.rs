@@ -284,9 +284,17 @@ struct Trial {
     cpu: Option<u64>,
 }
 
+/// How much slower than it was to the generator may have been: more was not measured at that rate.
+const SLACK: f64 = 0.02;
+
 impl Trial {
     fn rate(&self, packets: u64) -> f64 {
         packets as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Whether that rate was offered, and nothing of it lost.
+    fn passed(&self, rate: f64) -> bool {
+        self.seen >= self.sent && self.rate(self.sent) >= rate * (1.0 - SLACK)
     }
 }
 
@@ -385,7 +393,7 @@ impl Bench {
             let mut at_best = None;
             let throughput_pps = search((overload_pps * 1.3).min(alone.paced_pps), 0.02, |rate| {
                 let one = trial(rate * self.seconds, Pace::PerSecond(rate))?;
-                let passed = one.seen >= one.sent;
+                let passed = one.passed(rate);
                 if passed {
                     at_best = Some(one);
                 }
@@ -461,4 +469,25 @@ fn settled(sink: &Sink, before: u64, sent: u64) -> Result<u64, PerfError> {
         }
     }
     Ok(last.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_or_not_offered_has_not_passed() {
+        let trial = |sent, seen, seconds| Trial {
+            sent,
+            seen,
+            seconds,
+            ages: Ages::new(),
+            cpu: None,
+        };
+        assert!(trial(1000, 1000, 1.0).passed(1000.0));
+        assert!(trial(1000, 1000, 1.01).passed(1000.0));
+        // Made slower than it was to be made: nothing is known of that rate.
+        assert!(!trial(1000, 1000, 1.3).passed(1000.0));
+        assert!(!trial(1000, 999, 1.0).passed(1000.0));
+    }
 }

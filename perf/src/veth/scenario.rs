@@ -20,6 +20,9 @@ use crate::namespaces::{GuestSpec, Namespace, Topology};
 use crate::pipeline::seal::{KEYMAT, SPI};
 use crate::process::{PerfError, Running, wait_for};
 
+/// The MTU of guests: that of boringtun's device, which is the least of all that carry their packets.
+const MTU: u32 = 1420;
+
 /// What carries the packets.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scenario {
@@ -140,6 +143,9 @@ impl Setup {
             scenario,
         };
         setup.know_neighbours()?;
+        for guest in &setup.topology.guests {
+            guest.namespace.ip(&format!("link set eth0 mtu {MTU}"))?;
+        }
         match scenario {
             Scenario::Bridge => setup.bridge(0, "uplink")?,
             Scenario::TwoBridges => {
@@ -269,7 +275,7 @@ impl Setup {
             let port = format!("gp{}", number + 1);
             host.ip(&format!("link set {port} address 02:00:00:00:00:0{}", other + 1))?;
             host.ip(&format!("addr add 10.9.0.{}/24 dev bt0", number + 1))?;
-            host.ip("link set bt0 mtu 1420 up")?;
+            host.ip(&format!("link set bt0 mtu {MTU} up"))?;
             host.ip(&format!("route add 10.0.0.{}/32 dev bt0", other + 1))?;
             host.ip(&format!("route add 10.0.0.{}/32 dev {port}", number + 1))?;
             host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0")?;

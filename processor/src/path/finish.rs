@@ -6,7 +6,7 @@
 
 use crate::port::umem::Umem;
 use crate::wire::packet::{Fragment, L3};
-use crate::wire::transport;
+use crate::wire::transport::PseudoHeader;
 
 use super::batch::{Batch, live};
 use super::tables::Tables;
@@ -24,7 +24,7 @@ pub fn finish(batch: &mut Batch, tables: &Tables, port: u16, umem: &Umem) {
         }
         let segment = usize::from(packet.l4_offset)..usize::from(packet.end);
         if let Some(segment) = umem.room_mut(&mut descriptor.frame).get_mut(segment) {
-            transport::finish_checksum(packet.source, packet.destination, packet.protocol, segment);
+            PseudoHeader::new(packet.source, packet.destination, packet.protocol).finish_checksum(segment);
         }
     }
 }

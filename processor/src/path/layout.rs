@@ -19,6 +19,7 @@ use crate::sa::nonce::Nonce;
 use crate::sa::outbound::{Mode, OutboundSa};
 use crate::sa::slots::Place;
 use crate::wire::packet::{Fragment, Packet};
+use crate::wire::transport::PseudoHeader;
 use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
 use super::encapsulate::{self, Carrier};
@@ -279,7 +280,7 @@ impl<'a> Jobs<'a> {
 
     /// One more packet. Says whether it is sealed in the frame that it came in.
     ///
-    /// Nothing is changed or counted if there is a reason against it. `finish` is of senders that leave checksums to their
+    /// Nothing is changed or counted if there is a reason against it. `finish` is there if the sender may leave checksums to its
     /// network card; `pool` has long frames for what does not fit into others.
     #[inline(always)]
     pub(super) fn push(
@@ -287,7 +288,7 @@ impl<'a> Jobs<'a> {
         packet: &Packet,
         frame: &'a mut Frame,
         (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
-        finish: bool,
+        finish: Option<PseudoHeader>,
         pool: Option<&mut FramePool>,
     ) -> Result<bool, Unfit> {
         let umem = self.umem;
@@ -318,8 +319,8 @@ impl<'a> Jobs<'a> {
             pool.widen(fresh);
         }
         count(sa, plan.esp);
-        if finish {
-            finish_checksum(packet, &mut room[form.front..]);
+        if let Some(pseudo) = finish {
+            finish_checksum(packet, pseudo, &mut room[form.front..]);
         }
         form.complete(packet, room, plan);
         let source = &room[form.from..][..plan.payload + plan.trailer];
@@ -365,7 +366,7 @@ impl<'a> Jobs<'a> {
         (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
         plan: Plan,
         (number, nonce): (u64, Nonce),
-        finish: bool,
+        finish: Option<PseudoHeader>,
     ) {
         let umem = self.umem;
         let Some(additional) = self.additional.next() else {
@@ -376,8 +377,8 @@ impl<'a> Jobs<'a> {
         umem.take_head(frame);
         umem.set_length(frame, start + plan.esp);
         let room = umem.room_mut(frame);
-        if finish {
-            finish_checksum(packet, &mut room[head..]);
+        if let Some(pseudo) = finish {
+            finish_checksum(packet, pseudo, &mut room[head..]);
         }
         form.complete(packet, &mut room[head - form.front..], plan);
         if let Before::Own = form.before {
@@ -411,9 +412,9 @@ impl<'a> Jobs<'a> {
 
 /// Finishes the checksum of what a guest sends that leaves it to its network card; `frame` begins where the packet's does.
 #[inline(always)]
-fn finish_checksum(packet: &Packet, frame: &mut [u8]) {
+fn finish_checksum(packet: &Packet, pseudo: PseudoHeader, frame: &mut [u8]) {
     if let Some(segment) = frame.get_mut(packet.l4_offset.into()..packet.end.into()) {
-        transport::finish_checksum(packet.source, packet.destination, packet.protocol, segment);
+        pseudo.finish_checksum(segment);
     }
 }
 

@@ -97,27 +97,45 @@ fn is_in_udp(packet: &Packet, tables: &Tables) -> bool {
 }
 
 /// A packet whose window allows it, on its way through the engine.
+#[derive(Copy, Clone)]
 pub(super) struct Candidate {
     sequence: u64,
-    /// Where ESP begins and ends.
-    pub(super) start: u16,
-    pub(super) end: u16,
-    /// Where the payload goes in the fresh frame, counted from so many bytes in front of its data.
-    pub(super) to: u16,
-    pub(super) front: u16,
+    /// Where ESP ends.
+    end: usize,
 }
 
-impl Candidate {
+/// How what an SA opens is laid out: the same for all packets under it whose ESP begins at the same place.
+#[derive(Copy, Clone)]
+pub(super) struct Layout {
+    /// Where ESP begins.
+    start: usize,
+    /// Where the payload goes in the fresh frame, counted from so many bytes in front of its data.
+    pub(super) to: usize,
+    pub(super) front: usize,
+}
+
+impl Layout {
+    #[inline(always)]
+    pub(super) fn new(mode: Mode, start: usize) -> Self {
+        let (to, front) = match mode {
+            // An ESP packet of transport mode keeps its own headers.
+            Mode::Transport => (start, 0),
+            Mode::Tunnel { .. } => (ethernet::HEADER, 0),
+            // The frame inside begins where the fresh frame does.
+            Mode::Overlay { .. } => (0, encapsulate::HEADER),
+        };
+        Self { start, to, front }
+    }
+
     /// Where what is opened ends in the fresh frame, at most.
-    pub(super) fn most(&self) -> usize {
-        usize::from(self.to) + usize::from(self.end - self.start)
+    fn most(&self, candidate: &Candidate) -> usize {
+        self.to + (candidate.end - self.start)
     }
 
     /// Where what is opened stands in the fresh frame, counted as `to` is.
     #[inline(always)]
-    pub(super) fn opened(&self) -> Range<usize> {
-        let to = usize::from(self.to);
-        to..to + usize::from(self.end - self.start) - esp::HEADER - esp::TAG
+    pub(super) fn opened(&self, candidate: &Candidate) -> Range<usize> {
+        self.to..self.most(candidate) - esp::HEADER - esp::TAG
     }
 }
 
@@ -137,7 +155,7 @@ pub fn open(
     let mut fresh = pool.take_many(if is_concerned { batch.len() } else { 0 });
     let mut additional = [[0; 12]; BATCH];
     // With their places in the batch.
-    let mut candidates = ArrayVec::<(u16, Candidate), BATCH>::new();
+    let mut candidates = ArrayVec::<(u16, Candidate, Layout), BATCH>::new();
     // In the frames that came, by their places in the batch.
     let mut overwritten = ArrayVec::<(u16, Overwritten), BATCH>::new();
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
@@ -152,11 +170,13 @@ pub fn open(
         };
         let header = header(&descriptor.packet, umem.bytes(&descriptor.frame));
         let admitted = header.and_then(|header| {
-            let candidate = admit(&descriptor.packet, &header, sa, umem.most_room())?;
-            Ok((candidate, header))
+            let packet = &descriptor.packet;
+            let layout = Layout::new(sa.mode, packet.l4_offset.into());
+            let candidate = admit(packet, &header, sa, layout, umem.most_room())?;
+            Ok((candidate, layout, header))
         });
         let admitted = admitted.and_then(|admitted| {
-            let is_long = admitted.0.most() > most;
+            let is_long = admitted.1.most(&admitted.0) > most;
             if is_long && pool.available_long() == 0 {
                 return Err(DropReason::NoFrame);
             }
@@ -166,7 +186,7 @@ pub fn open(
             }
             Ok((admitted, room))
         });
-        let ((candidate, header), room) = match admitted {
+        let ((candidate, layout, header), room) = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
                 if matches!(reason, DropReason::ReplaySeen | DropReason::ReplayTooOld) {
@@ -178,8 +198,8 @@ pub fn open(
         };
         let note = |one| overwritten.push((position, one));
         let came = &mut descriptor.frame;
-        jobs.push(job(came, &candidate, &header, sa, room, &umem, note));
-        candidates.push((position, candidate));
+        jobs.push(job(came, (&candidate, layout), &header, sa, room, &umem, note));
+        candidates.push((position, candidate, layout));
     }
     if !jobs.is_empty() {
         engine.open(&mut jobs);
@@ -189,15 +209,17 @@ pub fn open(
     for (position, one) in overwritten {
         one.restore(umem.room_mut(&mut batch[usize::from(position)].frame));
     }
-    for (((position, candidate), authentic), fresh) in candidates.into_iter().zip(authentic).zip(&mut fresh) {
+    for (((position, candidate, layout), authentic), fresh) in
+        candidates.into_iter().zip(authentic).zip(&mut fresh)
+    {
         let descriptor = &mut batch[usize::from(position)];
         let Some(sa) = descriptor.sa.and_then(|place| sas.get_mut(place)) else {
             unreachable!("admitted by this SA")
         };
-        let opened = umem.room_with_front_mut(fresh, candidate.front.into());
-        let opened = opened.and_then(|room| room.get(candidate.opened()));
-        let payload = accept(&candidate, authentic, sa, opened.unwrap_or_default());
-        match payload.and_then(|payload| unwrap(descriptor, &candidate, payload, sa, tables, &umem, fresh)) {
+        let opened = umem.room_with_front_mut(fresh, layout.front);
+        let opened = opened.and_then(|room| room.get(layout.opened(&candidate)));
+        let payload = accept(&candidate, layout, authentic, sa, opened.unwrap_or_default());
+        match payload.and_then(|payload| unwrap(descriptor, layout, payload, sa, tables, &umem, fresh)) {
             Ok(()) => std::mem::swap(&mut descriptor.frame, fresh),
             Err(reason) => descriptor.drop_for(reason),
         }
@@ -213,41 +235,54 @@ fn header(packet: &Packet, frame: &[u8]) -> Result<esp::Header, DropReason> {
     header.map(|(header, _)| header).ok_or(DropReason::BadEsp)
 }
 
-/// Whether a packet may go to the engine, and how it is laid out there: into frames of `most` bytes. Changes nothing.
-#[inline(always)]
-pub(super) fn admit(
+/// Whether a packet may go to the engine: into frames of `most` bytes. Changes nothing.
+fn admit(
     packet: &Packet,
     header: &esp::Header,
     sa: &InboundSa,
+    layout: Layout,
     most: usize,
 ) -> Result<Candidate, DropReason> {
-    let (start, end) = (usize::from(packet.l4_offset), usize::from(packet.end));
-    let sequence = sa.window.infer(header.sequence.get());
-    sa.window.check(sequence)?;
-    let (to, front) = match sa.mode {
-        // An ESP packet of transport mode keeps its own headers; extension headers in front of ESP are not ours.
-        Mode::Transport if packet.has_extensions => return Err(DropReason::BadExtensionHeader),
-        Mode::Transport if packet.protocol != esp::ESP => return Err(DropReason::BadEsp),
-        Mode::Transport => (start, 0),
+    let candidate = admit_alike(packet.end, header, sa, layout, most)?;
+    comes_from_peer(packet, sa.mode)?;
+    Ok(candidate)
+}
+
+/// Whether the outer headers of a packet are such as its SA opens.
+#[inline(always)]
+pub(super) fn comes_from_peer(packet: &Packet, mode: Mode) -> Result<(), DropReason> {
+    match mode {
+        // Extension headers in front of ESP are not ours.
+        Mode::Transport if packet.has_extensions => Err(DropReason::BadExtensionHeader),
+        Mode::Transport if packet.protocol != esp::ESP => Err(DropReason::BadEsp),
         Mode::Tunnel { local, remote } | Mode::Overlay { local, remote, .. }
             if packet.source != remote || packet.destination != local =>
         {
-            return Err(DropReason::WrongHost);
+            Err(DropReason::WrongHost)
         }
-        Mode::Tunnel { .. } => (ethernet::HEADER, 0),
-        // The frame inside begins where the fresh frame does.
-        Mode::Overlay { .. } => (0, encapsulate::HEADER),
+        Mode::Transport | Mode::Tunnel { .. } | Mode::Overlay { .. } => Ok(()),
+    }
+}
+
+/// The same of a packet whose outer headers have been asked, and whose ESP ends there.
+#[inline(always)]
+pub(super) fn admit_alike(
+    end: u16,
+    header: &esp::Header,
+    sa: &InboundSa,
+    layout: Layout,
+    most: usize,
+) -> Result<Candidate, DropReason> {
+    let sequence = sa.window.infer(header.sequence.get());
+    sa.window.check(sequence)?;
+    let candidate = Candidate {
+        sequence,
+        end: end.into(),
     };
-    if to + (end - start) > most {
+    if layout.most(&candidate) > most {
         return Err(DropReason::TooLong);
     }
-    Ok(Candidate {
-        sequence,
-        start: start as u16,
-        end: end as u16,
-        to: to as u16,
-        front: front as u16,
-    })
+    Ok(candidate)
 }
 
 #[inline]
@@ -257,11 +292,21 @@ fn replayed(sa: &InboundSa) {
     sa.tally.set(tally);
 }
 
+/// What stands behind the header of ESP.
+#[inline(always)]
+fn text_and_tag(esp: &[u8]) -> (&[u8], &[u8; esp::TAG]) {
+    let behind = esp.get(esp::HEADER..);
+    let Some((text, tag)) = behind.and_then(|behind| behind.split_last_chunk()) else {
+        unreachable!("the length was checked")
+    };
+    (text, tag)
+}
+
 /// What the engine is to do from the frame that came into the fresh one.
 #[inline(always)]
 pub(super) fn job<'a>(
     came: &'a mut Frame,
-    candidate: &Candidate,
+    (candidate, layout): (&Candidate, Layout),
     header: &esp::Header,
     sa: &'a InboundSa,
     (fresh, additional): (&'a mut Frame, &'a mut [u8; 12]),
@@ -270,29 +315,25 @@ pub(super) fn job<'a>(
 ) -> OpenJob<'a> {
     *additional = self::additional(header, candidate.sequence, sa.esn);
     let additional = authenticated(additional, sa.esn);
-    let start = usize::from(candidate.start);
-    let room = umem.room_with_front_mut(fresh, candidate.front.into());
-    let Some(destination) = room.and_then(|room| room.get_mut(candidate.opened())) else {
+    let (start, end) = (layout.start, candidate.end);
+    let room = umem.room_with_front_mut(fresh, layout.front);
+    let Some(destination) = room.and_then(|room| room.get_mut(layout.opened(candidate))) else {
         unreachable!("the room was checked, and a fresh frame has its headroom")
     };
-    let text = start + esp::HEADER..usize::from(candidate.end) - esp::TAG;
-    let (frame, additional, buffers) = match sa.protection {
+    let (tag, additional, buffers) = match sa.protection {
         Protection::Encrypt => {
-            let frame = umem.bytes(came);
-            let source = &frame[text.clone()];
-            (frame, additional, Buffers::Copy { source, destination })
+            let (source, tag) = text_and_tag(&umem.bytes(came)[start..end]);
+            (tag, additional, Buffers::Copy { source, destination })
         }
         Protection::Authenticate => {
             let frame = umem.room_mut(came);
             let (from, before) = lay_out_gmac(frame, start, additional);
             overwritten(before);
             let frame = &*frame;
-            destination.copy_from_slice(&frame[text.clone()]);
-            (frame, &frame[from..text.end], Buffers::InPlace(&mut []))
+            let (text, tag) = text_and_tag(&frame[start..end]);
+            destination.copy_from_slice(text);
+            (tag, &frame[from..end - esp::TAG], Buffers::InPlace(&mut []))
         }
-    };
-    let Some(tag) = frame[text.end..].first_chunk() else {
-        unreachable!("the length was checked")
     };
     OpenJob {
         key: &sa.key,
@@ -315,6 +356,7 @@ pub(super) struct Payload {
 #[inline(always)]
 pub(super) fn accept(
     candidate: &Candidate,
+    layout: Layout,
     authentic: bool,
     sa: &mut InboundSa,
     opened: &[u8],
@@ -328,7 +370,7 @@ pub(super) fn accept(
     }
     let tally = sa.tally.get_mut();
     tally.packets += 1;
-    tally.bytes += u64::from(candidate.end - candidate.start);
+    tally.bytes += (candidate.end - layout.start) as u64;
     let (length, next_header) = esp::read_trailer(opened).ok_or(DropReason::BadTrailer)?;
     if next_header == esp::NEXT_NONE {
         return Err(DropReason::DummyPacket);
@@ -339,15 +381,13 @@ pub(super) fn accept(
 /// Makes the fresh frame the packet that the peer's guest sent.
 pub(super) fn unwrap(
     descriptor: &mut Descriptor,
-    candidate: &Candidate,
+    Layout { start, to, front }: Layout,
     payload: Payload,
     sa: &InboundSa,
     tables: &Tables,
     umem: &Umem,
     fresh: &mut Frame,
 ) -> Result<(), DropReason> {
-    let start = usize::from(candidate.start);
-    let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
     let Payload {
         length: payload,
         next_header,

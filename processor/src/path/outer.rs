@@ -95,19 +95,25 @@ impl Outer {
     /// Writes them into the first bytes of `front`, which has room for them: so many bytes follow.
     ///
     /// DSCP and ECN are those of the packet inside (RFC 4301 5.1.2, RFC 6040 4.1).
-    #[inline]
+    #[inline(always)]
     pub(super) fn write(&self, front: &mut [u8], traffic_class: u8, payload: usize) {
         if self.length == V4
-            && let Some(front) = front.first_chunk_mut::<V4>()
+            && let (Some(front), Some(headers)) = (front.first_chunk_mut::<V4>(), self.headers.first_chunk())
         {
             let total = (ip4::HEADER + payload) as u16;
             let changes = [(0, total), (0, traffic_class.into())];
             let sum = checksum::update(self.checksum, changes);
-            front.copy_from_slice(&self.headers[..V4]);
+            *front = *headers;
             front[at::CLASS] = traffic_class;
             front[at::TOTAL..][..2].copy_from_slice(&total.to_be_bytes());
             front[at::CHECKSUM..][..2].copy_from_slice(&sum.to_be_bytes());
-        } else if let Some(front) = front.first_chunk_mut::<V6>() {
+        } else {
+            self.write_6(front, traffic_class, payload);
+        }
+    }
+
+    fn write_6(&self, front: &mut [u8], traffic_class: u8, payload: usize) {
+        if let Some(front) = front.first_chunk_mut::<V6>() {
             let class = 6 << 28 | u32::from(traffic_class) << 20;
             front.copy_from_slice(&self.headers);
             front[at::CLASS_6..][..4].copy_from_slice(&class.to_be_bytes());

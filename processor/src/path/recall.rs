@@ -73,15 +73,14 @@ impl Slot {
     /// Whether these are the flow's headers. Those of IPv4 have fewer words: their EtherType is among the first two.
     #[inline(always)]
     fn has<const N: usize>(&self, words: &[u64; N]) -> bool {
-        let Some(headers) = self.headers.first_chunk::<N>() else {
-            return false;
-        };
-        let (mut differ, mut number) = (0, 0);
-        while number < N {
-            differ |= words[number] ^ headers[number];
-            number += 1;
-        }
-        differ == 0
+        let headers = self.headers.first_chunk();
+        headers.is_some_and(|headers| equal(headers, words))
+    }
+
+    /// The protocol of a flow of IPv4.
+    #[inline(always)]
+    pub(super) fn protocol(&self) -> u8 {
+        self.headers[2].to_ne_bytes()[7]
     }
 }
 
@@ -220,7 +219,14 @@ impl Recall {
     /// [`crate::wire::packet::Usual::again`] asks.
     #[inline(always)]
     pub(super) fn is_of(slot: &Slot, frame: &[u8]) -> bool {
-        Self::words(frame).is_some_and(|words| slot.has(&words))
+        let headers = slot.headers.first_chunk();
+        headers.is_some_and(|words| Self::has(words, frame))
+    }
+
+    /// Whether these are the words of a frame of IPv4.
+    #[inline(always)]
+    pub(super) fn has(words: &Words, frame: &[u8]) -> bool {
+        masked(frame, &MASKS_V4).is_some_and(|others| equal(words, &others))
     }
 
     /// The flow of a packet that came in transport mode, by the frame that it came in: the headers are its own, but for the
@@ -232,9 +238,8 @@ impl Recall {
         protocol: u8,
         ports: [u8; 4],
         from: u64,
-        last: Option<&'a Slot>,
     ) -> Option<&'a Slot> {
-        self.find(&Self::words_of_sealed(came, protocol, ports)?, from, last)
+        self.find(&Self::words_of_sealed(came, protocol, ports)?, from, None)
     }
 
     /// The words of that flow.
@@ -425,4 +430,15 @@ fn masked<const N: usize>(frame: &[u8], masks: &[u64; N]) -> Option<[u64; N]> {
         number += 1;
     }
     Some(masked)
+}
+
+/// Whether words are the same, in one comparison of all.
+#[inline(always)]
+fn equal<const N: usize>(one: &[u64; N], other: &[u64; N]) -> bool {
+    let (mut differ, mut number) = (0, 0);
+    while number < N {
+        differ |= one[number] ^ other[number];
+        number += 1;
+    }
+    differ == 0
 }

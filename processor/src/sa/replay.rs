@@ -100,12 +100,8 @@ impl ReplayWindow {
     pub fn accept(&mut self, sequence: u64) -> Result<(), ReplayError> {
         self.check(sequence)?;
         if sequence > self.highest {
-            let (from, to) = (self.highest / BLOCK, sequence / BLOCK);
-            for number in 1..=(to - from).min(self.blocks.len() as u64) {
-                let place = self.block((from + number) * BLOCK);
-                if let Some(block) = self.blocks.get_mut(place) {
-                    *block = 0;
-                }
+            if sequence / BLOCK > self.highest / BLOCK {
+                self.advance(sequence);
             }
             self.highest = sequence;
         }
@@ -114,6 +110,17 @@ impl ReplayWindow {
             *block |= bit(sequence);
         }
         Ok(())
+    }
+
+    /// Clears the blocks behind that of the highest number, as far as that of `sequence`.
+    fn advance(&mut self, sequence: u64) {
+        let (from, to) = (self.highest / BLOCK, sequence / BLOCK);
+        for number in 1..=(to - from).min(self.blocks.len() as u64) {
+            let place = self.block((from + number) * BLOCK);
+            if let Some(block) = self.blocks.get_mut(place) {
+                *block = 0;
+            }
+        }
     }
 
     /// The highest number accepted; 0 before the first.

@@ -97,27 +97,27 @@ impl<'a> Usual<'a> {
         {
             return None;
         }
-        Self::again(frame)
+        Self::again(frame, ip.protocol)
     }
 
     /// The same of a frame whose EtherType, version, header length and fragment fields are those of one that was of the usual
-    /// form: asks only what else may differ.
+    /// form, and whose protocol is this one: asks only what else may differ.
     #[inline(always)]
     #[must_use]
-    pub fn again(frame: &'a [u8]) -> Option<Self> {
+    pub fn again(frame: &'a [u8], protocol: u8) -> Option<Self> {
         let (start, rest) = Start::ref_from_prefix(frame).ok()?;
         let ip = &start.ip;
         let total = usize::from(ip.total_length.get());
         let end = ethernet::HEADER + total;
         let ports = Some((start.source_port.get(), start.destination_port.get()));
-        let (least, ports) = match transport::minimum_header(ip.protocol) {
+        let (least, ports) = match transport::minimum_header(protocol) {
             Some(least) => (least, ports),
             // Its own header is read when its SA is looked for.
-            None if ip.protocol == esp::ESP => (0, None),
+            None if protocol == esp::ESP => (0, None),
             None => return None,
         };
         let header = <&[u8; ip4::HEADER]>::try_from(ip.as_bytes()).ok()?;
-        let tcp_flags = match (ip.protocol, rest.get(TCP_FLAGS_BEHIND_PORTS)) {
+        let tcp_flags = match (protocol, rest.get(TCP_FLAGS_BEHIND_PORTS)) {
             (TCP, Some(flags)) => *flags,
             (TCP, None) => return None,
             _ => 0,
@@ -131,6 +131,27 @@ impl<'a> Usual<'a> {
             tcp_flags,
             end: end as u16,
         })
+    }
+
+    /// Flags of TCP; 0 if it is not TCP.
+    #[inline(always)]
+    #[must_use]
+    pub fn tcp_flags(&self) -> u8 {
+        self.tcp_flags
+    }
+
+    /// Where the packet ends.
+    #[inline(always)]
+    #[must_use]
+    pub fn end(&self) -> u16 {
+        self.end
+    }
+
+    /// The traffic class: DSCP and ECN.
+    #[inline(always)]
+    #[must_use]
+    pub fn traffic_class(&self) -> u8 {
+        self.start.ip.traffic_class
     }
 
     /// Writes what was read over an earlier packet.

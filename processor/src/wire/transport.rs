@@ -75,26 +75,46 @@ pub fn clamp_mss(segment: &mut [u8], most: u16) -> bool {
     false
 }
 
-/// Finishes the checksum of a whole TCP segment or UDP datagram whose sender left it to its network card; whether it was left.
-///
-/// Such a sender has put the sum of the pseudo header there. A finished checksum that happens to have this value comes out
-/// as it went in. UDP's 0 for none (RFC 768, RFC 6935) is no such sum.
-#[inline(always)]
-pub fn finish_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &mut [u8]) -> bool {
-    let place = match protocol {
-        TCP => 16,
-        UDP => 6,
-        _ => return false,
-    };
-    let pseudo = checksum::pseudo_header(source, destination, protocol, segment.len() as u32);
-    let Some(field) = segment.get(place..place + 2) else {
-        return false;
-    };
-    if field != pseudo.to_be_bytes() {
-        return false;
+/// The pseudo header of a flow's packets, but for their lengths: by it is known whether a sender left a checksum to its network
+/// card.
+#[derive(Copy, Clone)]
+pub struct PseudoHeader {
+    sum: u16,
+    protocol: u8,
+}
+
+impl PseudoHeader {
+    /// That of packets between these.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(source: IpAddr, destination: IpAddr, protocol: u8) -> Self {
+        Self {
+            sum: checksum::pseudo_header(source, destination, protocol, 0),
+            protocol,
+        }
     }
-    complete(segment, place, protocol);
-    true
+
+    /// Finishes the checksum of a whole TCP segment or UDP datagram whose sender left it; whether it was left.
+    ///
+    /// Such a sender has put the sum of the pseudo header there. A finished checksum that happens to have this value comes
+    /// out as it went in. UDP's 0 for none (RFC 768, RFC 6935) is no such sum.
+    #[inline(always)]
+    pub fn finish_checksum(self, segment: &mut [u8]) -> bool {
+        let place = match self.protocol {
+            TCP => 16,
+            UDP => 6,
+            _ => return false,
+        };
+        let length = segment.len() as u16;
+        let Some(field) = segment.get(place..place + 2) else {
+            return false;
+        };
+        if field != checksum::add(&[self.sum, length]).to_be_bytes() {
+            return false;
+        }
+        complete(segment, place, self.protocol);
+        true
+    }
 }
 
 /// Completes a checksum whose field holds what the pseudo header would add.
@@ -236,14 +256,14 @@ mod tests {
             finished[place..place + 2].copy_from_slice(&right.to_be_bytes());
             let mut unfinished = segment.clone();
             unfinished[place..place + 2].copy_from_slice(&begun.to_be_bytes());
-            prop_assert!(finish_checksum(source, destination, protocol, &mut unfinished));
+            prop_assert!(PseudoHeader::new(source, destination, protocol).finish_checksum(&mut unfinished));
             prop_assert_eq!(&unfinished, &finished);
             let mut again = finished.clone();
-            prop_assert_eq!(finish_checksum(source, destination, protocol, &mut again), right == begun);
+            prop_assert_eq!(PseudoHeader::new(source, destination, protocol).finish_checksum(&mut again), right == begun);
             prop_assert_eq!(again, finished);
             // None: not UDP's either.
             let mut none = segment.clone();
-            prop_assert!(!finish_checksum(source, destination, protocol, &mut none));
+            prop_assert!(!PseudoHeader::new(source, destination, protocol).finish_checksum(&mut none));
             prop_assert_eq!(none, segment);
         }
 
@@ -252,7 +272,7 @@ mod tests {
             (source, destination) in addresses(), protocol: u8, mut bytes in prop::collection::vec(any::<u8>(), 0..40),
         ) {
             let before = bytes.clone();
-            if !finish_checksum(source, destination, protocol, &mut bytes) {
+            if !PseudoHeader::new(source, destination, protocol).finish_checksum(&mut bytes) {
                 prop_assert_eq!(bytes, before);
             }
         }

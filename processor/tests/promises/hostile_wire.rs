@@ -264,6 +264,13 @@ fn wrong_spi_wrong_peer_wrong_shape() {
     assert_eq!(drops(&mut host, &part, "a fragment of ESP"), BadEsp);
     let short = between(BLUE1, BLUE2, false, 50, &good[ESP..ESP + 16]);
     assert_eq!(drops(&mut host, &short, "no room for a tag"), BadEsp);
+    // A header for all hops, padded, which no tag covers: IPv6 only.
+    let hop = [&[50, 0, 1, 4, 0, 0, 0, 0], &good[ESP..]].concat();
+    let hop = between(BLUE1, BLUE2, true, 0, &hop);
+    assert_eq!(
+        drops(&mut host, &hop, "an extension header in front of ESP"),
+        BadExtensionHeader
+    );
 
     let (mut host, wire) = sealed(
         &Options {

@@ -536,6 +536,33 @@ fn a_flow_is_looked_up_once_under_the_same_tables() {
     other.assert_accounted();
 }
 
+/// So among packets that come together, whatever they travel in.
+#[test]
+fn what_opens_a_connection_is_asked_about_among_known_packets() {
+    let tunnel = Options {
+        tunnel: true,
+        ..Options::default()
+    };
+    for (policy, options) in [
+        (policy(), Options::default()),
+        (policy(), tunnel),
+        (overlay_with("", ""), Options::default()),
+    ] {
+        let mut hosts = [0, 1].map(|number| Host::new(&policy, number, &options));
+        let data = between(BLUE1, BLUE2, false, TCP, &tcp(9, 8080, ACK, b"data"));
+        let opens = between(BLUE1, BLUE2, false, TCP, &tcp(9, 8080, SYN, b""));
+        let burst = [data.clone(), opens, data];
+        for known in [0, 2] {
+            hosts[0].guest_sends_at_once(BLUE1, &burst);
+            let crossing = hosts[0].on_wire();
+            hosts[1].wire_brings_at_once(0, &crossing);
+            assert_eq!(hosts[1].at_guest(BLUE2), burst);
+            assert_eq!(hosts.each_ref().map(Host::known), [known; 2]);
+        }
+        hosts.iter().for_each(Host::assert_accounted);
+    }
+}
+
 /// What another implementation seals, or a peer that means harm: it is what it says inside, whatever else is known of its SA.
 #[test]
 fn a_known_flow_is_that_of_its_protocol() {
@@ -568,6 +595,36 @@ fn a_known_flow_is_that_of_its_protocol() {
     }
     assert!(host.at_guest(BLUE2).is_empty());
     assert_eq!(host.known(), 2);
+    host.assert_accounted();
+}
+
+/// What comes together under one SA is told apart by all of its headers, and by what is inside: by ports alone, by addresses alone,
+/// and behind what was damaged.
+#[test]
+fn what_comes_together_is_not_taken_for_its_neighbour() {
+    let policy = policy();
+    let spi = spi_of(&policy, "blue-any", 0);
+    let mut host = Host::new(&policy, 1, &Options::default());
+    let mut sequence = 0;
+    let mut sealed = |from, port| {
+        sequence += 1;
+        let payload = sealed_as(TCP, spi, sequence, &tcp(9, port, ACK, b"data"));
+        between(from, BLUE2, false, 50, &payload)
+    };
+    let plain = |from, port| between(from, BLUE2, false, TCP, &tcp(9, port, ACK, b"data"));
+    for _ in 0..2 {
+        host.wire_brings_at_once(0, &[sealed(BLUE1, 9000), sealed(BLUE3, 9000)]);
+    }
+    assert_eq!((host.known(), host.at_guest(BLUE2).len()), (2, 4));
+    // A rule drops telnet.
+    host.wire_brings_at_once(0, &[sealed(BLUE1, 9000), sealed(BLUE1, 23), sealed(BLUE1, 9000)]);
+    assert_eq!(host.at_guest(BLUE2), [plain(BLUE1, 9000), plain(BLUE1, 9000)]);
+    assert_eq!(host.dropped(DropReason::RuleDrops), 1);
+    let mut damaged = sealed(BLUE3, 9000);
+    damaged[60] ^= 1;
+    host.wire_brings_at_once(0, &[sealed(BLUE1, 9000), damaged, sealed(BLUE3, 9000)]);
+    assert_eq!(host.at_guest(BLUE2), [plain(BLUE1, 9000), plain(BLUE3, 9000)]);
+    assert_eq!(host.dropped(DropReason::BadTag), 1);
     host.assert_accounted();
 }
 

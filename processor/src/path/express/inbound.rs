@@ -12,20 +12,21 @@ use crate::port::umem::Umem;
 use crate::port::{BATCH, Burst};
 use crate::sa::inbound::InboundSa;
 use crate::sa::outbound::Mode;
-use crate::sa::slots::Place;
+use crate::sa::slots::{Place, Slots};
 use crate::wire::packet::{Packet, Usual};
 use crate::wire::{ecn, esp, ethernet, ip4, transport};
 
-use super::super::batch::{Batch, Descriptor, Egress};
+use super::super::batch::{Batch, Descriptor, Egress, WorkerId};
 use super::super::context::Context;
 use super::super::decapsulate;
 use super::super::deliver::{Exits, Ledger, owner_of};
+use super::super::encapsulate::Carrier;
 use super::super::layout::{Restore, copy_headers};
-use super::super::open::{self, Candidate, Payload, readdress};
+use super::super::open::{self, Candidate, Layout, Payload, readdress};
 use super::super::outcome::{Direction, Outcome};
 use super::super::recall::{Recall, Slot, Words, of_sa};
 use super::super::tables::Tables;
-use super::{runs, usual};
+use super::{flow, runs};
 
 /// Where the headers end that packets of the usual form have.
 const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
@@ -51,7 +52,10 @@ pub fn open_known(
         ..
     } = context;
     let umem = Arc::clone(pool.umem());
-    let is_sealed = |frame: &Frame| sealed(umem.bytes(frame)).is_some();
+    let is_sealed = |frame: &Frame| {
+        let bytes = umem.bytes(frame);
+        sealed(bytes).is_some_and(|usual| header(bytes, usual).is_some())
+    };
     // What goes to trunks gets their tags.
     if tables.has_trunks() || !burst.first().is_some_and(is_sealed) {
         return;
@@ -65,29 +69,41 @@ pub fn open_known(
     let mut overwritten = Restore::default();
     let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
     let mut rooms = fresh.iter_mut().zip(&mut additional);
-    let mut last: Option<(u32, &InboundSa)> = None;
-    for frame in burst.iter_mut() {
-        let Some((packet, header)) = sealed(umem.bytes(frame)) else {
+    // Those with the headers of the one before, bit by bit from the lowest.
+    let mut same = 0u64;
+    let mut alike: Option<Alike<'_>> = None;
+    for (number, frame) in burst.iter_mut().enumerate() {
+        let bytes = umem.bytes(frame);
+        if alike.as_ref().is_some_and(|one| Recall::has(&one.words, bytes)) {
+            same |= 1 << number;
+        } else {
+            alike = Alike::of(bytes, alike.as_ref(), *worker, tables, &sas.inbound);
+            let Some(one) = &alike else { break };
+            if under.last().is_none_or(|(place, _)| *place != one.place) {
+                under.push((one.place, number));
+            }
+        }
+        let Some(Alike { sa, layout, .. }) = &alike else {
             break;
         };
-        let spi = header.spi.get();
-        let sa = match last {
-            Some((known, sa)) if known == spi => sa,
-            _ => {
-                let place = tables.sas.inbound(spi).filter(|place| place.owner == *worker);
-                let found = place.and_then(|place| Some((place, sas.inbound.get(place)?)));
-                let Some((place, sa)) = found else { break };
-                under.push((place, candidates.len()));
-                last = Some((spi, sa));
-                sa
-            }
+        let Some(usual) = Usual::again(bytes, esp::ESP) else {
+            break;
         };
-        let Ok(candidate) = open::admit(&packet, &header, sa, room) else {
+        let Some(header) = header(bytes, usual) else { break };
+        let Ok(candidate) = open::admit_alike(usual.end(), &header, sa, *layout, room) else {
             break;
         };
         let Some(room) = rooms.next() else { break };
-        let note = |one| overwritten.note(candidates.len(), one);
-        jobs.push(open::job(frame, &candidate, &header, sa, room, &umem, note));
+        let note = |one| overwritten.note(number, one);
+        jobs.push(open::job(
+            frame,
+            (&candidate, *layout),
+            &header,
+            sa,
+            room,
+            &umem,
+            note,
+        ));
         candidates.push(candidate);
     }
     if !jobs.is_empty() {
@@ -108,22 +124,26 @@ pub fn open_known(
         let Some(sa) = sas.inbound.get_mut(place) else {
             unreachable!("admitted by this SA")
         };
-        let mut last: Option<&Slot> = None;
+        let layout = Layout::new(sa.mode, HEADERS);
+        let carrier = tables.carrier(sa.network);
+        // That of the packet before, if it was known.
+        let mut last: Option<Known<'_>> = None;
         let words = |number: usize| {
             let (candidate, fresh) = (&candidates[number], &mut fresh[number]);
-            let room = umem.room_with_front_mut(fresh, candidate.front.into())?;
-            words(umem.bytes(&burst[number]), room, candidate, sa)
+            let room = umem.room_with_front_mut(fresh, layout.front)?;
+            words(umem.bytes(&burst[number]), room, (candidate, layout), sa)
         };
         ways.fetch(run.clone(), words, of_sa(place));
         let packets = candidates[run.clone()].iter().zip(&authentic[run.clone()]);
         let frames = burst[run.clone()].iter().zip(&mut fresh[run.clone()]);
         for (number, ((candidate, authentic), (came, fresh))) in run.zip(packets.zip(frames)) {
             let arrival = umem.stamp(came);
-            let Some(room) = umem.room_with_front_mut(fresh, candidate.front.into()) else {
+            let before = last.take();
+            let Some(room) = umem.room_with_front_mut(fresh, layout.front) else {
                 unreachable!("something was opened there")
             };
-            let opened = room.get(candidate.opened()).unwrap_or_default();
-            let payload = match open::accept(candidate, *authentic, sa, opened) {
+            let opened = room.get(layout.opened(candidate)).unwrap_or_default();
+            let payload = match open::accept(candidate, layout, *authentic, sa, opened) {
                 Ok(payload) => payload,
                 Err(reason) => {
                     ledger.ended(Direction::Inbound, Outcome::Dropped(reason), arrival);
@@ -133,26 +153,29 @@ pub fn open_known(
             // Behind one that must find its way everyone waits.
             let known = if unknown.is_empty() {
                 let came = umem.bytes(came);
-                unwrap_known(ways, last, came, room, candidate, payload, (place, sa), tables)
+                let like = before.as_ref().filter(|_| same >> number & 1 == 1);
+                unwrap_known(ways, like, came, room, layout, payload, (place, sa.mode), carrier)
             } else {
                 None
             };
-            let port = known.and_then(|(slot, _)| match slot.way.egress {
-                Egress::Guest(port) => Some(port),
-                Egress::Uplink(_) => None,
-            });
-            let (Some((slot, length)), Some(port)) = (known, port) else {
+            let Some((known, length)) = known else {
                 unknown.push((number, place, payload));
                 continue;
             };
-            if ports.last().is_none_or(|(last, _)| *last != port) {
-                if owner_of(port, *worker, tables) != Some(*worker) {
-                    unknown.push((number, place, payload));
-                    continue;
+            let slot = known.slot;
+            if !before.is_some_and(|before| std::ptr::eq(before.slot, slot)) {
+                let port = match slot.way.egress {
+                    Egress::Guest(port) if owner_of(port, *worker, tables) == Some(*worker) => port,
+                    _ => {
+                        unknown.push((number, place, payload));
+                        continue;
+                    }
+                };
+                if ports.last().is_none_or(|(last, _)| *last != port) {
+                    ports.push((port, arrivals.len()));
                 }
-                ports.push((port, arrivals.len()));
             }
-            last = Some(slot);
+            last = Some(known);
             counters.met(slot.way.rule);
             if let Some([destination, source]) = slot.way.macs {
                 readdress(room, destination, source);
@@ -184,8 +207,8 @@ pub fn open_known(
                         unreachable!("it has accepted the packet")
                     };
                     let mut descriptor = opened_descriptor(came, place, &umem);
-                    let candidate = &candidates[number];
-                    match open::unwrap(&mut descriptor, candidate, payload, sa, tables, &umem, &mut fresh) {
+                    let layout = Layout::new(sa.mode, HEADERS);
+                    match open::unwrap(&mut descriptor, layout, payload, sa, tables, &umem, &mut fresh) {
                         Ok(()) => std::mem::swap(&mut descriptor.frame, &mut fresh),
                         Err(reason) => descriptor.drop_for(reason),
                     }
@@ -205,7 +228,7 @@ pub fn open_known(
 fn opened_descriptor(came: Frame, place: Place, umem: &Umem) -> Descriptor {
     let arrival = umem.stamp(&came);
     let mut descriptor = Descriptor::new(came, Packet::EMPTY, arrival, Direction::Inbound, None);
-    Usual::again(umem.bytes(&descriptor.frame))
+    Usual::again(umem.bytes(&descriptor.frame), esp::ESP)
         .unwrap_or_else(|| unreachable!("it was one a moment ago"))
         .write(&mut descriptor.packet);
     descriptor.sa = Some(place);
@@ -238,32 +261,93 @@ fn deliver_all(
     }
 }
 
-/// A frame that is ESP behind headers of the usual form, and the header of ESP.
-#[inline(always)]
-fn sealed(frame: &[u8]) -> Option<(Packet, esp::Header)> {
-    let packet = usual(frame).filter(|packet| packet.protocol == esp::ESP)?;
-    let bytes = frame.get(HEADERS..usize::from(packet.end))?;
-    let (header, rest) = esp::Header::read_from_prefix(bytes).ok()?;
-    if rest.len() < esp::TRAILER + esp::TAG || rest.len() % 4 != 0 || packet.is_group() {
-        return None;
+/// Packets with the headers of the one before, SPI among them: they are opened alike.
+struct Alike<'a> {
+    words: Words,
+    spi: u32,
+    place: Place,
+    sa: &'a InboundSa,
+    layout: Layout,
+}
+
+impl<'a> Alike<'a> {
+    /// What is to be known of a sealed packet whose headers are not those of the one before; `None` if its SA is not here, or does
+    /// not open it.
+    ///
+    /// Never in line: so the loop that nearly always goes past it keeps its own in registers.
+    #[inline(never)]
+    fn of(
+        frame: &[u8],
+        last: Option<&Self>,
+        worker: WorkerId,
+        tables: &Tables,
+        sas: &'a Slots<InboundSa>,
+    ) -> Option<Self> {
+        let usual = sealed(frame)?;
+        let spi = header(frame, usual)?.spi.get();
+        let (place, sa) = match last {
+            Some(last) if last.spi == spi => (last.place, last.sa),
+            _ => {
+                let place = tables.sas.inbound(spi).filter(|place| place.owner == worker)?;
+                (place, sas.get(place)?)
+            }
+        };
+        let mut packet = Packet::EMPTY;
+        usual.write(&mut packet);
+        open::comes_from_peer(&packet, sa.mode).ok()?;
+        Some(Self {
+            words: Recall::words(frame)?,
+            spi,
+            place,
+            sa,
+            layout: Layout::new(sa.mode, HEADERS),
+        })
     }
-    Some((packet, header))
+}
+
+/// A flow, and what of its packets stands behind the header of ESP if they came in transport mode: protocol and ports.
+struct Known<'a> {
+    slot: &'a Slot,
+    inside: (u8, [u8; 4]),
+}
+
+/// A frame that is ESP for one host behind headers of the usual form.
+#[inline(always)]
+fn sealed(frame: &[u8]) -> Option<Usual<'_>> {
+    let usual = Usual::of(frame)?;
+    let mut packet = Packet::EMPTY;
+    usual.write(&mut packet);
+    (packet.protocol == esp::ESP && !packet.is_group()).then_some(usual)
+}
+
+/// The header of ESP, if what is behind it has the form of ESP.
+#[inline(always)]
+fn header(frame: &[u8], usual: Usual<'_>) -> Option<esp::Header> {
+    let bytes = frame.get(HEADERS..usize::from(usual.end()))?;
+    let (header, rest) = esp::Header::read_from_prefix(bytes).ok()?;
+    (rest.len() >= esp::TRAILER + esp::TAG && rest.len() % 4 == 0).then_some(header)
 }
 
 /// The words of the flow of what was opened, if it has one at all.
 #[inline(always)]
-fn words(came: &[u8], room: &[u8], candidate: &Candidate, sa: &InboundSa) -> Option<Words> {
+fn words(
+    came: &[u8],
+    room: &[u8],
+    (candidate, layout): (&Candidate, Layout),
+    sa: &InboundSa,
+) -> Option<Words> {
     match sa.mode {
         Mode::Transport => {
-            let opened = room.get(candidate.opened())?;
+            let opened = room.get(layout.opened(candidate))?;
             Recall::words_of_sealed(came, *opened.last()?, *opened.first_chunk()?)
         }
-        Mode::Tunnel { .. } | Mode::Overlay { .. } => Recall::words(room.get(candidate.front.into()..)?),
+        Mode::Tunnel { .. } | Mode::Overlay { .. } => Recall::words(room.get(layout.front..)?),
     }
 }
 
 /// Makes of what was opened the packet that the peer's guest sent, if its flow is known: gives that and the packet's length.
-/// Otherwise nothing of it is to be used. `room` begins so many bytes in front of the packet as the candidate says.
+/// Otherwise nothing of it is to be used. `room` begins so many bytes in front of the packet as the layout says; `last` is the
+/// flow of the packet before, if that came with the same headers.
 ///
 /// A flow is known for its SA only, so that what the SA may carry was asked of its first packet.
 #[inline(always)]
@@ -273,18 +357,17 @@ fn words(came: &[u8], room: &[u8], candidate: &Candidate, sa: &InboundSa) -> Opt
 )]
 fn unwrap_known<'a>(
     ways: &'a Recall,
-    last: Option<&'a Slot>,
+    last: Option<&Known<'a>>,
     came: &[u8],
     room: &mut [u8],
-    candidate: &Candidate,
+    Layout { to, front, .. }: Layout,
     payload: Payload,
-    (place, sa): (Place, &InboundSa),
-    tables: &Tables,
-) -> Option<(&'a Slot, usize)> {
+    (place, mode): (Place, Mode),
+    carrier: Option<&Carrier>,
+) -> Option<(Known<'a>, usize)> {
     let from = of_sa(place);
-    let (to, front) = (usize::from(candidate.to), usize::from(candidate.front));
     let Payload { length, next_header } = payload;
-    match sa.mode {
+    match mode {
         Mode::Transport => {
             let (headers, inside) = room.get_mut(..to + length)?.split_at_mut(to);
             if inside.len() < transport::minimum_header(next_header)?
@@ -292,40 +375,42 @@ fn unwrap_known<'a>(
             {
                 return None;
             }
-            let ports = inside.first_chunk()?;
-            let slot = ways.slot_of_sealed(came, next_header, *ports, from, last)?;
+            let inside = (next_header, *inside.first_chunk()?);
+            let slot = match last {
+                Some(last) if last.inside == inside => last.slot,
+                _ => ways.slot_of_sealed(came, inside.0, inside.1, from)?,
+            };
             copy_headers(headers, came.get(..to)?);
             ip4::rewrite(
                 headers.get_mut(ethernet::HEADER..)?,
                 (ip4::HEADER + length) as u16,
                 next_header,
             );
-            Some((slot, to + length))
+            Some((Known { slot, inside }, to + length))
         }
         Mode::Tunnel { .. } if next_header == esp::NEXT_IPV4 => {
             // The MACs are those of the hosts, as those of the flow are remembered.
             let header: &[u8; ethernet::HEADER] = came.first_chunk()?;
             let frame = room.get_mut(..to + length)?;
             *frame.first_chunk_mut()? = *header;
-            let packet = usual(frame)?;
-            let slot = ways.slot((&packet, frame), from, last)?;
-            Some((slot, to + length))
+            let (_, slot, _) = flow(ways, frame, from, last.map(|last| last.slot))?;
+            let inside = (next_header, [0; 4]);
+            Some((Known { slot, inside }, to + length))
         }
         Mode::Overlay { .. } if next_header == transport::UDP => {
-            let carrier = tables.carrier(sa.network)?;
-            let inside = decapsulate::opened(room.get(..length)?, carrier).ok()?;
+            let inside = decapsulate::opened(room.get(..length)?, carrier?).ok()?;
             if inside.start != front {
                 return None;
             }
             let frame = room.get(inside.start..inside.end)?;
-            let packet = usual(frame)?;
+            let (usual, slot, _) = flow(ways, frame, from, last.map(|last| last.slot))?;
             // Of congestion that the outer packet has met the inner one must hear.
             let class = came.get(TRAFFIC_CLASS)?;
-            if (packet.traffic_class ^ class) & ecn::MASK != 0 {
+            if (usual.traffic_class() ^ class) & ecn::MASK != 0 {
                 return None;
             }
-            let slot = ways.slot((&packet, frame), from, last)?;
-            Some((slot, frame.len()))
+            let inside = (next_header, [0; 4]);
+            Some((Known { slot, inside }, frame.len()))
         }
         Mode::Tunnel { .. } | Mode::Overlay { .. } => None,
     }

@@ -15,6 +15,9 @@ mod outbound;
 use std::ops::Range;
 
 use crate::wire::packet::{Packet, Usual};
+use crate::wire::transport;
+
+use super::recall::{Recall, Slot};
 
 pub use inbound::open_known;
 pub use outbound::seal_known;
@@ -25,6 +28,33 @@ fn usual(frame: &[u8]) -> Option<Packet> {
     let mut packet = Packet::EMPTY;
     Usual::of(frame)?.write(&mut packet);
     Some(packet)
+}
+
+/// What a frame says, its flow if that is known, and whether that is the flow of the frame before, which came from the same place.
+/// What opens a TCP connection is of no known flow.
+///
+/// Not a [`Packet`], which would be put down and read again, since it may come from either way.
+#[inline(always)]
+fn flow<'f, 'a>(
+    ways: &'a Recall,
+    frame: &'f [u8],
+    from: u64,
+    last: Option<&'a Slot>,
+) -> Option<(Usual<'f>, &'a Slot, bool)> {
+    let like = last.filter(|slot| Recall::is_of(slot, frame));
+    let usual = match like {
+        Some(slot) => Usual::again(frame, slot.protocol())?,
+        None => Usual::of(frame)?,
+    };
+    let slot = match like {
+        Some(slot) => slot,
+        None => {
+            let mut packet = Packet::EMPTY;
+            usual.write(&mut packet);
+            ways.slot((&packet, frame), from, None)?
+        }
+    };
+    (usual.tcp_flags() & transport::SYN == 0).then_some((usual, slot, like.is_some()))
 }
 
 /// What packets that follow one another have in common, of which the number of the first is noted, and the numbers of them all;

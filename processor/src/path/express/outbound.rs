@@ -5,31 +5,95 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::port::frame::Frame;
+use crate::port::umem::Umem;
 use crate::port::{BATCH, Burst};
 use crate::sa::outbound::OutboundSa;
-use crate::sa::slots::Place;
+use crate::sa::slots::{Place, Slots};
 use crate::wire::packet::{Packet, Usual};
-use crate::wire::transport;
+use crate::wire::transport::{self, PseudoHeader};
 
-use super::super::batch::Egress;
+use super::super::batch::{Egress, WorkerId};
 use super::super::context::Context;
 use super::super::deliver::{Exits, Ledger};
 use super::super::layout::{Form, Jobs, LastOuter, Restore, Under};
 use super::super::outcome::{Direction, Outcome, SentAs};
 use super::super::recall::{Recall, Slot, of_port};
+use super::super::tables::Tables;
 use super::{runs, usual};
 
-/// Packets that differ in nothing that matters but their flow: what the SA does with one it does with the next.
+/// Packets of one flow: what the SA does with one it does with the next.
 struct Alike<'a> {
+    slot: &'a Slot,
+    sent_as: SentAs,
+    pseudo: PseudoHeader,
+    sealed: Sealed<'a>,
+}
+
+/// How packets are sealed that differ in nothing that matters but their flow.
+struct Sealed<'a> {
     place: Place,
     protocol: u8,
     sa: &'a OutboundSa,
     form: Form<'a>,
 }
 
-impl Alike<'_> {
-    fn is(&self, place: Place, protocol: u8) -> bool {
-        self.place == place && self.protocol == protocol
+/// Where flows and their SAs are found.
+struct Known<'a> {
+    ways: &'a Recall,
+    from: u64,
+    worker: WorkerId,
+    sas: &'a Slots<OutboundSa>,
+    tables: &'a Tables,
+    umem: &'a Umem,
+}
+
+impl<'a> Known<'a> {
+    /// Finds the flow of a packet that is not of the one before, and how it is sealed; says whether both are known.
+    ///
+    /// Never in line: so the loop that nearly always goes past it keeps its own in registers.
+    #[inline(never)]
+    fn find(&self, frame: &[u8], alike: &mut Option<Alike<'a>>, outer: &mut LastOuter) -> bool {
+        let found = self.flow(frame).and_then(|(packet, slot)| {
+            let way = &slot.way;
+            let (place, Egress::Uplink(sent_as)) = (way.sa?, way.egress) else {
+                return None;
+            };
+            let sealed = match alike.take() {
+                Some(Alike { sealed, .. }) if sealed.place == place && sealed.protocol == packet.protocol => {
+                    sealed
+                }
+                _ => {
+                    let sa = self.sas.get(place).filter(|_| place.owner == self.worker)?;
+                    let under = Under {
+                        place,
+                        sa,
+                        network: way.network,
+                        host: way.peer,
+                    };
+                    let form = Form::new(&packet, under, outer, self.tables, self.umem).ok()?;
+                    Sealed {
+                        place,
+                        protocol: packet.protocol,
+                        sa,
+                        form,
+                    }
+                }
+            };
+            Some(Alike {
+                slot,
+                sent_as,
+                pseudo: PseudoHeader::new(packet.source, packet.destination, packet.protocol),
+                sealed,
+            })
+        });
+        *alike = found;
+        alike.is_some()
+    }
+
+    fn flow(&self, frame: &[u8]) -> Option<(Packet, &'a Slot)> {
+        let packet = usual(frame)?;
+        let slot = self.ways.slot((&packet, frame), self.from, None)?;
+        Some((packet, slot))
     }
 }
 
@@ -53,11 +117,15 @@ pub fn seal_known(
     let umem = Arc::clone(pool.umem());
     let (ways, counters) = decisions.ways();
     let from = of_port(port);
-    let sa_of = |frame: &Frame| {
-        let frame = umem.bytes(frame);
-        let packet = usual(frame)?;
-        ways.slot((&packet, frame), from, None)?.way.sa
+    let known = Known {
+        ways: &*ways,
+        from,
+        worker: *worker,
+        sas: &sas.outbound,
+        tables,
+        umem: &umem,
     };
+    let sa_of = |frame: &Frame| known.flow(umem.bytes(frame))?.1.way.sa;
     // Of a trunk only the tags say which port a packet came by.
     if tables.is_trunk(port) || burst.first().and_then(sa_of).is_none() {
         return;
@@ -72,17 +140,26 @@ pub fn seal_known(
     // As what packets leave, and the first of them that do.
     let mut forms = ArrayVec::<(SentAs, usize), BATCH>::new();
     let mut jobs = Jobs::new(&mut fresh, &mut additional, &mut overwritten, &umem);
-    let mut last: Option<&Slot> = None;
     let mut last_outer = LastOuter::None;
     let mut alike: Option<Alike<'_>> = None;
     for frame in burst.iter_mut() {
         let bytes = umem.bytes(frame);
-        let is_same = last.is_some_and(|slot| Recall::is_of(slot, bytes));
-        let Some(usual) = (if is_same {
-            Usual::again(bytes)
-        } else {
-            Usual::of(bytes)
-        }) else {
+        if !alike.as_ref().is_some_and(|one| Recall::is_of(one.slot, bytes)) {
+            if !known.find(bytes, &mut alike, &mut last_outer) {
+                break;
+            }
+            let sent_as = alike.as_ref().map(|one| one.sent_as);
+            if sent_as != forms.last().map(|(last, _)| *last) {
+                forms.extend(sent_as.map(|sent_as| (sent_as, arrivals.len())));
+            }
+        }
+        let Some(Alike {
+            slot, pseudo, sealed, ..
+        }) = &alike
+        else {
+            break;
+        };
+        let Some(usual) = Usual::again(bytes, sealed.protocol) else {
             break;
         };
         let mut packet = Packet::EMPTY;
@@ -90,47 +167,15 @@ pub fn seal_known(
         if packet.tcp_flags & transport::SYN != 0 {
             break;
         }
-        if !is_same {
-            let Some(slot) = ways.slot((&packet, bytes), from, None) else {
-                break;
-            };
-            last = Some(slot);
-            let way = &slot.way;
-            let (Some(place), Egress::Uplink(sent_as)) = (way.sa, way.egress) else {
-                break;
-            };
-            if !alike.as_ref().is_some_and(|one| one.is(place, packet.protocol)) {
-                let Some(sa) = sas.outbound.get(place).filter(|_| place.owner == *worker) else {
-                    break;
-                };
-                let under = Under {
-                    place,
-                    sa,
-                    network: way.network,
-                    host: way.peer,
-                };
-                let Ok(form) = Form::new(&packet, under, &mut last_outer, tables, &umem) else {
-                    break;
-                };
-                alike = Some(Alike {
-                    place,
-                    protocol: packet.protocol,
-                    sa,
-                    form,
-                });
-            }
-            if forms.last().is_none_or(|(last, _)| *last != sent_as) {
-                forms.push((sent_as, arrivals.len()));
-            }
-        }
-        let (Some(slot), Some(Alike { sa, form, .. })) = (last, &alike) else {
-            break;
-        };
         let arrival = umem.stamp(frame);
         let outer = last_outer.as_ref().map(|(_, outer)| outer);
-        let seal = (*sa, form, outer);
+        let seal = (sealed.sa, &sealed.form, outer);
         let is_long = frame.is_long();
-        if is_long || jobs.push(&packet, frame, seal, leaves_checksums, None).is_err() {
+        if is_long
+            || jobs
+                .push(&packet, frame, seal, leaves_checksums.then_some(*pseudo), None)
+                .is_err()
+        {
             break;
         }
         arrivals.push(arrival);
