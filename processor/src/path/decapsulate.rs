@@ -26,13 +26,7 @@ pub(super) struct Inside {
 /// Reads an opened datagram, which must be of the SA's own network.
 #[inline]
 pub(super) fn opened(datagram: &[u8], carrier: &Carrier) -> Result<Inside, DropReason> {
-    let (header, rest) = udp::Header::ref_from_prefix(datagram).map_err(|_| DropReason::BadEncapsulation)?;
-    let end = usize::from(header.length.get());
-    // Nearly every packet has the very header that this host would have put there.
-    if header.destination.get() == carrier.port
-        && rest.first_chunk() == Some(&carrier.header)
-        && (HEADER..=datagram.len()).contains(&end)
-    {
+    if let Some(end) = usual_end(datagram, carrier) {
         return Ok(Inside { start: HEADER, end });
     }
     let (port, vni, inside) = read(datagram)?;
@@ -41,6 +35,15 @@ pub(super) fn opened(datagram: &[u8], carrier: &Carrier) -> Result<Inside, DropR
     } else {
         Err(DropReason::WrongNetwork)
     }
+}
+
+/// Where the frame inside ends, if in front of it stand the very headers that this host would have put there, as nearly always.
+#[inline(always)]
+pub(super) fn usual_end(datagram: &[u8], carrier: &Carrier) -> Option<usize> {
+    let (header, rest) = udp::Header::ref_from_prefix(datagram).ok()?;
+    let end = usize::from(header.length.get());
+    let is_usual = header.destination.get() == carrier.port && rest.first_chunk() == Some(&carrier.header);
+    (is_usual && (HEADER..=datagram.len()).contains(&end)).then_some(end)
 }
 
 fn read(datagram: &[u8]) -> Result<(u16, Vni, Inside), DropReason> {

@@ -189,6 +189,17 @@ impl Recall {
         }
     }
 
+    /// The flow of a frame that comes from there, if it is one of IPv4: then the frame is of the usual form but for what
+    /// [`crate::wire::packet::Usual::again`] asks, and for what opens a TCP connection.
+    #[inline(always)]
+    pub(super) fn slot_of(&self, frame: &[u8], from: u64) -> Option<&Slot> {
+        // Only the first words of flows of IPv6 would be compared.
+        const ETHERTYPE: u64 = word([0, 0, 0, 0, 0xff, 0xff, 0, 0]);
+        const IPV4: u64 = word([0, 0, 0, 0, 8, 0, 0, 0]);
+        let words = Self::words(frame)?;
+        (words[1] & ETHERTYPE == IPV4).then(|| self.find(&words, from, None))?
+    }
+
     /// Reads the places that the flows of a burst may have, unless it seems to be all of one flow: one after the other without a
     /// look at what is there, so that the memory is asked for as many at once as the CPU can. `of` gives the headers of a packet.
     ///

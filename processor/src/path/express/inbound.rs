@@ -20,13 +20,13 @@ use super::super::batch::{Batch, Descriptor, Egress, WorkerId};
 use super::super::context::Context;
 use super::super::decapsulate;
 use super::super::deliver::{Exits, Ledger, owner_of};
-use super::super::encapsulate::Carrier;
+use super::super::encapsulate::{self, Carrier};
 use super::super::layout::{Restore, copy_headers};
 use super::super::open::{self, Candidate, Layout, Payload, readdress};
 use super::super::outcome::{Direction, Outcome};
 use super::super::recall::{Recall, Slot, Words, of_sa};
 use super::super::tables::Tables;
-use super::{flow, runs};
+use super::runs;
 
 /// Where the headers end that packets of the usual form have.
 const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
@@ -154,7 +154,16 @@ pub fn open_known(
             let known = if unknown.is_empty() {
                 let came = umem.bytes(came);
                 let like = before.as_ref().filter(|_| same >> number & 1 == 1);
-                unwrap_known(ways, like, came, room, layout, payload, (place, sa.mode), carrier)
+                unwrap_known(
+                    ways,
+                    like,
+                    came,
+                    room,
+                    layout.to,
+                    payload,
+                    (place, sa.mode),
+                    carrier,
+                )
             } else {
                 None
             };
@@ -346,8 +355,8 @@ fn words(
 }
 
 /// Makes of what was opened the packet that the peer's guest sent, if its flow is known: gives that and the packet's length.
-/// Otherwise nothing of it is to be used. `room` begins so many bytes in front of the packet as the layout says; `last` is the
-/// flow of the packet before, if that came with the same headers.
+/// Otherwise nothing of it is to be used. `room` begins so many bytes in front of the packet as the layout says, and what was opened
+/// stands at `to`; `last` is the flow of the packet before, if that came with the same headers.
 ///
 /// A flow is known for its SA only, so that what the SA may carry was asked of its first packet.
 #[inline(always)]
@@ -360,7 +369,7 @@ fn unwrap_known<'a>(
     last: Option<&Known<'a>>,
     came: &[u8],
     room: &mut [u8],
-    Layout { to, front, .. }: Layout,
+    to: usize,
     payload: Payload,
     (place, mode): (Place, Mode),
     carrier: Option<&Carrier>,
@@ -393,17 +402,15 @@ fn unwrap_known<'a>(
             let header: &[u8; ethernet::HEADER] = came.first_chunk()?;
             let frame = room.get_mut(..to + length)?;
             *frame.first_chunk_mut()? = *header;
-            let (_, slot, _) = flow(ways, frame, from, last.map(|last| last.slot))?;
+            let (_, slot) = flow(ways, frame, from, last.map(|last| last.slot))?;
             let inside = (next_header, [0; 4]);
             Some((Known { slot, inside }, to + length))
         }
         Mode::Overlay { .. } if next_header == transport::UDP => {
-            let inside = decapsulate::opened(room.get(..length)?, carrier?).ok()?;
-            if inside.start != front {
-                return None;
-            }
-            let frame = room.get(inside.start..inside.end)?;
-            let (usual, slot, _) = flow(ways, frame, from, last.map(|last| last.slot))?;
+            let datagram = room.get(..length)?;
+            let end = decapsulate::usual_end(datagram, carrier?)?;
+            let frame = datagram.get(encapsulate::HEADER..end)?;
+            let (usual, slot) = flow(ways, frame, from, last.map(|last| last.slot))?;
             // Of congestion that the outer packet has met the inner one must hear.
             let class = came.get(TRAFFIC_CLASS)?;
             if (usual.traffic_class() ^ class) & ecn::MASK != 0 {
@@ -414,4 +421,22 @@ fn unwrap_known<'a>(
         }
         Mode::Tunnel { .. } | Mode::Overlay { .. } => None,
     }
+}
+
+/// What a frame inside says, and its flow if that is known; `last` is that of the frame before, which came by the same SA. What opens a
+/// TCP connection is of no known flow.
+#[inline(always)]
+fn flow<'f, 'a>(
+    ways: &'a Recall,
+    frame: &'f [u8],
+    from: u64,
+    last: Option<&'a Slot>,
+) -> Option<(Usual<'f>, &'a Slot)> {
+    let last = last.filter(|slot| Recall::is_of(slot, frame));
+    let slot = match last {
+        Some(slot) => slot,
+        None => ways.slot_of(frame, from)?,
+    };
+    let usual = Usual::again(frame, slot.protocol())?;
+    (usual.tcp_flags() & transport::SYN == 0).then_some((usual, slot))
 }

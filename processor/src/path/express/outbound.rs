@@ -19,13 +19,12 @@ use super::super::layout::{Form, Jobs, LastOuter, Restore, Under};
 use super::super::outcome::{Direction, Outcome, SentAs};
 use super::super::recall::{Recall, Slot, of_port};
 use super::super::tables::Tables;
-use super::{runs, usual};
+use super::runs;
 
 /// Packets of one flow: what the SA does with one it does with the next.
 struct Alike<'a> {
     slot: &'a Slot,
     sent_as: SentAs,
-    pseudo: PseudoHeader,
     sealed: Sealed<'a>,
 }
 
@@ -48,52 +47,56 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// Finds the flow of a packet that is not of the one before, and how it is sealed; says whether both are known.
+    /// Finds the flow of a frame that is not of the one before, and how it is sealed; says whether both are known.
     ///
-    /// Never in line: so the loop that nearly always goes past it keeps its own in registers.
+    /// Never in line: so the loop that nearly always goes past it keeps its own in registers. What packets under one SA have in
+    /// common stays where it is, since to move it costs 50 cycles.
     #[inline(never)]
     fn find(&self, frame: &[u8], alike: &mut Option<Alike<'a>>, outer: &mut LastOuter) -> bool {
-        let found = self.flow(frame).and_then(|(packet, slot)| {
-            let way = &slot.way;
-            let (place, Egress::Uplink(sent_as)) = (way.sa?, way.egress) else {
-                return None;
-            };
-            let sealed = match alike.take() {
-                Some(Alike { sealed, .. }) if sealed.place == place && sealed.protocol == packet.protocol => {
-                    sealed
-                }
-                _ => {
-                    let sa = self.sas.get(place).filter(|_| place.owner == self.worker)?;
-                    let under = Under {
-                        place,
-                        sa,
-                        network: way.network,
-                        host: way.peer,
-                    };
-                    let form = Form::new(&packet, under, outer, self.tables, self.umem).ok()?;
-                    Sealed {
-                        place,
-                        protocol: packet.protocol,
-                        sa,
-                        form,
-                    }
-                }
-            };
-            Some(Alike {
-                slot,
-                sent_as,
-                pseudo: PseudoHeader::new(packet.source, packet.destination, packet.protocol),
-                sealed,
-            })
-        });
-        *alike = found;
-        alike.is_some()
+        let Some(slot) = self.ways.slot_of(frame, self.from) else {
+            return false;
+        };
+        let way = &slot.way;
+        let (Some(place), Egress::Uplink(sent_as)) = (way.sa, way.egress) else {
+            return false;
+        };
+        match alike {
+            Some(one) if one.sealed.place == place && one.sealed.protocol == slot.protocol() => {
+                (one.slot, one.sent_as) = (slot, sent_as);
+            }
+            _ => {
+                let Some(sealed) = self.sealed(frame, slot, place, outer) else {
+                    return false;
+                };
+                *alike = Some(Alike {
+                    slot,
+                    sent_as,
+                    sealed,
+                });
+            }
+        }
+        true
     }
 
-    fn flow(&self, frame: &[u8]) -> Option<(Packet, &'a Slot)> {
-        let packet = usual(frame)?;
-        let slot = self.ways.slot((&packet, frame), self.from, None)?;
-        Some((packet, slot))
+    /// How an SA seals a packet and its like.
+    fn sealed(&self, frame: &[u8], slot: &Slot, place: Place, outer: &mut LastOuter) -> Option<Sealed<'a>> {
+        let protocol = slot.protocol();
+        let mut packet = Packet::EMPTY;
+        Usual::again(frame, protocol)?.write(&mut packet);
+        let sa = self.sas.get(place).filter(|_| place.owner == self.worker)?;
+        let under = Under {
+            place,
+            sa,
+            network: slot.way.network,
+            host: slot.way.peer,
+        };
+        let form = Form::new(&packet, under, outer, self.tables, self.umem).ok()?;
+        Some(Sealed {
+            place,
+            protocol,
+            sa,
+            form,
+        })
     }
 }
 
@@ -125,7 +128,7 @@ pub fn seal_known(
         tables,
         umem: &umem,
     };
-    let sa_of = |frame: &Frame| known.flow(umem.bytes(frame))?.1.way.sa;
+    let sa_of = |frame: &Frame| ways.slot_of(umem.bytes(frame), from)?.way.sa;
     // Of a trunk only the tags say which port a packet came by.
     if tables.is_trunk(port) || burst.first().and_then(sa_of).is_none() {
         return;
@@ -140,21 +143,19 @@ pub fn seal_known(
     // As what packets leave, and the first of them that do.
     let mut forms = ArrayVec::<(SentAs, usize), BATCH>::new();
     let mut jobs = Jobs::new(&mut fresh, &mut additional, &mut overwritten, &umem);
+    let mut pseudo = PseudoHeader::NONE;
     let mut last_outer = LastOuter::None;
     let mut alike: Option<Alike<'_>> = None;
     for frame in burst.iter_mut() {
         let bytes = umem.bytes(frame);
-        if !alike.as_ref().is_some_and(|one| Recall::is_of(one.slot, bytes)) {
-            if !known.find(bytes, &mut alike, &mut last_outer) {
-                break;
-            }
-            let sent_as = alike.as_ref().map(|one| one.sent_as);
-            if sent_as != forms.last().map(|(last, _)| *last) {
-                forms.extend(sent_as.map(|sent_as| (sent_as, arrivals.len())));
-            }
+        let is_same = alike.as_ref().is_some_and(|one| Recall::is_of(one.slot, bytes));
+        if !is_same && !known.find(bytes, &mut alike, &mut last_outer) {
+            break;
         }
         let Some(Alike {
-            slot, pseudo, sealed, ..
+            slot,
+            sent_as,
+            sealed,
         }) = &alike
         else {
             break;
@@ -167,13 +168,19 @@ pub fn seal_known(
         if packet.tcp_flags & transport::SYN != 0 {
             break;
         }
+        if !is_same {
+            pseudo = PseudoHeader::new(packet.source, packet.destination, packet.protocol);
+            if forms.last().is_none_or(|(last, _)| last != sent_as) {
+                forms.push((*sent_as, arrivals.len()));
+            }
+        }
         let arrival = umem.stamp(frame);
         let outer = last_outer.as_ref().map(|(_, outer)| outer);
         let seal = (sealed.sa, &sealed.form, outer);
         let is_long = frame.is_long();
         if is_long
             || jobs
-                .push(&packet, frame, seal, leaves_checksums.then_some(*pseudo), None)
+                .push(&packet, frame, seal, leaves_checksums.then_some(pseudo), None)
                 .is_err()
         {
             break;
