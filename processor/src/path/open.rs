@@ -248,22 +248,6 @@ fn admit(
     Ok(candidate)
 }
 
-/// Whether the outer headers of a packet are such as its SA opens.
-#[inline(always)]
-pub(super) fn comes_from_peer(packet: &Packet, mode: Mode) -> Result<(), DropReason> {
-    match mode {
-        // Extension headers in front of ESP are not ours.
-        Mode::Transport if packet.has_extensions => Err(DropReason::BadExtensionHeader),
-        Mode::Transport if packet.protocol != esp::ESP => Err(DropReason::BadEsp),
-        Mode::Tunnel { local, remote } | Mode::Overlay { local, remote, .. }
-            if packet.source != remote || packet.destination != local =>
-        {
-            Err(DropReason::WrongHost)
-        }
-        Mode::Transport | Mode::Tunnel { .. } | Mode::Overlay { .. } => Ok(()),
-    }
-}
-
 /// The same of a packet whose outer headers have been asked, and whose ESP ends there.
 #[inline(always)]
 pub(super) fn admit_alike(
@@ -283,6 +267,22 @@ pub(super) fn admit_alike(
         return Err(DropReason::TooLong);
     }
     Ok(candidate)
+}
+
+/// Whether the outer headers of a packet are such as its SA opens.
+#[inline(always)]
+pub(super) fn comes_from_peer(packet: &Packet, mode: Mode) -> Result<(), DropReason> {
+    match mode {
+        // Extension headers in front of ESP are not ours.
+        Mode::Transport if packet.has_extensions => Err(DropReason::BadExtensionHeader),
+        Mode::Transport if packet.protocol != esp::ESP => Err(DropReason::BadEsp),
+        Mode::Tunnel { local, remote } | Mode::Overlay { local, remote, .. }
+            if packet.source != remote || packet.destination != local =>
+        {
+            Err(DropReason::WrongHost)
+        }
+        Mode::Transport | Mode::Tunnel { .. } | Mode::Overlay { .. } => Ok(()),
+    }
 }
 
 #[inline]

@@ -177,7 +177,7 @@ impl Recall {
 
     /// The flow of a packet, which comes from there, and which may be that of the packet before.
     #[inline(always)]
-    pub(super) fn slot<'a>(
+    fn slot<'a>(
         &'a self,
         (packet, frame): (&Packet, &[u8]),
         from: u64,
@@ -196,8 +196,8 @@ impl Recall {
         // Only the first words of flows of IPv6 would be compared.
         const ETHERTYPE: u64 = word([0, 0, 0, 0, 0xff, 0xff, 0, 0]);
         const IPV4: u64 = word([0, 0, 0, 0, 8, 0, 0, 0]);
-        let words = Self::words(frame)?;
-        (words[1] & ETHERTYPE == IPV4).then(|| self.find(&words, from, None))?
+        let words = Self::words(frame).filter(|words| words[1] & ETHERTYPE == IPV4)?;
+        self.find(&words, from, None)
     }
 
     /// Reads the places that the flows of a burst may have, unless it seems to be all of one flow: one after the other without a

@@ -84,9 +84,6 @@ pub struct PseudoHeader {
 }
 
 impl PseudoHeader {
-    /// That of packets without a checksum.
-    pub const NONE: Self = Self { sum: 0, protocol: 0 };
-
     /// That of packets between these.
     #[inline(always)]
     #[must_use]

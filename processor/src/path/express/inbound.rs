@@ -273,7 +273,6 @@ fn deliver_all(
 /// Packets with the headers of the one before, SPI among them: they are opened alike.
 struct Alike<'a> {
     words: Words,
-    spi: u32,
     place: Place,
     sa: &'a InboundSa,
     layout: Layout,
@@ -295,7 +294,7 @@ impl<'a> Alike<'a> {
         let usual = sealed(frame)?;
         let spi = header(frame, usual)?.spi.get();
         let (place, sa) = match last {
-            Some(last) if last.spi == spi => (last.place, last.sa),
+            Some(last) if last.sa.spi.get() == spi => (last.place, last.sa),
             _ => {
                 let place = tables.sas.inbound(spi).filter(|place| place.owner == worker)?;
                 (place, sas.get(place)?)
@@ -306,7 +305,6 @@ impl<'a> Alike<'a> {
         open::comes_from_peer(&packet, sa.mode).ok()?;
         Some(Self {
             words: Recall::words(frame)?,
-            spi,
             place,
             sa,
             layout: Layout::new(sa.mode, HEADERS),

@@ -8,7 +8,7 @@ use crate::port::frame::Frame;
 use crate::port::umem::Umem;
 use crate::port::{BATCH, Burst};
 use crate::sa::outbound::OutboundSa;
-use crate::sa::slots::{Place, Slots};
+use crate::sa::slots::Slots;
 use crate::wire::packet::{Packet, Usual};
 use crate::wire::transport::{self, PseudoHeader};
 
@@ -21,23 +21,15 @@ use super::super::recall::{Recall, Slot, of_port};
 use super::super::tables::Tables;
 use super::runs;
 
-/// Packets of one flow: what the SA does with one it does with the next.
+/// Packets of one flow: what the SA does with one it does with the next, and with those of other flows of the same protocol.
 struct Alike<'a> {
     slot: &'a Slot,
-    sent_as: SentAs,
-    sealed: Sealed<'a>,
-}
-
-/// How packets are sealed that differ in nothing that matters but their flow.
-struct Sealed<'a> {
-    place: Place,
-    protocol: u8,
     sa: &'a OutboundSa,
     form: Form<'a>,
 }
 
 /// Where flows and their SAs are found.
-struct Known<'a> {
+struct Lookup<'a> {
     ways: &'a Recall,
     from: u64,
     worker: WorkerId,
@@ -46,44 +38,30 @@ struct Known<'a> {
     umem: &'a Umem,
 }
 
-impl<'a> Known<'a> {
-    /// Finds the flow of a frame that is not of the one before, and how it is sealed; says whether both are known.
+impl<'a> Lookup<'a> {
+    /// Finds the flow of a frame that is not of the one before, and how it is sealed; as what it leaves, if both are known.
     ///
     /// Never in line: so the loop that nearly always goes past it keeps its own in registers. What packets under one SA have in
     /// common stays where it is, since to move it costs 50 cycles.
     #[inline(never)]
-    fn find(&self, frame: &[u8], alike: &mut Option<Alike<'a>>, outer: &mut LastOuter) -> bool {
-        let Some(slot) = self.ways.slot_of(frame, self.from) else {
-            return false;
+    fn find(&self, frame: &[u8], alike: &mut Option<Alike<'a>>, outer: &mut LastOuter) -> Option<SentAs> {
+        let slot = self.ways.slot_of(frame, self.from)?;
+        let Egress::Uplink(sent_as) = slot.way.egress else {
+            return None;
         };
-        let way = &slot.way;
-        let (Some(place), Egress::Uplink(sent_as)) = (way.sa, way.egress) else {
-            return false;
-        };
+        let sealed_by = |slot: &Slot| (slot.way.sa, slot.protocol());
         match alike {
-            Some(one) if one.sealed.place == place && one.sealed.protocol == slot.protocol() => {
-                (one.slot, one.sent_as) = (slot, sent_as);
-            }
-            _ => {
-                let Some(sealed) = self.sealed(frame, slot, place, outer) else {
-                    return false;
-                };
-                *alike = Some(Alike {
-                    slot,
-                    sent_as,
-                    sealed,
-                });
-            }
+            Some(one) if sealed_by(one.slot) == sealed_by(slot) => one.slot = slot,
+            _ => *alike = Some(self.alike(frame, slot, outer)?),
         }
-        true
+        Some(sent_as)
     }
 
-    /// How an SA seals a packet and its like.
-    fn sealed(&self, frame: &[u8], slot: &Slot, place: Place, outer: &mut LastOuter) -> Option<Sealed<'a>> {
-        let protocol = slot.protocol();
+    fn alike(&self, frame: &[u8], slot: &'a Slot, outer: &mut LastOuter) -> Option<Alike<'a>> {
+        let place = slot.way.sa.filter(|place| place.owner == self.worker)?;
+        let sa = self.sas.get(place)?;
         let mut packet = Packet::EMPTY;
-        Usual::again(frame, protocol)?.write(&mut packet);
-        let sa = self.sas.get(place).filter(|_| place.owner == self.worker)?;
+        Usual::again(frame, slot.protocol())?.write(&mut packet);
         let under = Under {
             place,
             sa,
@@ -91,12 +69,7 @@ impl<'a> Known<'a> {
             host: slot.way.peer,
         };
         let form = Form::new(&packet, under, outer, self.tables, self.umem).ok()?;
-        Some(Sealed {
-            place,
-            protocol,
-            sa,
-            form,
-        })
+        Some(Alike { slot, sa, form })
     }
 }
 
@@ -120,7 +93,7 @@ pub fn seal_known(
     let umem = Arc::clone(pool.umem());
     let (ways, counters) = decisions.ways();
     let from = of_port(port);
-    let known = Known {
+    let lookup = Lookup {
         ways: &*ways,
         from,
         worker: *worker,
@@ -143,24 +116,24 @@ pub fn seal_known(
     // As what packets leave, and the first of them that do.
     let mut forms = ArrayVec::<(SentAs, usize), BATCH>::new();
     let mut jobs = Jobs::new(&mut fresh, &mut additional, &mut overwritten, &umem);
-    let mut pseudo = PseudoHeader::NONE;
+    let mut finish: Option<PseudoHeader> = None;
     let mut last_outer = LastOuter::None;
     let mut alike: Option<Alike<'_>> = None;
     for frame in burst.iter_mut() {
         let bytes = umem.bytes(frame);
         let is_same = alike.as_ref().is_some_and(|one| Recall::is_of(one.slot, bytes));
-        if !is_same && !known.find(bytes, &mut alike, &mut last_outer) {
-            break;
+        if !is_same {
+            let Some(sent_as) = lookup.find(bytes, &mut alike, &mut last_outer) else {
+                break;
+            };
+            if forms.last().is_none_or(|(last, _)| *last != sent_as) {
+                forms.push((sent_as, arrivals.len()));
+            }
         }
-        let Some(Alike {
-            slot,
-            sent_as,
-            sealed,
-        }) = &alike
-        else {
+        let Some(Alike { slot, sa, form }) = &alike else {
             break;
         };
-        let Some(usual) = Usual::again(bytes, sealed.protocol) else {
+        let Some(usual) = Usual::again(bytes, slot.protocol()) else {
             break;
         };
         let mut packet = Packet::EMPTY;
@@ -168,21 +141,15 @@ pub fn seal_known(
         if packet.tcp_flags & transport::SYN != 0 {
             break;
         }
-        if !is_same {
-            pseudo = PseudoHeader::new(packet.source, packet.destination, packet.protocol);
-            if forms.last().is_none_or(|(last, _)| last != sent_as) {
-                forms.push((*sent_as, arrivals.len()));
-            }
+        if leaves_checksums && !is_same {
+            let pseudo = PseudoHeader::new(packet.source, packet.destination, packet.protocol);
+            finish = Some(pseudo);
         }
         let arrival = umem.stamp(frame);
         let outer = last_outer.as_ref().map(|(_, outer)| outer);
-        let seal = (sealed.sa, &sealed.form, outer);
+        let seal = (*sa, form, outer);
         let is_long = frame.is_long();
-        if is_long
-            || jobs
-                .push(&packet, frame, seal, leaves_checksums.then_some(pseudo), None)
-                .is_err()
-        {
+        if is_long || jobs.push(&packet, frame, seal, finish, None).is_err() {
             break;
         }
         arrivals.push(arrival);
