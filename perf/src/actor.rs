@@ -92,6 +92,13 @@ pub enum Actor {
         /// What it is told of keys and peer, in the words of WireGuard's configuration protocol, `;` for line ends.
         settings: String,
     },
+    /// Carries what comes by one interface to another by AF_XDP, unread, until it is ended.
+    Forward {
+        /// Where packets come from.
+        from: String,
+        /// Where they go.
+        to: String,
+    },
     /// Answers every datagram on a UDP port until it is ended.
     Echo {
         /// The port.
@@ -132,6 +139,9 @@ impl Actor {
     pub fn play(self) -> std::io::Result<()> {
         match self {
             Actor::Tunnel { interface, settings } => crate::veth::tunnel::carry(&interface, &settings)?,
+            Actor::Forward { from, to } => {
+                crate::veth::forward::carry(&from, &to).map_err(std::io::Error::other)?
+            }
             Actor::Echo { port } => {
                 let socket = UdpSocket::bind(("0.0.0.0", port))?;
                 let mut datagram = [0; 2048];

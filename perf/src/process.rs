@@ -259,6 +259,13 @@ impl Running {
         std::fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
+    /// Removes the files that it writes to.
+    pub fn remove_output(&self) {
+        for path in [&self.output, &self.errors] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Fails if it has ended.
     ///
     /// # Errors

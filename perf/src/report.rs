@@ -129,6 +129,10 @@ fn cards(report: &Report) -> String {
             let words = format!("times boringtun's packets on one core, {size} B (goal: 2)");
             card(Some(times >= 2.0), format!("{times:.1}"), &words);
         }
+        if let (Some(sealed), Some(bare)) = (rate("encrypt"), rate("af-xdp")) {
+            let words = format!("of what a bare AF_XDP forwarder carries when sealed, {size} B");
+            card(None, format!("{:.2}", sealed / bare), &words);
+        }
         // Bridges carry at another rate: what is added is no more than the age itself.
         let sealed = of(&report.rows, "two-hosts", size).and_then(|row| row.latency.as_ref());
         if let Some(Latency { p99_us, .. }) = sealed {
@@ -517,9 +521,9 @@ mod tests {
             tcp: Vec::new(),
             answers: Vec::new(),
             pipeline: vec![
-                serde_json::json!({"direction": "outbound", "network": "flat", "size": 64, "rules": 10_000, "flows": 1000, "sas": 1,
+                serde_json::json!({"direction": "outbound", "network": "flat", "action": "encrypt", "size": 64, "rules": 10_000, "flows": 1000, "sas": 1,
                                    "frames": 1024, "engine": "ipsec-mb", "cycles_per_packet": 200.0,
-                                   "cipher_cycles_per_packet": 100.0, "stages": {"parse": 30.0, "cipher": 50.0}}),
+                                   "cipher_cycles_per_packet": 100.0, "ipsec_mb_cycles_per_packet": 100.0, "stages": {"parse": 30.0, "cipher": 50.0}}),
             ],
         };
         report.rows[0].latency = Some(Latency {

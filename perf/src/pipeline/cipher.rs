@@ -11,18 +11,21 @@ use guestseal::sa::sequence::Sequence;
 use guestseal::wire::{esp, ethernet, ip4};
 
 use super::host::{Rotation, expanded, umem};
-use super::packets::{Network, Size};
-use super::timed;
+use super::packets::Action;
+use super::{Case, timed};
 use crate::process::PerfError;
 
 /// Bytes of the headers that transport mode leaves in front: Ethernet and IPv4.
 const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
 /// Where ESP's payload stands in a sealed frame.
 const SEALED: usize = HEADERS + esp::HEADER;
+/// Bytes in front of it that AES-GMAC authenticates with it: SPI, both halves of the sequence number, IV (RFC 4543 3.3).
+const WITH_PAYLOAD: usize = 20;
 
 /// The engine alone over one burst after the other.
 pub(super) struct Cipher {
     engine: Arc<dyn Engine>,
+    action: Action,
     keys: Vec<ExpandedKey>,
     sequence: Sequence,
     umem: Arc<Umem>,
@@ -46,12 +49,10 @@ struct Slot {
 }
 
 impl Cipher {
-    /// Over the frames of packets of a size, one SA after the other.
+    /// Over the frames of a case's packets, one SA after the other.
     pub(super) fn new(
         engine: &Arc<dyn Engine>,
-        network: Network,
-        size: Size,
-        sas: u32,
+        case: &Case,
         rotation: Rotation,
         clock: quanta::Clock,
     ) -> Result<Self, PerfError> {
@@ -62,19 +63,20 @@ impl Cipher {
         let mut slots = Vec::with_capacity(rotation.depth);
         let mut frames = frames.into_iter();
         while let (Some(plain), Some(sealed), Some(opened)) = (frames.next(), frames.next(), frames.next()) {
-            let payload = network.sealed(size.of(slots.len()));
+            let payload = case.network.sealed(case.size.of(slots.len()));
             slots.push(Slot {
                 plain,
                 sealed,
                 opened,
                 nonce: [0; 12],
-                key: slots.len() % sas as usize,
+                key: slots.len() % case.sas as usize,
                 length: payload + esp::padding(payload) + esp::TRAILER,
             });
         }
         Ok(Self {
-            keys: (0..sas).map(|number| expanded(&**engine, number)).collect(),
+            keys: (0..case.sas).map(|number| expanded(&**engine, number)).collect(),
             engine: Arc::clone(engine),
+            action: case.action,
             // Nothing that it seals leaves the process.
             sequence: Sequence::fresh(true, Salt([9; 4])),
             umem,
@@ -97,18 +99,25 @@ impl Cipher {
             };
             slot.nonce = *nonce.as_bytes();
             let room = self.umem.room_mut(&mut slot.sealed);
-            let (destination, rest) = room[SEALED..].split_at_mut(slot.length);
+            let (sealed, rest) = room.split_at_mut(SEALED + slot.length);
             let Some(tag) = rest.first_chunk_mut() else {
                 unreachable!("a frame is long enough")
+            };
+            let (additional, buffers): (&[u8], _) = match self.action {
+                Action::Encrypt => {
+                    let buffers = Buffers::Copy {
+                        source: &self.umem.room_mut(&mut slot.plain)[HEADERS..][..slot.length],
+                        destination: &mut sealed[SEALED..],
+                    };
+                    (&[0; 12], buffers)
+                }
+                Action::Authenticate => (&sealed[SEALED - WITH_PAYLOAD..], Buffers::InPlace(&mut [])),
             };
             jobs.push(SealJob {
                 key: &self.keys[slot.key],
                 nonce,
-                additional: &[0; 12],
-                buffers: Buffers::Copy {
-                    source: &self.umem.room_mut(&mut slot.plain)[HEADERS..][..slot.length],
-                    destination,
-                },
+                additional,
+                buffers,
                 tag,
             });
         }
@@ -123,18 +132,25 @@ impl Cipher {
         let mut jobs = arrayvec::ArrayVec::<OpenJob<'_>, BATCH>::new();
         for slot in slots.unwrap_or_default() {
             let room = self.umem.room_mut(&mut slot.sealed);
-            let (source, rest) = room[SEALED..].split_at(slot.length);
+            let (sealed, rest) = room.split_at(SEALED + slot.length);
             let Some(tag) = rest.first_chunk::<TAG>() else {
                 unreachable!("a frame is long enough")
+            };
+            let (additional, buffers): (&[u8], _) = match self.action {
+                Action::Encrypt => {
+                    let buffers = Buffers::Copy {
+                        source: &sealed[SEALED..],
+                        destination: &mut self.umem.room_mut(&mut slot.opened)[HEADERS..][..slot.length],
+                    };
+                    (&[0; 12], buffers)
+                }
+                Action::Authenticate => (&sealed[SEALED - WITH_PAYLOAD..], Buffers::InPlace(&mut [])),
             };
             jobs.push(OpenJob {
                 key: &self.keys[slot.key],
                 nonce: slot.nonce,
-                additional: &[0; 12],
-                buffers: Buffers::Copy {
-                    source,
-                    destination: &mut self.umem.room_mut(&mut slot.opened)[HEADERS..][..slot.length],
-                },
+                additional,
+                buffers,
                 tag,
                 authentic: false,
             });

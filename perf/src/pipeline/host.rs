@@ -40,7 +40,7 @@ use guestseal_rules::containers::Containers;
 use guestseal_rules::event::Moment;
 use guestseal_rules::model::{HostIndex, KeyIndex, NetworkIndex, Policy, PortIndex, Suite};
 
-use super::packets::{Network, Packets, policy};
+use super::packets::{Action, Network, Packets, policy};
 use crate::process::PerfError;
 
 /// The SPI of the first SA.
@@ -55,13 +55,14 @@ pub(super) const SALT: Salt = Salt([1, 2, 3, 4]);
 pub(super) struct Rules {
     policy: Policy,
     ruleset: Ruleset,
+    action: Action,
     sas: u32,
 }
 
 impl Rules {
     /// So many rules, of which the last `sas` match.
-    pub(super) fn new(network: Network, rules: u32, sas: u32) -> Result<Self, PerfError> {
-        let policy = policy(network, rules, sas)?;
+    pub(super) fn new(network: Network, action: Action, rules: u32, sas: u32) -> Result<Self, PerfError> {
+        let policy = policy(network, action, rules, sas)?;
         let containers = Containers::new(Arc::new(policy.clone()), Moment::default());
         let ruleset = Ruleset::compile(
             &policy,
@@ -73,7 +74,12 @@ impl Rules {
             what: "policy".into(),
             why: error.to_string(),
         })?;
-        Ok(Self { policy, ruleset, sas })
+        Ok(Self {
+            policy,
+            ruleset,
+            action,
+            sas,
+        })
     }
 
     fn network(&self) -> NetworkIndex {
@@ -277,7 +283,10 @@ pub(super) fn expanded(engine: &dyn Engine, number: u32) -> ExpandedKey {
 /// One SA for each key, from the first host to the second.
 fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (SaTable, Owned) {
     let (mut table, mut owned) = (SaTable::default(), Owned::default());
-    let protection = Protection::Encrypt;
+    let protection = match rules.action {
+        Action::Encrypt => Protection::Encrypt,
+        Action::Authenticate => Protection::Authenticate,
+    };
     let (network, mode) = (rules.network(), rules.mode(number));
     for slot in 0..rules.sas {
         let Ok(spi) = Spi::new(FIRST_SPI + slot) else {

@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use self::cipher::Cipher;
 use self::host::{Host, Rotation, Rules};
-use self::packets::{Network, Packets, Size};
+use self::packets::{Action, Network, Packets, Size};
 use self::stages::{Stages, TimedEngine};
 use crate::goals;
 use crate::process::{PerfError, check_interrupted, json_text};
@@ -60,6 +60,9 @@ pub struct Options {
     /// What carries the logical network. What follows the first is measured only with the fewest rules and flows
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Network::Flat, Network::Vxlan, Network::Geneve], value_name = "TYPE")]
     network: Vec<Network>,
+    /// What the rules do with packets; every case is measured with each
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Action::Encrypt], value_name = "ACTION")]
+    action: Vec<Action>,
     /// AEAD engines, each in turn; all that can run here if none is named
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
     engine: Vec<Choice>,
@@ -79,6 +82,7 @@ pub struct Options {
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct Case {
     network: Network,
+    action: Action,
     size: Size,
     rules: u32,
     flows: u32,
@@ -92,6 +96,7 @@ struct Case {
 struct Row {
     direction: &'static str,
     network: &'static str,
+    action: &'static str,
     /// Bytes of the guest's frame, or "imix".
     size: Size,
     rules: u32,
@@ -107,6 +112,8 @@ struct Row {
     /// A quarter of the bursts took less than the first, a quarter more than the second.
     quartiles: [f64; 2],
     cipher_cycles_per_packet: f64,
+    /// Bare ipsec-mb's in turns with this row's, if it can run here: what goals are held against.
+    ipsec_mb_cycles_per_packet: Option<f64>,
     /// Cycles a packet of each stage, the engine's own apart as "cipher".
     stages: BTreeMap<&'static str, f64>,
 }
@@ -117,12 +124,14 @@ struct Row {
 /// If memory or the policy cannot be had, or a packet does not go the way that is measured.
 pub fn run(options: &Options) -> Result<(), PerfError> {
     let engines = engines(&options.engine)?;
+    let yardstick = yardstick();
     let plan = plan(options);
     if !options.json {
         println!(
-            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>8} {:>9} {:>14} {:>14}  by stage",
+            "{:<9} {:<7} {:<12} {:>6} {:>6} {:>7} {:>5} {:>6} {:>8} {:>9} {:>14} {:>14}  by stage",
             "direction",
             "network",
+            "action",
             "size",
             "rules",
             "flows",
@@ -135,16 +144,13 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         );
     }
     let mut rows = Vec::new();
-    let mut compiled: Option<(Network, u32, u32, Rules)> = None;
+    let mut compiled: Option<(Case, Rules)> = None;
     for (number, case) in plan.iter().enumerate() {
         check_interrupted()?;
+        let policy_of = |case: &Case| (case.network, case.action, case.rules, case.sas);
         let rules = match compiled.take() {
-            Some((network, rules, sas, one))
-                if (network, rules, sas) == (case.network, case.rules, case.sas) =>
-            {
-                one
-            }
-            _ => Rules::new(case.network, case.rules, case.sas)?,
+            Some((before, rules)) if policy_of(&before) == policy_of(case) => rules,
+            _ => Rules::new(case.network, case.action, case.rules, case.sas)?,
         };
         if options.json {
             eprintln!("pipeline: case {} of {}", number + 1, plan.len());
@@ -152,7 +158,14 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
         for engine in &engines {
             for &in_place in &options.in_place {
                 let case = Case { in_place, ..*case };
-                for row in measure(engine, &case, &rules, options.bursts, options.slow_down)? {
+                for row in measure(
+                    engine,
+                    yardstick.as_ref(),
+                    &case,
+                    &rules,
+                    options.bursts,
+                    options.slow_down,
+                )? {
                     if !options.json {
                         println!("{row}");
                     }
@@ -160,7 +173,7 @@ pub fn run(options: &Options) -> Result<(), PerfError> {
                 }
             }
         }
-        compiled = Some((case.network, case.rules, case.sas, rules));
+        compiled = Some((*case, rules));
     }
     if options.json {
         println!("{}", json_text("rows", &rows)?);
@@ -185,7 +198,8 @@ fn values(rows: &[Row]) -> Result<Vec<serde_json::Value>, PerfError> {
 
 /// The rows that goals are about, for a report beside other figures.
 pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
-    let (network, rules) = (Network::Flat, 10_000);
+    let (network, action, rules) = (Network::Flat, Action::Encrypt, 10_000);
+    let yardstick = yardstick();
     let mut rows = Vec::new();
     for (sas, cases) in [
         (
@@ -201,11 +215,12 @@ pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
         ),
         (1000, &[(1000, 64)]),
     ] {
-        let compiled = Rules::new(network, rules, sas)?;
+        let compiled = Rules::new(network, action, rules, sas)?;
         for engine in engines(&[])? {
             for &(flows, bytes) in cases {
                 let case = Case {
                     network,
+                    action,
                     size: Size::Bytes(bytes),
                     rules,
                     flows,
@@ -213,14 +228,15 @@ pub(crate) fn rows_for_report() -> Result<Vec<serde_json::Value>, PerfError> {
                     frames: 1024,
                     in_place: false,
                 };
-                rows.extend(measure(&engine, &case, &compiled, 500, 0.0)?);
+                rows.extend(measure(&engine, yardstick.as_ref(), &case, &compiled, 500, 0.0)?);
             }
         }
     }
     values(&rows)
 }
 
-/// Every size with every number of rules and flows; the further networks and numbers of SAs and frames one at a time.
+/// Every size with every number of rules and flows; the further networks and numbers of SAs and frames one at a time. All of it with
+/// each action.
 fn plan(options: &Options) -> Vec<Case> {
     let first = |list: &[u32]| list.first().copied().unwrap_or(1);
     let (sas, frames) = (first(&options.sas), first(&options.frames));
@@ -228,6 +244,7 @@ fn plan(options: &Options) -> Vec<Case> {
     let case_in = |network, rules, flows, sas, frames| {
         let case = move |&size: &Size| Case {
             network,
+            action: Action::Encrypt,
             size,
             rules: u32::max(rules, sas),
             flows: u32::max(flows, sas),
@@ -270,16 +287,26 @@ fn plan(options: &Options) -> Vec<Case> {
     for &more in options.sas.iter().skip(1) {
         cases.extend(case(most, flows_for(more), more, frames));
     }
-    cases
+    let with = |action: &Action| {
+        cases
+            .iter()
+            .map(|case| Case {
+                action: *action,
+                ..*case
+            })
+            .collect::<Vec<_>>()
+    };
+    options.action.iter().flat_map(with).collect()
 }
 
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:<9} {:<7} {:>6} {:>6} {:>7} {:>5} {:>6} {:>8} {:>9} {:>14.0} {:>14.0} ",
+            "{:<9} {:<7} {:<12} {:>6} {:>6} {:>7} {:>5} {:>6} {:>8} {:>9} {:>14.0} {:>14.0} ",
             self.direction,
             self.network,
+            self.action,
             self.size,
             self.rules,
             self.flows,
@@ -313,9 +340,15 @@ fn engines(wanted: &[Choice]) -> Result<Vec<Arc<dyn Engine>>, PerfError> {
     wanted.iter().map(one).collect()
 }
 
-/// Measures both directions of a case.
+/// What goals of the path are held against.
+fn yardstick() -> Option<Arc<dyn Engine>> {
+    choose(Choice::IpsecMb).ok().map(|chosen| chosen.engine)
+}
+
+/// Measures both directions of a case, in turns with the bare cipher and the bare yardstick.
 fn measure(
     engine: &Arc<dyn Engine>,
+    yardstick: Option<&Arc<dyn Engine>>,
     case: &Case,
     rules: &Rules,
     bursts: u32,
@@ -330,7 +363,11 @@ fn measure(
     if case.in_place {
         one.guest.set_head(in_front(rules.mode(0)) as u8);
     }
-    let mut cipher = Cipher::new(engine, case.network, case.size, case.sas, rotation, clock.clone())?;
+    let mut cipher = Cipher::new(engine, case, rotation, clock.clone())?;
+    let yardstick = yardstick.filter(|other| other.name() != engine.name());
+    let mut bare = yardstick
+        .map(|other| Cipher::new(other, case, rotation, clock.clone()))
+        .transpose()?;
     let timed_engine = Arc::new(TimedEngine::new(engine, clock.clone()));
     let mut packets = Packets::new(case.size, case.flows, case.sas);
 
@@ -339,7 +376,7 @@ fn measure(
     let rounds = BLOCK.div_ceil(at_once);
     let blocks = (bursts as usize).div_ceil(at_once * rounds);
     let warm = blocks.div_ceil(10);
-    let mut cycles: [Vec<u64>; 4] = Default::default();
+    let mut cycles: [Vec<u64>; 6] = Default::default();
     let mut stages = [Stages::default(), Stages::default()];
     let mut wire = Vec::with_capacity(rotation.depth);
     let mut carried = [0; 2];
@@ -348,7 +385,7 @@ fn measure(
             cycles.iter_mut().for_each(Vec::clear);
             stages.iter_mut().for_each(Stages::clear);
         }
-        let [outbound, seal, inbound, open] = &mut cycles;
+        let [outbound, seal, bare_seal, inbound, open, bare_open] = &mut cycles;
         for _ in 0..rounds {
             one.guest_sends(&mut packets);
             for _ in 0..at_once {
@@ -357,6 +394,9 @@ fn measure(
             }
         }
         seal.extend((0..rounds * at_once).map(|_| cipher.seal()));
+        if let Some(bare) = &mut bare {
+            bare_seal.extend((0..rounds * at_once).map(|_| bare.seal()));
+        }
         for round in 0..2 * rounds {
             // The second half of them is told apart by stages, on both hosts.
             let by_stage = round >= rounds;
@@ -381,11 +421,18 @@ fn measure(
             }
         }
         open.extend((0..rounds * at_once).map(|_| cipher.open()));
+        if let Some(bare) = &mut bare {
+            bare_open.extend((0..rounds * at_once).map(|_| bare.open()));
+        }
         carried[0] += (3 * rounds * rotation.depth) as u64;
         carried[1] += (2 * rounds * rotation.depth) as u64;
     }
+    let sent_as = match case.action {
+        Action::Encrypt => SentAs::Encrypted,
+        Action::Authenticate => SentAs::Authenticated,
+    };
     let went = [
-        one.counters.outcome(Outcome::Sent(SentAs::Encrypted)).get(),
+        one.counters.outcome(Outcome::Sent(sent_as)).get(),
         two.counters.outcome(Outcome::Delivered).get(),
     ];
     if went != carried {
@@ -394,11 +441,12 @@ fn measure(
             why: format!("of {carried:?} packets {went:?} were sealed and delivered"),
         });
     }
-    let [outbound, seal, inbound, open] = cycles;
+    let [outbound, seal, bare_seal, inbound, open, bare_open] = cycles;
     let [out_stages, in_stages] = stages;
-    let row = |direction, packet: Vec<u64>, cipher, stages: Stages| Row {
+    let row = |direction, packet: Vec<u64>, [cipher, bare_cipher]: [Vec<u64>; 2], stages: Stages| Row {
         direction,
         network: case.network.name(),
+        action: case.action.name(),
         size: case.size,
         rules: case.rules,
         flows: case.flows,
@@ -409,6 +457,10 @@ fn measure(
         engine: engine.name(),
         quartiles: [1, 3].map(|quarter| per_packet(quantile(packet.clone(), quarter))),
         cycles_per_packet: per_packet(median(packet)),
+        ipsec_mb_cycles_per_packet: match engine.name() {
+            "ipsec-mb" => Some(per_packet(median(cipher.clone()))),
+            _ => bare.is_some().then(|| per_packet(median(bare_cipher))),
+        },
         cipher_cycles_per_packet: per_packet(median(cipher)),
         stages: stages
             .medians()
@@ -417,8 +469,8 @@ fn measure(
             .collect(),
     };
     Ok([
-        row("outbound", outbound, seal, out_stages),
-        row("inbound", inbound, open, in_stages),
+        row("outbound", outbound, [seal, bare_seal], out_stages),
+        row("inbound", inbound, [open, bare_open], in_stages),
     ])
 }
 
@@ -468,14 +520,17 @@ mod tests {
     #[test]
     fn every_kind_of_case_is_carried() {
         let engine = choose(Choice::AesGcm).unwrap().engine;
-        for (network, rules, sas, flows, frames, in_place) in [
-            (Network::Flat, 10, 1, 1000, 1024, false),
-            (Network::Flat, 2, 1, 1, 1024, true),
-            (Network::Vxlan, 40, 20, 100, 1024, true),
-            (Network::Geneve, 2, 1, 1, 2048, false),
+        for (network, action, rules, sas, flows, frames, in_place) in [
+            (Network::Flat, Action::Encrypt, 10, 1, 1000, 1024, false),
+            (Network::Flat, Action::Encrypt, 2, 1, 1, 1024, true),
+            (Network::Flat, Action::Authenticate, 2, 1, 1, 1024, false),
+            (Network::Vxlan, Action::Encrypt, 40, 20, 100, 1024, true),
+            (Network::Geneve, Action::Encrypt, 2, 1, 1, 2048, false),
+            (Network::Geneve, Action::Authenticate, 2, 1, 10, 1024, false),
         ] {
             let case = Case {
                 network,
+                action,
                 size: Size::Imix,
                 rules,
                 flows,
@@ -483,9 +538,18 @@ mod tests {
                 frames,
                 in_place,
             };
-            let rows = measure(&engine, &case, &Rules::new(network, rules, sas).unwrap(), 20, 0.0).unwrap();
+            let rows = measure(
+                &engine,
+                yardstick().as_ref(),
+                &case,
+                &Rules::new(network, action, rules, sas).unwrap(),
+                20,
+                0.0,
+            )
+            .unwrap();
             for row in &rows {
                 assert!(row.cipher_cycles_per_packet > 0.0, "{row}");
+                assert_eq!(row.ipsec_mb_cycles_per_packet.is_some(), yardstick().is_some());
                 assert!(
                     row.cycles_per_packet > row.cipher_cycles_per_packet / 2.0,
                     "{row}"

@@ -101,6 +101,26 @@ impl Network {
     }
 }
 
+/// What the rules that match do.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Action {
+    /// AES-GCM
+    Encrypt,
+    /// AES-GMAC: readable, not changeable
+    Authenticate,
+}
+
+impl Action {
+    /// The name in the policy and in the figures.
+    #[must_use]
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Action::Encrypt => "encrypt",
+            Action::Authenticate => "authenticate",
+        }
+    }
+}
+
 /// Packets of flows that take turns, from the first guest to the second.
 #[derive(Debug)]
 pub(super) struct Packets {
@@ -163,7 +183,7 @@ fn frame(size: usize) -> Vec<u8> {
 
 /// Two hosts, a guest on each; so many rules, of which the last `sas` match: each a destination port, under a key of its
 /// own.
-pub(super) fn policy(network: Network, rules: u32, sas: u32) -> Result<Policy, PerfError> {
+pub(super) fn policy(network: Network, action: Action, rules: u32, sas: u32) -> Result<Policy, PerfError> {
     let mut text = String::from(
         "hosts:\n  - {name: h1, addresses: [192.0.2.1]}\n  - {name: h2, addresses: [192.0.2.2]}\n\
          networks:\n",
@@ -195,12 +215,13 @@ pub(super) fn policy(network: Network, rules: u32, sas: u32) -> Result<Policy, P
             10_000 + number % 50_000
         );
     }
+    let action = action.name();
     if sas == 1 {
-        text += "  - {name: all, from: any, to: any, action: encrypt, key: bench-0}\n";
+        text += &format!("  - {{name: all, from: any, to: any, action: {action}, key: bench-0}}\n");
     } else {
         for number in 0..sas {
             text += &format!(
-                "  - {{name: s{number}, from: any, to: any, protocol: udp, ports: [{}], action: encrypt, key: bench-{number}}}\n",
+                "  - {{name: s{number}, from: any, to: any, protocol: udp, ports: [{}], action: {action}, key: bench-{number}}}\n",
                 u32::from(PORT) + number
             );
         }
@@ -258,7 +279,7 @@ mod tests {
     #[test]
     fn a_policy_has_as_many_rules_as_were_asked_for() {
         for (rules, sas) in [(1, 1), (10, 1), (300, 20)] {
-            let policy = policy(Network::Vxlan, rules, sas).unwrap();
+            let policy = policy(Network::Vxlan, Action::Encrypt, rules, sas).unwrap();
             assert_eq!(
                 (policy.rules.len(), policy.keys.len()),
                 (rules as usize, sas as usize)

@@ -6,7 +6,7 @@ use guestseal::control::supervise::chain;
 pub(crate) use super::host::umem;
 use super::host::{Host, Rotation, Rules};
 pub(crate) use super::packets::Size;
-use super::packets::{Network, Packets};
+use super::packets::{Action, Network, Packets};
 use crate::process::PerfError;
 
 /// The SPI that they have.
@@ -31,7 +31,7 @@ impl Sealer {
     /// Begins with sequence number 1.
     pub(crate) fn new() -> Result<Self, PerfError> {
         let chosen = choose(Choice::Auto).map_err(|error| PerfError::Wrong(chain(&error)))?;
-        let rules = Rules::new(Network::Flat, 1, 1)?;
+        let rules = Rules::new(Network::Flat, Action::Encrypt, 1, 1)?;
         Ok(Self(Host::new(&rules, 0, Rotation::new(1024), &chosen.engine)?))
     }
 
@@ -58,7 +58,7 @@ impl Outbound {
     /// 1,000 rules, 1,000 flows, one SA, the fastest engine.
     pub(crate) fn new(size: Size) -> Result<Self, PerfError> {
         let chosen = choose(Choice::Auto).map_err(|error| PerfError::Wrong(chain(&error)))?;
-        let rules = Rules::new(Network::Flat, 1000, 1)?;
+        let rules = Rules::new(Network::Flat, Action::Encrypt, 1000, 1)?;
         Ok(Self {
             host: Host::new(&rules, 0, Rotation::new(1024), &chosen.engine)?,
             packets: Packets::new(size, 1000, 1),

@@ -4,6 +4,7 @@
 //! The load is open-loop: a packet is due at its time whatever became of those before, and its age counts from then. The
 //! sink sees every packet that comes out. How fast both are by themselves is measured first.
 
+pub(crate) mod forward;
 pub mod scenario;
 mod tcp;
 mod trial;

@@ -1,4 +1,5 @@
-//! What carries the packets: Guestseal by one rule or another, the kernel, or boringtun, all between the same veths.
+//! What carries the packets: Guestseal by one rule or another, the kernel, boringtun, or a bare AF_XDP forwarder,
+//! all between the same veths.
 //!
 //! ```text
 //!  guest g1 [eth0] --veth-- [gp1  host h1  uplink] --veth-- [host0  wire  host1] --veth-- [uplink  host h2  gp2] --veth-- [eth0] guest g2
@@ -32,6 +33,8 @@ pub enum Scenario {
     Vxlan,
     /// boringtun on one host, on one thread.
     Boringtun,
+    /// A bare AF_XDP forwarder on one host, which reads nothing: what any program of this kind can carry at most.
+    AfXdp,
     /// Guestseal on one host, by a rule that says plaintext: plain forwarding by the same program.
     Plaintext,
     /// Guestseal on one host, by a rule that says authenticate.
@@ -50,10 +53,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every one, in the order they are measured and shown.
-    pub const ALL: [Scenario; 10] = [
+    pub const ALL: [Scenario; 11] = [
         Scenario::Bridge,
         Scenario::Vxlan,
         Scenario::Boringtun,
+        Scenario::AfXdp,
         Scenario::Plaintext,
         Scenario::Authenticate,
         Scenario::Encrypt,
@@ -70,6 +74,7 @@ impl Scenario {
             Scenario::Bridge => "bridge",
             Scenario::Vxlan => "vxlan",
             Scenario::Boringtun => "boringtun",
+            Scenario::AfXdp => "af-xdp",
             Scenario::Plaintext => "plaintext",
             Scenario::Authenticate => "authenticate",
             Scenario::Encrypt => "encrypt",
@@ -85,6 +90,7 @@ impl Scenario {
         matches!(
             self,
             Scenario::Bridge
+                | Scenario::AfXdp
                 | Scenario::Plaintext
                 | Scenario::Authenticate
                 | Scenario::TwoBridges
@@ -98,7 +104,8 @@ impl Scenario {
 pub(super) struct Setup {
     pub(super) topology: Topology,
     hosts: Vec<Host>,
-    tunnels: Vec<Running>,
+    /// Other programs that carry packets. Of two the first is measured.
+    peers: Vec<Running>,
     // Dropped after the processes that use its files.
     _deployment: Option<Deployment>,
     scenario: Scenario,
@@ -138,7 +145,7 @@ impl Setup {
         let mut setup = Self {
             topology,
             hosts: Vec::new(),
-            tunnels: Vec::new(),
+            peers: Vec::new(),
             _deployment: None,
             scenario,
         };
@@ -159,6 +166,7 @@ impl Setup {
                 setup.bridge(0, "vx0")?;
             }
             Scenario::Boringtun => setup.boringtun(cpus)?,
+            Scenario::AfXdp => setup.forwarder(cpus)?,
             Scenario::Plaintext => setup.guestseal("plaintext", &[0], cpus, busy_poll)?,
             Scenario::Authenticate => setup.guestseal("authenticate, key: bench-0", &[0], cpus, busy_poll)?,
             Scenario::Encrypt => setup.guestseal("encrypt, key: bench-0", &[0], cpus, busy_poll)?,
@@ -248,7 +256,6 @@ impl Setup {
 
     fn boringtun(&mut self, cpus: &[usize]) -> Result<(), PerfError> {
         let keys = [Keys::generate()?, Keys::generate()?];
-        let own = std::env::current_exe().map_err(PerfError::io("this program"))?;
         for (number, host) in self.topology.hosts.iter().enumerate() {
             let other = 1 - number;
             let settings = keys[number].settings(
@@ -259,18 +266,8 @@ impl Setup {
                     &format!("10.9.0.{}/32", other + 1),
                 ],
             );
-            let mut command = host.command("taskset");
-            command
-                .args(["-c", &cpus[number % cpus.len()].to_string()])
-                .arg(&own);
-            command.args(["actor", "tunnel", "bt0", &settings]);
-            let name = format!("boringtun-{}-{number}", std::process::id());
-            let mut tunnel = Running::start(&name, &std::env::temp_dir(), &mut command)?;
-            wait_for("boringtun to be configured", Duration::from_secs(10), || {
-                tunnel.check_runs()?;
-                Ok(tunnel.output().contains("configured").then_some(()))
-            })?;
-            self.tunnels.push(tunnel);
+            let peer = start_peer("tunnel", number, host, cpus, &["bt0", &settings])?;
+            self.peers.push(peer);
             // The guest's packets are addressed to the other guest: here the host routes them.
             let port = format!("gp{}", number + 1);
             host.ip(&format!("link set {port} address 02:00:00:00:00:0{}", other + 1))?;
@@ -284,6 +281,13 @@ impl Setup {
         wait_for("boringtun's session", Duration::from_secs(20), || {
             Ok(host.run("ping -c 1 -W 1 10.9.0.2").is_ok().then_some(()))
         })
+    }
+
+    fn forwarder(&mut self, cpus: &[usize]) -> Result<(), PerfError> {
+        let host = &self.topology.hosts[0];
+        let peer = start_peer("forward", 0, host, cpus, &["gp1", "uplink"])?;
+        self.peers.push(peer);
+        Ok(())
     }
 
     /// Where packets go in: the namespace and its interface.
@@ -313,10 +317,9 @@ impl Setup {
     /// The CPU time, in ns, that the processes which carry packets have had; none where the kernel does it all.
     pub(super) fn cpu_time(&self) -> Result<Option<u64>, PerfError> {
         let hosts = self.hosts.iter().map(|host| host.process.pid());
-        // Of two tunnels the first carries what is measured.
-        let tunnels = self.tunnels.iter().take(1).map(Running::pid);
+        let peers = self.peers.iter().take(1).map(Running::pid);
         let mut sum = None;
-        for pid in hosts.chain(tunnels) {
+        for pid in hosts.chain(peers) {
             *sum.get_or_insert(0) += cpu_time_of(pid)?;
         }
         Ok(sum)
@@ -329,17 +332,35 @@ impl Drop for Setup {
             // In order if it can: the programs are detached and the pins removed.
             let _ = host.stop();
         }
-        for tunnel in &mut self.tunnels {
-            tunnel.kill();
-            let name = format!("boringtun-{}", std::process::id());
-            for number in [0, 1] {
-                for kind in ["out", "err"] {
-                    let _ =
-                        std::fs::remove_file(std::env::temp_dir().join(format!("{name}-{number}.{kind}")));
-                }
-            }
+        for peer in &mut self.peers {
+            peer.kill();
+            peer.remove_output();
         }
     }
+}
+
+/// Starts a part of [`crate::actor::Actor`] on a host, on a CPU, and waits until it says that it is ready.
+fn start_peer(
+    part: &str,
+    number: usize,
+    host: &Namespace,
+    cpus: &[usize],
+    arguments: &[&str],
+) -> Result<Running, PerfError> {
+    let own = std::env::current_exe().map_err(PerfError::io("this program"))?;
+    let mut command = host.command("taskset");
+    command
+        .args(["-c", &cpus[number % cpus.len()].to_string()])
+        .arg(own)
+        .args(["actor", part])
+        .args(arguments);
+    let name = format!("{part}-{}-{number}", std::process::id());
+    let mut peer = Running::start(&name, &std::env::temp_dir(), &mut command)?;
+    wait_for(&format!("{part} to be ready"), Duration::from_secs(10), || {
+        peer.check_runs()?;
+        Ok(peer.output().contains("ready").then_some(()))
+    })?;
+    Ok(peer)
 }
 
 /// Of all threads of a process, ns.

@@ -107,7 +107,7 @@ fn tcp(setup: &Setup, seconds: u32) -> Result<f64, PerfError> {
     })?;
     let mut command = client.command("iperf3");
     let said = run(command.args(["-J", "-c", "10.0.0.2", "-t", &seconds.to_string()]));
-    remove_output(&name);
+    running.remove_output();
     let said: serde_json::Value = serde_json::from_str(&said?).map_err(|error| PerfError::Malformed {
         what: "iperf3's report".into(),
         why: error.to_string(),
@@ -138,7 +138,7 @@ fn ask(setup: &Setup, scenario: &str, busy_poll: bool, requests: u32) -> Result<
         Ok(once(10).ok())
     });
     let said = warm.and_then(|_| once(requests));
-    remove_output(&name);
+    echo.remove_output();
     let mut times: Vec<(u64, u64)> = said?
         .lines()
         .filter_map(|line| Some((line.parse().ok()?, 1)))
@@ -151,11 +151,4 @@ fn ask(setup: &Setup, scenario: &str, busy_poll: bool, requests: u32) -> Result<
         p50_us: percentile(&times, 0.5) as f64 / 1000.0,
         p99_us: percentile(&times, 0.99) as f64 / 1000.0,
     })
-}
-
-/// The program that wrote it has ended or ends soon.
-fn remove_output(name: &str) {
-    for kind in ["out", "err"] {
-        let _ = std::fs::remove_file(std::env::temp_dir().join(format!("{name}.{kind}")));
-    }
 }

@@ -9,15 +9,15 @@ use super::super::schedule::{Bytes, Schedule, load, store};
 use super::block::twice;
 use super::ghash::{fold, halves, multiply, reduce};
 
-/// Powers of H that are kept: enough for nine rows and the block of lengths.
-pub(super) const POWERS: usize = 19;
+/// Powers of H that are kept: enough for ten rows and the block of lengths.
+pub(super) const POWERS: usize = 21;
 
 /// One key.
 #[derive(Zeroize, ZeroizeOnDrop)]
 #[repr(C, align(64))]
 pub(in crate::aead) struct Key {
     schedule: Schedule,
-    /// H^19 down to H^1, and zeros, so that a row that begins at any of them is two blocks long.
+    /// H^21 down to H^1, and zeros, so that a row that begins at any of them is two blocks long.
     powers: [[u8; 16]; POWERS + 1],
     /// Of each power, the sum of its halves, in both halves.
     sums: [[u8; 16]; POWERS + 1],

@@ -1,4 +1,4 @@
-//! Packets of more than four rows, one at a time: chunks of five to nine rows, as few and as equal as can be, in which the
+//! Packets of more than four rows, one at a time: chunks of five to ten rows, as few and as equal as can be, in which the
 //! rounds of AES and GHASH run side by side.
 //!
 //! Opening hashes the rows that it decrypts, sealing the rows of the chunk before: those it has just written.
@@ -13,7 +13,7 @@ use super::key::Key;
 use super::row::Rows;
 
 /// Rows of the longest chunk.
-const CHUNK: usize = 9;
+const CHUNK: usize = 10;
 
 /// One packet, and how far it is.
 struct Message<'a> {
@@ -64,12 +64,14 @@ pub(super) fn long<J: Job, const ROUNDS: usize>(job: &mut J) {
             (7, true) => message.chunk::<J, ROUNDS, 7, true>(),
             (8, true) => message.chunk::<J, ROUNDS, 8, true>(),
             (9, true) => message.chunk::<J, ROUNDS, 9, true>(),
+            (10, true) => message.chunk::<J, ROUNDS, 10, true>(),
             (5, false) => message.chunk::<J, ROUNDS, 5, false>(),
             (6, false) => message.chunk::<J, ROUNDS, 6, false>(),
             (7, false) => message.chunk::<J, ROUNDS, 7, false>(),
             (8, false) => message.chunk::<J, ROUNDS, 8, false>(),
             (9, false) => message.chunk::<J, ROUNDS, 9, false>(),
-            _ => unreachable!("chunks of five rows or more, of nine at most"),
+            (10, false) => message.chunk::<J, ROUNDS, 10, false>(),
+            _ => unreachable!("chunks of five rows or more, of ten at most"),
         }
     }
     let tag = _mm_xor_si128(message.carry, message.mask);
@@ -112,36 +114,44 @@ impl Message<'_> {
             2 * (ROWS + usize::from(longer))
         };
         let powers = key.powers_of_rows(power, ROWS);
+        // The rows that are hashed, one a round; the last round has one, too, where there are more rows than rounds before it.
+        macro_rules! hash {
+            ($row:expr) => {
+                let row = $row;
+                if row < ROWS && (J::OPEN || !FIRST) {
+                    let sealed = if row == 0 {
+                        let text = if J::OPEN { text } else { text.written() };
+                        _mm256_xor_si256(text.load(from), self.carried())
+                    } else if J::OPEN && row + 1 == ROWS {
+                        self.load_last(next + row, last)
+                    } else {
+                        hashed.load(row - 1)
+                    };
+                    let mut blocks = reverse(sealed);
+                    if J::OPEN && row + 1 == ROWS && last {
+                        (sum, blocks) = self.with_lengths(sum, blocks);
+                    }
+                    sum = multiply_add(sum, blocks, powers.of(row)).pin();
+                }
+            };
+        }
+        const { assert!(ROWS <= ROUNDS) };
         unrolled!(round in 1 2 3 4 5 6 7 8 9 10 11 12 13; if round < ROUNDS {
             let round_key = key.round(round);
-            unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
+            unrolled!(row in 0 1 2 3 4 5 6 7 8 9; if row < ROWS {
                 state[row] = pin(_mm256_aesenc_epi128(state[row], round_key));
             });
-            let row = round - 1;
-            if row < ROWS && (J::OPEN || !FIRST) {
-                let sealed = if row == 0 {
-                    let text = if J::OPEN { text } else { text.written() };
-                    _mm256_xor_si256(text.load(from), self.carried())
-                } else if J::OPEN && row + 1 == ROWS {
-                    self.load_last(next + row, last)
-                } else {
-                    hashed.load(row - 1)
-                };
-                let mut blocks = reverse(sealed);
-                if J::OPEN && row + 1 == ROWS && last {
-                    (sum, blocks) = self.with_lengths(sum, blocks);
-                }
-                sum = multiply_add(sum, blocks, powers.of(row)).pin();
-            }
+            hash!(round - 1);
         });
+        let round_key = key.round(ROUNDS);
+        unrolled!(row in 0 1 2 3 4 5 6 7 8 9; if row < ROWS {
+            state[row] = pin(_mm256_aesenclast_epi128(state[row], round_key));
+        });
+        hash!(ROUNDS - 1);
         if longer {
             let blocks = reverse(text.written().load(next - 1));
             sum = multiply_add(sum, blocks, key.powers_from(2));
         }
-        let round_key = key.round(ROUNDS);
-        unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
-            state[row] = pin(_mm256_aesenclast_epi128(state[row], round_key));
-        });
         if FIRST {
             self.mask = _mm256_castsi256_si128(state[0]);
         }
@@ -149,7 +159,7 @@ impl Message<'_> {
             self.carry = reverse_one(fold(reduce(sum)));
         }
         state[0] = _mm256_xor_si256(state[0], text.load(next));
-        unrolled!(row in 1 2 3 4 5 6 7; if row + 1 < ROWS {
+        unrolled!(row in 1 2 3 4 5 6 7 8; if row + 1 < ROWS {
             state[row] = _mm256_xor_si256(state[row], between.load(row - 1));
         });
         state[ROWS - 1] = _mm256_xor_si256(state[ROWS - 1], self.load_last(next + ROWS - 1, last));
@@ -158,7 +168,7 @@ impl Message<'_> {
         } else {
             text.store(next + ROWS - 1, state[ROWS - 1]);
         }
-        unrolled!(row in 7 6 5 4 3 2 1; if row + 1 < ROWS {
+        unrolled!(row in 8 7 6 5 4 3 2 1; if row + 1 < ROWS {
             between.store(row - 1, state[row]);
         });
         text.store(next, state[0]);
@@ -167,7 +177,7 @@ impl Message<'_> {
         if last && !J::OPEN {
             let powers = key.powers_of_rows(final_power, ROWS);
             let mut sum = NOTHING;
-            unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
+            unrolled!(row in 0 1 2 3 4 5 6 7 8 9; if row < ROWS {
                 let mut sealed = state[row];
                 if row == 0 {
                     if FIRST {
@@ -196,7 +206,7 @@ impl Message<'_> {
         let order = _mm_set_epi8(12, 13, 14, 15, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         let two = _mm256_set_epi32(2, 0, 0, 0, 2, 0, 0, 0);
         let mut state = [_mm256_setzero_si256(); ROWS];
-        unrolled!(row in 0 1 2 3 4 5 6 7 8; if row < ROWS {
+        unrolled!(row in 0 1 2 3 4 5 6 7 8 9; if row < ROWS {
             let counter = _mm256_shuffle_epi8(self.counter, twice(order));
             state[row] = pin(_mm256_xor_si256(counter, self.key.round(0)));
             self.counter = _mm256_add_epi32(self.counter, two);

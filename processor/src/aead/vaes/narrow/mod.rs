@@ -6,7 +6,7 @@
 //! # Shape
 //! A ymm register holds two blocks: a row. As in the wide form the counter of the tag's mask is the first block of row 0; the
 //! block of lengths goes where an odd number of blocks leaves a place. Packets of up to four rows (short.rs) go together by
-//! shape, up to eight rows at once; longer ones (long.rs) go in chunks of five to nine rows. Round keys are loaded once for all
+//! shape, up to eight rows at once; longer ones (long.rs) go in chunks of five to ten rows. Round keys are loaded once for all
 //! rows of a packet, into both lanes.
 //!
 //! On a Zen 3 a multiplication of GHASH takes as long as four rounds of AES (1.5 and 0.38 TSC cycles of a row), so that a
