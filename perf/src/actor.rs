@@ -92,12 +92,15 @@ pub enum Actor {
         /// What it is told of keys and peer, in the words of WireGuard's configuration protocol, `;` for line ends.
         settings: String,
     },
-    /// Carries what comes by one interface to another by AF_XDP, unread, until it is ended.
+    /// Carries what comes by either of two interfaces to the other by AF_XDP, unread, until it is ended.
     Forward {
-        /// Where packets come from.
-        from: String,
-        /// Where they go.
-        to: String,
+        /// One.
+        one: String,
+        /// The other.
+        other: String,
+        /// Never sleep.
+        #[arg(long)]
+        busy_poll: bool,
     },
     /// Answers every datagram on a UDP port until it is ended.
     Echo {
@@ -139,8 +142,12 @@ impl Actor {
     pub fn play(self) -> std::io::Result<()> {
         match self {
             Actor::Tunnel { interface, settings } => crate::veth::tunnel::carry(&interface, &settings)?,
-            Actor::Forward { from, to } => {
-                crate::veth::forward::carry(&from, &to).map_err(std::io::Error::other)?
+            Actor::Forward {
+                one,
+                other,
+                busy_poll,
+            } => {
+                crate::veth::forward::carry([&one, &other], busy_poll).map_err(std::io::Error::other)?;
             }
             Actor::Echo { port } => {
                 let socket = UdpSocket::bind(("0.0.0.0", port))?;

@@ -153,6 +153,10 @@ fn cards(report: &Report) -> String {
         let added = host - bridges;
         let words = "us longer, 99 of 100, for a request and its answer through one host that polls than over bridges (goal: 9)";
         card(Some(added < 9.0), format!("{added:.1}"), words);
+        if let Some(bare) = answer("af-xdp-bridge", true) {
+            let words = "us of that where a bare AF_XDP forwarder stands for the host";
+            card(None, format!("{:.1}", bare - bridges), words);
+        }
     }
     if let Some(row) = report.tcp.iter().find(|row| row.scenario == "two-hosts") {
         let words = "of one TCP flow in plaintext by the same programs, when sealed over two hosts";

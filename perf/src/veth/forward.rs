@@ -1,7 +1,7 @@
-//! The bare AF_XDP forwarder: what comes by one interface leaves by another, unread. What a packet costs here is what the rings, the
+//! The bare AF_XDP forwarder: what comes by one of two interfaces leaves by the other, unread. What a packet costs here is what the rings, the
 //! wakeups and the kernel behind them cost; what Guestseal takes beyond it is its own.
 //!
-//! The same program, port and UMEM as Guestseal's, with one thread that sleeps when nothing comes.
+//! The same program, port and UMEM as Guestseal's, with one thread.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ const FRAMES: u32 = 8192;
 /// Turns without a packet before it sleeps, as a worker.
 const IDLE_TURNS: u32 = 16;
 
-/// Carries what comes by `from` to `to`, until it is ended.
-pub(crate) fn carry(from: &str, to: &str) -> Result<(), PerfError> {
+/// Carries what comes by either interface to the other, until it is ended; never sleeps if it is to poll.
+pub(crate) fn carry(interfaces: [&str; 2], busy_poll: bool) -> Result<(), PerfError> {
     let (umem, frames) = Umem::kernel(Shape {
         frame_size: 2048,
         frames: FRAMES,
@@ -33,50 +33,53 @@ pub(crate) fn carry(from: &str, to: &str) -> Result<(), PerfError> {
     })
     .map_err(refused)?;
     let mut pool = FramePool::new(Arc::clone(&umem), frames);
-    let open = |interface: &str, holder, fill_level| {
+    let (mut ports, mut sockets, mut programs) = (Vec::new(), Vec::new(), Vec::new());
+    for (interface, holder) in interfaces.into_iter().zip(1..) {
         let config = XskConfig {
             interface: interface.to_owned(),
             queue: 0,
             ring_size: RING,
-            fill_level,
+            fill_level: RING,
             zero_copy: false,
             head: 0,
             holder,
             first: holder == 1,
         };
-        XskPort::open(&umem, &config).map_err(refused)
-    };
-    let (mut entry, mut exit) = (open(from, 1, RING)?, open(to, 2, 0)?);
-    entry.refill(&mut pool);
-    let Some(socket) = entry.wait_on().map(|socket| socket.try_clone_to_owned()) else {
-        unreachable!("a socket can be waited on")
-    };
-    let socket = socket.map_err(PerfError::io("the socket"))?;
-    let attachment = Attachment {
-        ifindex: ifindex(from)?,
-        mode: ModeChoice::Only(XdpMode::Native),
-        pins: None,
-    };
-    let program = GuestProgram::load()
-        .and_then(|program| program.attach(attachment))
-        .map_err(said)?;
-    program.register_socket(0, &socket).map_err(said)?;
+        let mut port = XskPort::open(&umem, &config).map_err(refused)?;
+        port.refill(&mut pool);
+        let socket = port.wait_on().map(|socket| socket.try_clone_to_owned());
+        let socket = socket.unwrap_or_else(|| unreachable!("a socket can be waited on"));
+        let socket = socket.map_err(PerfError::io("a socket"))?;
+        let attachment = Attachment {
+            ifindex: ifindex(interface)?,
+            mode: ModeChoice::Only(XdpMode::Native),
+            pins: None,
+        };
+        let program = GuestProgram::load()
+            .and_then(|program| program.attach(attachment))
+            .map_err(said)?;
+        program.register_socket(0, &socket).map_err(said)?;
+        ports.push(port);
+        sockets.push(socket);
+        programs.push(program);
+    }
     println!("ready");
     std::io::stdout()
         .flush()
         .map_err(PerfError::io("standard output"))?;
-    let mut burst = Burst::new();
     let mut idle_turns = 0;
     loop {
-        exit.reclaim(&mut pool);
-        entry.receive(&mut burst, &mut pool);
-        idle_turns = if burst.is_empty() { idle_turns + 1 } else { 0 };
-        exit.transmit_all(&mut burst);
-        // No room to transmit: what is left is dropped.
-        burst.drain(..).for_each(|frame| pool.put(frame));
-        entry.refill(&mut pool);
-        if !exit.kick() && idle_turns > IDLE_TURNS {
-            let mut waited = [PollFd::new(&socket, PollFlags::IN)];
+        let mut is_idle = true;
+        for _ in 0..2 {
+            let [entry, exit] = ports.as_mut_slice() else {
+                unreachable!("two interfaces")
+            };
+            is_idle &= !carry_burst(entry, exit, &mut pool);
+            ports.reverse();
+        }
+        idle_turns = if is_idle { idle_turns + 1 } else { 0 };
+        if !busy_poll && idle_turns > IDLE_TURNS {
+            let mut waited = [&sockets[0], &sockets[1]].map(|socket| PollFd::new(socket, PollFlags::IN));
             let nap = Timespec {
                 tv_sec: 1,
                 tv_nsec: 0,
@@ -84,6 +87,19 @@ pub(crate) fn carry(from: &str, to: &str) -> Result<(), PerfError> {
             poll(&mut waited, Some(&nap)).map_err(|error| PerfError::io("poll")(error.into()))?;
         }
     }
+}
+
+/// One burst from one port to another. Says whether there was anything to do.
+fn carry_burst(entry: &mut XskPort, exit: &mut XskPort, pool: &mut FramePool) -> bool {
+    let mut burst = Burst::new();
+    exit.reclaim(pool);
+    entry.receive(&mut burst, pool);
+    let came = !burst.is_empty();
+    exit.transmit_all(&mut burst);
+    // No room to transmit: what is left is dropped.
+    burst.into_iter().for_each(|frame| pool.put(frame));
+    entry.refill(pool);
+    exit.kick() || came
 }
 
 fn refused(error: impl std::error::Error) -> PerfError {

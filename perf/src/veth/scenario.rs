@@ -166,7 +166,7 @@ impl Setup {
                 setup.bridge(0, "vx0")?;
             }
             Scenario::Boringtun => setup.boringtun(cpus)?,
-            Scenario::AfXdp => setup.forwarder(cpus)?,
+            Scenario::AfXdp => setup.forwarder(cpus, busy_poll)?,
             Scenario::Plaintext => setup.guestseal("plaintext", &[0], cpus, busy_poll)?,
             Scenario::Authenticate => setup.guestseal("authenticate, key: bench-0", &[0], cpus, busy_poll)?,
             Scenario::Encrypt => setup.guestseal("encrypt, key: bench-0", &[0], cpus, busy_poll)?,
@@ -283,9 +283,13 @@ impl Setup {
         })
     }
 
-    fn forwarder(&mut self, cpus: &[usize]) -> Result<(), PerfError> {
+    fn forwarder(&mut self, cpus: &[usize], busy_poll: bool) -> Result<(), PerfError> {
         let host = &self.topology.hosts[0];
-        let peer = start_peer("forward", 0, host, cpus, &["gp1", "uplink"])?;
+        let mut arguments = vec!["gp1", "uplink"];
+        if busy_poll {
+            arguments.push("--busy-poll");
+        }
+        let peer = start_peer("forward", 0, host, cpus, &arguments)?;
         self.peers.push(peer);
         Ok(())
     }

@@ -63,10 +63,13 @@ pub(super) fn measure(cpus: &[usize], short: bool) -> Result<(Vec<TcpRow>, Vec<A
     // A worker that never sleeps wants a CPU of its own: of two CPUs the guests have one and one host the other, while a
     // bridge is the second host.
     for busy_poll in [false, true] {
-        let last = &cpus[cpus.len() - 1..];
-        let setup = Setup::new(Scenario::Plaintext, last, busy_poll)?;
-        setup.bridge(1, "uplink")?;
-        answers.push(ask(&setup, "plaintext-bridge", busy_poll, requests)?);
+        for scenario in [Scenario::AfXdp, Scenario::Plaintext] {
+            let last = &cpus[cpus.len() - 1..];
+            let setup = Setup::new(scenario, last, busy_poll)?;
+            setup.bridge(1, "uplink")?;
+            let name = format!("{}-bridge", scenario.name());
+            answers.push(ask(&setup, &name, busy_poll, requests)?);
+        }
     }
     if cpus.len() > 2 {
         let setup = Setup::new(Scenario::TwoHosts, &cpus[1..], true)?;

@@ -114,7 +114,7 @@ impl Message<'_> {
             2 * (ROWS + usize::from(longer))
         };
         let powers = key.powers_of_rows(power, ROWS);
-        // The rows that are hashed, one a round; the last round has one, too, where there are more rows than rounds before it.
+        // A row that is hashed: one a round, and a tenth where AES-128 has nine rounds beside which there is room.
         macro_rules! hash {
             ($row:expr) => {
                 let row = $row;
@@ -143,15 +143,15 @@ impl Message<'_> {
             });
             hash!(round - 1);
         });
-        let round_key = key.round(ROUNDS);
-        unrolled!(row in 0 1 2 3 4 5 6 7 8 9; if row < ROWS {
-            state[row] = pin(_mm256_aesenclast_epi128(state[row], round_key));
-        });
         hash!(ROUNDS - 1);
         if longer {
             let blocks = reverse(text.written().load(next - 1));
             sum = multiply_add(sum, blocks, key.powers_from(2));
         }
+        let round_key = key.round(ROUNDS);
+        unrolled!(row in 0 1 2 3 4 5 6 7 8 9; if row < ROWS {
+            state[row] = pin(_mm256_aesenclast_epi128(state[row], round_key));
+        });
         if FIRST {
             self.mask = _mm256_castsi256_si128(state[0]);
         }

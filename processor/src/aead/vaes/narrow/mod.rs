@@ -9,6 +9,9 @@
 //! shape, up to eight rows at once; longer ones (long.rs) go in chunks of five to ten rows. Round keys are loaded once for all
 //! rows of a packet, into both lanes.
 //!
+//! Ten rows, their sums, a round key and two more are the sixteen registers that there are. With chunks of at most twelve a text of
+//! 1,432 bytes took 573 TSC cycles sealed instead of 543 on a Zen 3; with nine, one of 276 took 160 instead of 140, as two chunks.
+//!
 //! On a Zen 3 a multiplication of GHASH takes as long as four rounds of AES (1.5 and 0.38 TSC cycles of a row), so that a
 //! product is made of three (ghash.rs) and reduced once a packet or chunk. More at once is no gain: of 52 bytes under AES-128,
 //! two packets take 46 cycles each sealed and 46 opened, four take 47 and 52, and one alone 54 and 47. Loops are written out, arrays are
