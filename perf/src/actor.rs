@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -347,12 +348,30 @@ pub fn serve(
     );
     let mut command = namespace.command(program);
     command.arg("actor").args(words);
-    let mut server = Running::start(&name, directory, &mut command)?;
-    wait_for(&words.join(" "), PATIENCE, || {
-        server.check_runs()?;
-        Ok(server.output().contains("listening").then_some(()))
+    start(&name, directory, &mut command, PATIENCE)
+}
+
+/// Starts a part; returns when it says that it listens.
+pub(crate) fn start(
+    name: &str,
+    directory: &Path,
+    command: &mut Command,
+    patience: Duration,
+) -> Result<Running, PerfError> {
+    let mut running = Running::start(name, directory, command)?;
+    wait_for(&format!("{name} to listen"), patience, || {
+        running.check_runs()?;
+        Ok(running.output().contains("listening").then_some(()))
     })?;
-    Ok(server)
+    Ok(running)
+}
+
+/// The command of a part that this program plays in a namespace, on a CPU; its words are still to be added.
+pub(crate) fn pinned(namespace: &Namespace, cpu: usize) -> Result<Command, PerfError> {
+    let own = std::env::current_exe().map_err(PerfError::io("this program"))?;
+    let mut command = namespace.command("taskset");
+    command.args(["-c", &cpu.to_string()]).arg(own).arg("actor");
+    Ok(command)
 }
 
 fn repeat(interface: &str, packets: &Path, rate: u32, seconds: u32) -> std::io::Result<()> {

@@ -84,10 +84,13 @@ pub fn compare(options: &Options) -> Result<bool, PerfError> {
     std::fs::create_dir_all(&builds).map_err(PerfError::io(builds.display().to_string()))?;
     // Both are resolved before either is built: a name may come to mean another commit meanwhile.
     let hashes = [hash_of(&options.base)?, hash_of(&options.head)?];
-    let programs = [
-        built(hashes[0].as_deref(), &builds)?,
-        built(hashes[1].as_deref(), &builds)?,
-    ];
+    let base = built(hashes[0].as_deref(), &builds)?;
+    let head = if hashes[0] == hashes[1] {
+        base.clone()
+    } else {
+        built(hashes[1].as_deref(), &builds)?
+    };
+    let programs = [base, head];
     let shows_progress = std::io::stderr().is_terminal();
     let mut pairs: Vec<[Rows; 2]> = Vec::new();
     for number in 0..options.pairs {

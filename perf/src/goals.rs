@@ -150,9 +150,8 @@ pub(crate) fn of_path(rows: &[Value]) -> Vec<PathGoal> {
     let mut goals = Vec::new();
     for flows in [1, 1000] {
         for (direction, size, allowed) in OF_CIPHER {
-            let path = fastest(&of(direction, size, flows, 1));
-            if let Some((path, bare)) =
-                path.and_then(|path| Some((path.clone(), path.ipsec_mb_cycles_per_packet?)))
+            if let Some(path) = fastest(&of(direction, size, flows, 1))
+                && let Some(bare) = path.ipsec_mb_cycles_per_packet
             {
                 goals.push(PathGoal::new(&path, ("bare ipsec-mb", bare), allowed));
             }

@@ -34,25 +34,23 @@ pub fn sign_flip(ratios: &[f64]) -> f64 {
     sizes.sort_unstable_by(f64::total_cmp);
     let usual = sizes.get(sizes.len() / 4).copied().unwrap_or_default();
     let logs: Vec<f64> = logs.iter().map(|log| log.clamp(-usual, usual)).collect();
-    let found: f64 = logs.iter().sum();
     // Rounding must not make the choice that was found another one.
-    let is_as_far = |is_negative: &mut dyn FnMut(usize) -> bool| {
-        let logs = logs.iter().enumerate();
-        let sum: f64 = logs
-            .map(|(pair, log)| if is_negative(pair) { -log } else { *log })
-            .sum();
-        sum >= found - 1e-12
-    };
+    let as_far = logs.iter().sum::<f64>() - 1e-12;
     if logs.len() <= EXACT {
         let choices = 1_u32 << logs.len();
-        let as_far = (0..choices).filter(|choice| is_as_far(&mut |pair| choice >> pair & 1 == 1));
-        return as_far.count() as f64 / f64::from(choices);
+        let far = (0..choices).filter(|choice| flipped(&logs, |pair| choice >> pair & 1 == 1) >= as_far);
+        return far.count() as f64 / f64::from(choices);
     }
     let mut dice = Dice::new(11);
-    let as_far = (0..DRAWN)
-        .filter(|_| is_as_far(&mut |_| dice.below(2) == 1))
-        .count();
-    (as_far + 1) as f64 / f64::from(DRAWN + 1)
+    let far = (0..DRAWN).filter(|_| flipped(&logs, |_| dice.below(2) == 1) >= as_far);
+    (far.count() + 1) as f64 / f64::from(DRAWN + 1)
+}
+
+/// The sum of logarithms, those of some pairs with the other sign.
+fn flipped(logs: &[f64], mut is_flipped: impl FnMut(usize) -> bool) -> f64 {
+    let logs = logs.iter().enumerate();
+    logs.map(|(pair, log)| if is_flipped(pair) { -log } else { *log })
+        .sum()
 }
 
 /// Probabilities of several questions, corrected so that one wrong answer among all is as improbable as each was (Holm 1979).

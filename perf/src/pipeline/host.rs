@@ -34,7 +34,6 @@ use guestseal::telemetry::samples::samples;
 use guestseal::wire::ethernet::MacAddress;
 use guestseal::worker::handoff::{Handoff, Waker};
 use guestseal::worker::run::{Ports, Stop, Worker, monotonic};
-use guestseal_rules::classify::Protection;
 use guestseal_rules::compile::Ruleset;
 use guestseal_rules::containers::Containers;
 use guestseal_rules::event::Moment;
@@ -283,10 +282,7 @@ pub(super) fn expanded(engine: &dyn Engine, number: u32) -> ExpandedKey {
 /// One SA for each key, from the first host to the second.
 fn security_associations(rules: &Rules, number: usize, engine: &dyn Engine) -> (SaTable, Owned) {
     let (mut table, mut owned) = (SaTable::default(), Owned::default());
-    let protection = match rules.action {
-        Action::Encrypt => Protection::Encrypt,
-        Action::Authenticate => Protection::Authenticate,
-    };
+    let protection = rules.action.protection();
     let (network, mode) = (rules.network(), rules.mode(number));
     for slot in 0..rules.sas {
         let Ok(spi) = Spi::new(FIRST_SPI + slot) else {

@@ -287,15 +287,7 @@ fn plan(options: &Options) -> Vec<Case> {
     for &more in options.sas.iter().skip(1) {
         cases.extend(case(most, flows_for(more), more, frames));
     }
-    let with = |action: &Action| {
-        cases
-            .iter()
-            .map(|case| Case {
-                action: *action,
-                ..*case
-            })
-            .collect::<Vec<_>>()
-    };
+    let with = |&action: &Action| cases.iter().map(move |case| Case { action, ..*case });
     options.action.iter().flat_map(with).collect()
 }
 
@@ -427,12 +419,9 @@ fn measure(
         carried[0] += (3 * rounds * rotation.depth) as u64;
         carried[1] += (2 * rounds * rotation.depth) as u64;
     }
-    let sent_as = match case.action {
-        Action::Encrypt => SentAs::Encrypted,
-        Action::Authenticate => SentAs::Authenticated,
-    };
+    let sent = Outcome::Sent(SentAs::under(case.action.protection()));
     let went = [
-        one.counters.outcome(Outcome::Sent(sent_as)).get(),
+        one.counters.outcome(sent).get(),
         two.counters.outcome(Outcome::Delivered).get(),
     ];
     if went != carried {

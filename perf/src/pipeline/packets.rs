@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use guestseal::path::encapsulate;
 use guestseal::wire::{ethernet, ip4, transport};
+use guestseal_rules::classify::Protection;
 use guestseal_rules::load::{Source, load_policy};
 use guestseal_rules::model::Policy;
 use serde::{Serialize, Serializer};
@@ -117,6 +118,15 @@ impl Action {
         match self {
             Action::Encrypt => "encrypt",
             Action::Authenticate => "authenticate",
+        }
+    }
+
+    /// How an SA for it protects.
+    #[must_use]
+    pub(super) fn protection(self) -> Protection {
+        match self {
+            Action::Encrypt => Protection::Encrypt,
+            Action::Authenticate => Protection::Authenticate,
         }
     }
 }

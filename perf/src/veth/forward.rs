@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use guestseal::port::pool::FramePool;
 use guestseal::port::umem::{HugePages, Shape, Umem};
 use guestseal::port::xsk::{XskConfig, XskPort};
@@ -31,9 +32,9 @@ pub(crate) fn carry(interfaces: [&str; 2], busy_poll: bool) -> Result<(), PerfEr
         ring_size: RING,
         huge_pages: HugePages::Auto,
     })
-    .map_err(refused)?;
+    .map_err(said)?;
     let mut pool = FramePool::new(Arc::clone(&umem), frames);
-    let (mut ports, mut sockets, mut programs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ports, mut programs) = (Vec::new(), Vec::new());
     for (interface, holder) in interfaces.into_iter().zip(1..) {
         let config = XskConfig {
             interface: interface.to_owned(),
@@ -45,11 +46,8 @@ pub(crate) fn carry(interfaces: [&str; 2], busy_poll: bool) -> Result<(), PerfEr
             holder,
             first: holder == 1,
         };
-        let mut port = XskPort::open(&umem, &config).map_err(refused)?;
+        let mut port = XskPort::open(&umem, &config).map_err(said)?;
         port.refill(&mut pool);
-        let socket = port.wait_on().map(|socket| socket.try_clone_to_owned());
-        let socket = socket.unwrap_or_else(|| unreachable!("a socket can be waited on"));
-        let socket = socket.map_err(PerfError::io("a socket"))?;
         let attachment = Attachment {
             ifindex: ifindex(interface)?,
             mode: ModeChoice::Only(XdpMode::Native),
@@ -58,28 +56,26 @@ pub(crate) fn carry(interfaces: [&str; 2], busy_poll: bool) -> Result<(), PerfEr
         let program = GuestProgram::load()
             .and_then(|program| program.attach(attachment))
             .map_err(said)?;
-        program.register_socket(0, &socket).map_err(said)?;
+        program.register_socket(0, &port.raw_fd()).map_err(said)?;
         ports.push(port);
-        sockets.push(socket);
         programs.push(program);
     }
-    println!("ready");
+    println!("listening");
     std::io::stdout()
         .flush()
         .map_err(PerfError::io("standard output"))?;
+    let [one, other] = ports.as_mut_slice() else {
+        unreachable!("two interfaces")
+    };
     let mut idle_turns = 0;
     loop {
-        let mut is_idle = true;
-        for _ in 0..2 {
-            let [entry, exit] = ports.as_mut_slice() else {
-                unreachable!("two interfaces")
-            };
-            is_idle &= !carry_burst(entry, exit, &mut pool);
-            ports.reverse();
-        }
-        idle_turns = if is_idle { idle_turns + 1 } else { 0 };
+        let is_busy = carry_burst(one, other, &mut pool) | carry_burst(other, one, &mut pool);
+        idle_turns = if is_busy { 0 } else { idle_turns + 1 };
         if !busy_poll && idle_turns > IDLE_TURNS {
-            let mut waited = [&sockets[0], &sockets[1]].map(|socket| PollFd::new(socket, PollFlags::IN));
+            let sockets = [&*one, &*other].into_iter().filter_map(Port::wait_on);
+            let mut waited: ArrayVec<PollFd<'_>, 2> = sockets
+                .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN))
+                .collect();
             let nap = Timespec {
                 tv_sec: 1,
                 tv_nsec: 0,
@@ -100,8 +96,4 @@ fn carry_burst(entry: &mut XskPort, exit: &mut XskPort, pool: &mut FramePool) ->
     burst.into_iter().for_each(|frame| pool.put(frame));
     entry.refill(pool);
     exit.kick() || came
-}
-
-fn refused(error: impl std::error::Error) -> PerfError {
-    PerfError::Wrong(guestseal::control::supervise::chain(&error))
 }

@@ -16,6 +16,7 @@ use guestseal_xdp::{Attached, Attachment, ModeChoice, Program, Sink, XdpMode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
 use super::tunnel::Keys;
+use crate::actor;
 use crate::deployment::{Deployment, Host};
 use crate::namespaces::{GuestSpec, Namespace, Topology};
 use crate::pipeline::seal::{KEYMAT, SPI};
@@ -343,7 +344,7 @@ impl Drop for Setup {
     }
 }
 
-/// Starts a part of [`crate::actor::Actor`] on a host, on a CPU, and waits until it says that it is ready.
+/// Starts a part of [`actor::Actor`] that carries packets on a host, on a CPU.
 fn start_peer(
     part: &str,
     number: usize,
@@ -351,20 +352,15 @@ fn start_peer(
     cpus: &[usize],
     arguments: &[&str],
 ) -> Result<Running, PerfError> {
-    let own = std::env::current_exe().map_err(PerfError::io("this program"))?;
-    let mut command = host.command("taskset");
-    command
-        .args(["-c", &cpus[number % cpus.len()].to_string()])
-        .arg(own)
-        .args(["actor", part])
-        .args(arguments);
+    let mut command = actor::pinned(host, cpus[number % cpus.len()])?;
+    command.arg(part).args(arguments);
     let name = format!("{part}-{}-{number}", std::process::id());
-    let mut peer = Running::start(&name, &std::env::temp_dir(), &mut command)?;
-    wait_for(&format!("{part} to be ready"), Duration::from_secs(10), || {
-        peer.check_runs()?;
-        Ok(peer.output().contains("ready").then_some(()))
-    })?;
-    Ok(peer)
+    actor::start(
+        &name,
+        &std::env::temp_dir(),
+        &mut command,
+        Duration::from_secs(10),
+    )
 }
 
 /// Of all threads of a process, ns.
@@ -401,8 +397,8 @@ pub(super) fn attach_sink(namespace: &Namespace, interface: &str) -> Result<Atta
     })?
 }
 
-/// What the loader says, as an error of ours.
-pub(super) fn said(error: guestseal_xdp::XdpError) -> PerfError {
+/// What a part of Guestseal says, as an error of ours.
+pub(super) fn said(error: impl std::error::Error) -> PerfError {
     PerfError::Wrong(guestseal::control::supervise::chain(&error))
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scenario::{Scenario, Setup};
 use super::trial::percentile;
+use crate::actor;
 use crate::process::{PerfError, Running, run, wait_for};
 
 /// One TCP flow.
@@ -125,15 +126,12 @@ fn tcp(setup: &Setup, seconds: u32) -> Result<f64, PerfError> {
 
 fn ask(setup: &Setup, scenario: &str, busy_poll: bool, requests: u32) -> Result<AnswerRow, PerfError> {
     let [client, server] = [0, 1].map(|number| &setup.topology.guests[number].namespace);
-    let own = std::env::current_exe().map_err(PerfError::io("this program"))?;
     let name = format!("echo-{}", std::process::id());
-    let mut command = server.command("taskset");
-    command.args(["-c", "0"]).arg(&own).args(["actor", "echo", "7"]);
-    let mut echo = Running::start(&name, &std::env::temp_dir(), &mut command)?;
+    let mut command = actor::pinned(server, 0)?;
+    let mut echo = Running::start(&name, &std::env::temp_dir(), command.args(["echo", "7"]))?;
     let once = |count: u32| {
-        let mut command = client.command("taskset");
-        command.args(["-c", "0"]).arg(&own);
-        run(command.args(["actor", "ask", "10.0.0.2:7", &count.to_string()]))
+        let mut command = actor::pinned(client, 0)?;
+        run(command.args(["ask", "10.0.0.2:7", &count.to_string()]))
     };
     // Asks until it is there, and warms up.
     let warm = wait_for("the echo", Duration::from_secs(20), || {

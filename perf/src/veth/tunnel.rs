@@ -61,7 +61,7 @@ pub(crate) fn carry(interface: &str, settings: &str) -> std::io::Result<()> {
     if answer.trim() != "errno=0" {
         return Err(Error::other(format!("boringtun refuses its settings: {answer}")));
     }
-    println!("ready");
+    println!("listening");
     std::io::stdout().flush()?;
     device.wait();
     teller.shutdown(Shutdown::Both)

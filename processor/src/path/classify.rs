@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use guestseal_rules::classify::{Action, Decision, Protection, Verdict};
+use guestseal_rules::classify::{Action, Decision, Verdict};
 use guestseal_rules::facts::{Facts, Party, Ports};
 use guestseal_rules::flow_cache::FlowCache;
 use guestseal_rules::model::RuleIndex;
@@ -203,10 +203,7 @@ fn route(descriptor: &mut Descriptor, action: Action, tables: &Tables) -> Result
         }
         Action::Seal { key, protection } => {
             descriptor.seal = Some((key, protection));
-            Ok(Egress::Uplink(match protection {
-                Protection::Encrypt => SentAs::Encrypted,
-                Protection::Authenticate => SentAs::Authenticated,
-            }))
+            Ok(Egress::Uplink(SentAs::under(protection)))
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Metrics, `explain`, traces and docs derive from this list: a reason carries its stage, its severity and the line
 //! an operator reads. Detail beyond the reason leaves through the event ring.
 
+use guestseal_rules::classify::Protection;
+
 /// How a packet ended.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -23,6 +25,18 @@ pub enum SentAs {
     Authenticated,
     /// As the guest sent it, because a rule says so.
     Plaintext,
+}
+
+impl SentAs {
+    /// What leaves under an SA that protects so.
+    #[inline]
+    #[must_use]
+    pub fn under(protection: Protection) -> Self {
+        match protection {
+            Protection::Encrypt => Self::Encrypted,
+            Protection::Authenticate => Self::Authenticated,
+        }
+    }
 }
 
 /// The way a packet goes through the host, as the guest sees it.
