@@ -76,8 +76,11 @@ impl KeyManager {
     }
 
     fn start(&mut self, net: &Net) -> Result<()> {
-        let mut command = net.topology.hosts[0].command(pykmip("pykmip-server")?);
+        // It has two processes beside its own, which end with it in a PID namespace.
+        let mut command = net.topology.hosts[0].command("unshare");
         command
+            .args(["--pid", "--fork", "--kill-child"])
+            .arg(pykmip("pykmip-server")?)
             .arg("-f")
             .arg(self.directory.join("server.conf"))
             .arg("-l")

@@ -90,6 +90,10 @@ const TESTS: &[(&str, Body)] = &[
         traffic::orderly_end,
     ),
     ("traffic::a_second_process_is_refused", traffic::second_process),
+    (
+        "traffic::a_queue_that_is_let_go_is_waited_for",
+        traffic::queue_of_another,
+    ),
     ("traffic::the_demo_agrees_and_leaves_nothing", traffic::demo),
     (
         "traffic::an_interrupted_demo_leaves_nothing",
@@ -237,8 +241,8 @@ const TESTS: &[(&str, Body)] = &[
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Each test keeps both CPUs busy.
-    arguments.test_threads.get_or_insert(1);
+    // A test waits about as long as it keeps CPUs busy.
+    arguments.test_threads.get_or_insert(2);
     let missing = missing();
     if let Some(reason) = &missing {
         eprintln!("ignored: {reason}");

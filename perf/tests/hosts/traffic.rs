@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use guestseal_perf::deployment::number;
+use guestseal::port::umem::{HugePages, Shape, Umem};
+use guestseal::port::xsk::{XskConfig, XskPort};
+use guestseal_perf::deployment::{Host, number};
 use guestseal_perf::process::{Running, run_line, wait_for};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
@@ -244,6 +246,53 @@ pub(crate) fn second_process() -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure(!output.status.success(), || "a second process ran".to_owned())?;
     ensure(said.contains("in use by another guestseal"), || said)?;
+    net.pings("blue-1", "10.1.0.2")?;
+    net.stop(0)?;
+    Ok(())
+}
+
+/// The uplink's queue is another socket's still, as it is for a while after a kill: who starts waits for it.
+pub(crate) fn queue_of_another() -> Result<()> {
+    let mut net = Net::new("queue", 1)?;
+    for host in 0..2 {
+        net.write_host(host, 1)?;
+    }
+    net.start(1, &[])?;
+    let other = net.topology.hosts[0].inside(|| -> std::result::Result<XskPort, String> {
+        let (umem, _) = Umem::kernel(Shape {
+            frame_size: 2048,
+            frames: 64,
+            long_frames: 0,
+            ring_size: 64,
+            huge_pages: HugePages::Off,
+        })
+        .map_err(|error| error.to_string())?;
+        let config = XskConfig {
+            interface: "uplink".into(),
+            queue: 0,
+            ring_size: 64,
+            fill_level: 0,
+            zero_copy: false,
+            head: 0,
+            holder: 1,
+            first: true,
+        };
+        XskPort::open(&umem, &config).map_err(|error| error.to_string())
+    })??;
+    let log = net.deployment.directory().join("guestseal-h1.err");
+    let (deployment, host) = (&net.deployment, &net.topology.hosts[0]);
+    let started = std::thread::scope(|scope| -> Result<Host> {
+        let starting = scope.spawn(|| deployment.start(0, host, &[]));
+        let waited = wait_for("guestseal to wait", PATIENCE, || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            Ok(said.contains("waiting for a queue").then_some(()))
+        });
+        drop(other);
+        let started = starting.join().map_err(|_| "a panic")?;
+        waited?;
+        Ok(started?)
+    })?;
+    net.hosts[0] = Some(started);
     net.pings("blue-1", "10.1.0.2")?;
     net.stop(0)?;
     Ok(())

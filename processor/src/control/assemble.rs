@@ -12,7 +12,7 @@ use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use guestseal_rules::compile::Ruleset;
@@ -187,6 +187,13 @@ const LONGEST_ETHERNET: usize = 18;
 /// Long frames for each worker, where they are wanted: some batches on their way in, sealed or opened, and out. 8 MiB.
 const LONG_FRAMES: u32 = 512;
 
+/// How long a plane that starts waits for queues that are another socket's. The kernel lets go of a queue some time after the process
+/// that had it has ended, on a busy machine seconds later: who starts again at once must not fail for it, nor take another mode.
+const RELEASE: Duration = Duration::from_secs(5);
+
+/// How often it asks.
+const RELEASE_LOOK: Duration = Duration::from_millis(20);
+
 /// How the sockets of a plane are opened.
 #[derive(Copy, Clone)]
 struct Manner {
@@ -202,6 +209,8 @@ struct Opener<'a> {
     ring_size: u32,
     fill_level: u32,
     next_holder: &'a mut u16,
+    /// Until when it waits for queues.
+    patient_until: Instant,
 }
 
 impl Opener<'_> {
@@ -224,19 +233,29 @@ impl Opener<'_> {
         }
         let holder = *self.next_holder;
         *self.next_holder += 1;
-        let port = XskPort::open(
-            self.umem,
-            &XskConfig {
-                interface: link.name.clone(),
-                queue,
-                ring_size: self.ring_size,
-                fill_level: self.fill_level,
-                zero_copy: self.zero_copy,
-                head,
-                holder,
-                first,
-            },
-        )?;
+        let config = XskConfig {
+            interface: link.name.clone(),
+            queue,
+            ring_size: self.ring_size,
+            fill_level: self.fill_level,
+            zero_copy: self.zero_copy,
+            head,
+            holder,
+            first,
+        };
+        let mut waits = false;
+        let port = loop {
+            match XskPort::open(self.umem, &config) {
+                Err(error) if error.is_busy() && Instant::now() < self.patient_until => {
+                    if !waits {
+                        tracing::info!("waiting for a queue: {}", super::supervise::chain(&error));
+                    }
+                    waits = true;
+                    std::thread::sleep(RELEASE_LOOK);
+                }
+                opened => break opened?,
+            }
+        };
         Ok((port.raw_fd(), port.zero_copy(), port))
     }
 }
@@ -335,6 +354,7 @@ impl DataPlane {
             ring_size,
             fill_level,
             next_holder: &mut next_holder,
+            patient_until: Instant::now() + RELEASE,
         };
 
         let mut in_force = false;
@@ -690,6 +710,8 @@ impl DataPlane {
             ring_size: self.ring_size,
             fill_level: self.fill_level,
             next_holder: &mut self.next_holder,
+            // It is tried again by who looks after ports.
+            patient_until: Instant::now(),
         };
         let mut opened = Vec::new();
         for queue in 0..open.link.queues {

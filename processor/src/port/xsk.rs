@@ -110,8 +110,8 @@ pub enum XskError {
         #[source]
         source: std::io::Error,
     },
-    /// The mode could not be read back.
-    #[error("the mode of the socket on {interface} queue {queue} cannot be read back")]
+    /// The mode could not be read back, or the socket not be made this process's only.
+    #[error("the mode of the socket on {interface} queue {queue} cannot be read back or set")]
     Options {
         /// Interface name.
         interface: String,
@@ -128,6 +128,12 @@ impl XskError {
     #[must_use]
     pub fn may_know_no_pieces(&self) -> bool {
         matches!(self, Self::Refused { pieces: true, source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+    }
+
+    /// Whether another socket has the queue, which a kernel also says for a while after the socket's process has ended.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
     }
 }
 
@@ -230,7 +236,9 @@ impl XskPort {
                 "this process has this queue already",
             ));
         };
-        let zero_copy = mode_in_force(tx.fd().as_raw_fd()).map_err(|source| XskError::Options {
+        let socket = tx.fd().as_raw_fd();
+        let mode = close_on_exec(socket).and_then(|()| mode_in_force(socket));
+        let zero_copy = mode.map_err(|source| XskError::Options {
             interface: config.interface.clone(),
             queue: config.queue,
             source,
@@ -291,6 +299,15 @@ impl XskPort {
         assert_eq!(produced, pieces.len(), "the transmit ring had room");
         self.held.transmit += produced;
         Ok(())
+    }
+}
+
+/// Lets a socket end with this process: libxdp makes it so that a program that is started from here would keep the queue.
+fn close_on_exec(socket: RawFd) -> std::io::Result<()> {
+    // SAFETY: sets a flag of a descriptor, and touches no memory.
+    match unsafe { libc::fcntl(socket, libc::F_SETFD, libc::FD_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

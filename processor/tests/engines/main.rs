@@ -27,7 +27,12 @@ const CHECKS: &[(&str, Check)] = &[
         conformance::no_plaintext_on_a_bad_tag,
     ),
     ("every_length", differential::every_length),
+    ("every_length_beyond", differential::every_length_beyond),
     ("every_length_of_gmac", differential::every_length_of_gmac),
+    (
+        "every_length_of_gmac_beyond",
+        differential::every_length_of_gmac_beyond,
+    ),
     ("additional_data_of_any_length", differential::additional),
     ("any_batch", differential::any_batch),
     ("forgeries_spoil_no_other_packet", differential::forgeries),
