@@ -200,6 +200,8 @@ struct Manner {
     zero_copy: bool,
     /// Packets may come and go in pieces.
     pieces: bool,
+    /// Until when it waits for queues.
+    patient_until: Instant,
 }
 
 struct Opener<'a> {
@@ -290,6 +292,7 @@ impl DataPlane {
         let mut manner = Manner {
             zero_copy: wanted,
             pieces: true,
+            patient_until: Instant::now() + RELEASE,
         };
         let mut started = Self::try_start(plan, &mut owned, manner);
         if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
@@ -313,7 +316,11 @@ impl DataPlane {
     fn try_start(
         plan: &Blueprint,
         owned: &mut Option<Vec<Owned>>,
-        Manner { zero_copy, pieces }: Manner,
+        Manner {
+            zero_copy,
+            pieces,
+            patient_until,
+        }: Manner,
     ) -> Result<Self, StartError> {
         let config = &*plan.config;
         let uplink = link::describe(&config.uplink)?;
@@ -354,7 +361,7 @@ impl DataPlane {
             ring_size,
             fill_level,
             next_holder: &mut next_holder,
-            patient_until: Instant::now() + RELEASE,
+            patient_until,
         };
 
         let mut in_force = false;
