@@ -214,8 +214,20 @@ impl Recall {
         if packets.len() < 2 || of(packets.start) == of(packets.end - 1) {
             return;
         }
-        let places = packets.filter_map(of).map(|words| self.places(&words, from)[0]);
-        let places: ArrayVec<usize, BATCH> = places.take(BATCH).collect();
+        let places = packets.filter_map(of).map(|words| self.place(&words, from));
+        self.read(&places.take(BATCH).collect());
+    }
+
+    /// The first place that a flow may have.
+    #[inline(always)]
+    pub(super) fn place(&self, words: &Words, from: u64) -> usize {
+        let [first, _] = self.places(words, from);
+        first
+    }
+
+    /// Reads places, so that they are near.
+    #[inline(always)]
+    pub(super) fn read(&self, places: &ArrayVec<usize, BATCH>) {
         let read = |sum, place: &usize| sum ^ self.slots[*place].headers[0] ^ self.slots[*place].generation;
         std::hint::black_box(places.iter().fold(0, read));
     }
