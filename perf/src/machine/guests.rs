@@ -143,6 +143,7 @@ impl Bench {
                 name: format!("guest-{}", host + 1),
                 memory: 384,
                 cpus: 1,
+                nodes: 1,
                 nics,
             };
             machines.push(Machine::start(

@@ -318,6 +318,7 @@ impl Bench {
             name: "far".into(),
             memory: 512,
             cpus: 1,
+            nodes: 1,
             nics: vec![Nic {
                 tap: "machine0".into(),
                 device: format!("virtio-net-pci,mac={FAR_MAC}"),

@@ -38,6 +38,8 @@ pub struct MachineSpec {
     pub memory: u32,
     /// CPUs.
     pub cpus: u32,
+    /// Memory nodes, dealt the memory evenly; all CPUs are on the first.
+    pub nodes: u32,
     /// Network cards: `eth0` and so on.
     pub nics: Vec<Nic>,
 }
@@ -86,6 +88,17 @@ impl Machine {
         ]);
         command.args(["-no-reboot", "-display", "none", "-m", &spec.memory.to_string()]);
         command.args(["-smp", &spec.cpus.to_string()]);
+        for node in 0..spec.nodes {
+            let size = spec.memory / spec.nodes;
+            let cpus = match node {
+                0 => format!(",cpus=0-{}", spec.cpus - 1),
+                _ => String::new(),
+            };
+            command.arg("-object");
+            command.arg(format!("memory-backend-ram,id=node{node},size={size}M"));
+            command.arg("-numa");
+            command.arg(format!("node,nodeid={node},memdev=node{node}{cpus}"));
+        }
         command.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
         command.args(["-append", "console=ttyS0 panic=-1 mitigations=off"]);
         command

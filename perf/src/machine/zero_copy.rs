@@ -33,6 +33,8 @@ const MODULES: &[&str] = &[
 ];
 const PATIENCE: Duration = Duration::from_secs(60);
 const MARKER: &str = "zero-copy-datagram";
+/// Of the machine's UMEM.
+const FRAMES: u32 = 4096;
 const PORT: &str = "7001";
 /// Datagrams a second in each direction: well below what a machine without KVM takes.
 const RATE: u32 = 1000;
@@ -109,6 +111,8 @@ struct Bench {
     topology: Topology,
     deployment: Deployment,
     program: PathBuf,
+    /// Pages of the machine's UMEM.
+    pages: u64,
 }
 
 fn run(setting: &Setting, driver: &Driver, tally: &mut Tally) -> Result<(), PerfError> {
@@ -123,6 +127,8 @@ fn run(setting: &Setting, driver: &Driver, tally: &mut Tally) -> Result<(), Perf
     };
     let begun = bench.begins();
     if step("`--zero-copy require` binds, the kernel and ss say so", begun)? {
+        let near = bench.memory_is_near();
+        step("the UMEM is on the memory node of the uplink's card", near)?;
         let seconds = if setting.short { 10 } else { driver.seconds };
         let passed = bench.both_ways("steady", RATE * seconds, 0);
         step(
@@ -187,6 +193,7 @@ impl Bench {
             name: format!("h2-{}", driver.name),
             memory: 768,
             cpus: 1,
+            nodes: 2,
             nics: vec![nic(0), nic(1)],
         };
         let mut machine = Machine::start(wire, &boot.image, &boot.initramfs, &spec, &setting.logs)?;
@@ -204,14 +211,17 @@ impl Bench {
                echo 1 >/proc/sys/net/ipv6/conf/$nic/disable_ipv6\n\
                ip link set $nic up\n\
              done\n\
-             ip addr add 192.0.2.2/24 dev eth0",
+             ip addr add 192.0.2.2/24 dev eth0\n\
+             card=$(readlink -f /sys/class/net/eth0/device)\n\
+             [ -e $card/numa_node ] || card=${card%/*}\n\
+             echo 1 >$card/numa_node",
         )?;
         let inside = Inside::install(
             &mut machine,
             &deployment,
             1,
             &format!(
-                "workers: [{{queue: 0, cpu: 0}}]\numem: {{frames: 4096, frame-size: {}}}\nin-place: false",
+                "workers: [{{queue: 0, cpu: 0}}]\numem: {{frames: {FRAMES}, frame-size: {}}}\nin-place: false",
                 driver.frame_size
             ),
         )?;
@@ -232,6 +242,7 @@ impl Bench {
             topology,
             deployment,
             program,
+            pages: u64::from(FRAMES) * u64::from(driver.frame_size) / 4096,
         })
     }
 
@@ -254,6 +265,39 @@ impl Bench {
         }
         self.zero_copy_by_ss()?;
         self.reach()
+    }
+
+    /// The card is on the second memory node, the worker's CPU on the first.
+    fn memory_is_near(&mut self) -> Result<(), PerfError> {
+        let said = self.inside.said(&mut self.machine)?;
+        for expected in [
+            "memory of node 1",
+            "on CPU 0 is on memory node 0, and its frames on node 1",
+        ] {
+            if !said.contains(expected) {
+                return Err(PerfError::Wrong(format!(
+                    "guestseal does not say \"{expected}\": {said}"
+                )));
+            }
+        }
+        let maps = self
+            .machine
+            .run("cat /proc/$(cat /tmp/guestseal.pid)/numa_maps")?;
+        // Shared memory without a file.
+        let umem = maps.lines().find(|line| line.contains("file=/dev/zero"));
+        let pages_on = |node: &str| {
+            let mut fields = umem.unwrap_or_default().split_whitespace();
+            let pages = fields.find_map(|field| field.strip_prefix(node)?.parse::<u64>().ok());
+            pages.unwrap_or(0)
+        };
+        if pages_on("N1=") == self.pages && pages_on("N0=") == 0 {
+            Ok(())
+        } else {
+            Err(PerfError::Wrong(format!(
+                "{} pages of a UMEM on node 1: {maps}",
+                self.pages
+            )))
+        }
     }
 
     fn zero_copy_by_ss(&mut self) -> Result<(), PerfError> {

@@ -34,6 +34,7 @@ use crate::path::tables::{AlsoAccepted, NextHops, Parts, PathMtu, Tables};
 use crate::path::waiting::WaitingRoom;
 use crate::port::Port;
 use crate::port::frame::Frame;
+use crate::port::memory_node::MemoryNode;
 use crate::port::pool::FramePool;
 use crate::port::umem::{HEADROOM, Shape, Umem, UmemError};
 use crate::port::xsk::{XskConfig, XskError, XskPort, ZeroCopy};
@@ -133,6 +134,8 @@ pub struct DataPlane {
     /// Whether the kernel says that the sockets are in zero-copy mode.
     pub zero_copy: bool,
     umem: Arc<Umem>,
+    /// The node that memory was asked of.
+    node: Option<MemoryNode>,
     program: Attached<UplinkProgram>,
     pins: PinDirectory,
     /// What the programs of closed ports decided.
@@ -202,6 +205,8 @@ struct Manner {
     pieces: bool,
     /// Until when it waits for queues.
     patient_until: Instant,
+    /// The node that memory was asked of.
+    node: Option<MemoryNode>,
 }
 
 struct Opener<'a> {
@@ -293,6 +298,7 @@ impl DataPlane {
             zero_copy: wanted,
             pieces: true,
             patient_until: Instant::now() + RELEASE,
+            node: prefer_memory(config),
         };
         let mut started = Self::try_start(plan, &mut owned, manner);
         if let (Err(StartError::Xsk(error)), ZeroCopy::Auto) = (&started, config.zero_copy) {
@@ -320,6 +326,7 @@ impl DataPlane {
             zero_copy,
             pieces,
             patient_until,
+            node,
         }: Manner,
     ) -> Result<Self, StartError> {
         let config = &*plan.config;
@@ -474,6 +481,7 @@ impl DataPlane {
             uplink,
             zero_copy: in_force,
             umem,
+            node,
             program,
             pins,
             closed_xdp: Vec::new(),
@@ -512,8 +520,11 @@ impl DataPlane {
             0 => String::new(),
             long => format!(" ({long} long)"),
         };
+        let node = self
+            .node
+            .map_or_else(String::new, |node| format!(", memory of node {node}"));
         let mut lines = vec![format!(
-            "uplink {}: XDP {}, sockets {sockets}, {} frames{long} on {huge}",
+            "uplink {}: XDP {}, sockets {sockets}, {} frames{long} on {huge}{node}",
             self.uplink.name,
             mode_of(&self.program),
             self.umem.frames()
@@ -973,6 +984,38 @@ fn check_workers(config: &HostConfig, uplink: &Link) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Asks for memory of the node that the uplink's card is on, or if it is on none the first worker, and says which workers are elsewhere.
+/// The workers, which are started later, get theirs there, too.
+fn prefer_memory(config: &HostConfig) -> Option<MemoryNode> {
+    let card = MemoryNode::of_interface(&config.uplink);
+    let first = config.workers.first();
+    let node = card.or_else(|| MemoryNode::of_cpu(first?.cpu))?;
+    for worker in &config.workers {
+        if let Some(far) = MemoryNode::of_cpu(worker.cpu).filter(|far| *far != node) {
+            tracing::warn!(
+                "the worker of queue {} on CPU {} is on memory node {far}, and its frames on node {node}{}: every packet crosses between them; CPUs \
+                 of node {node} stand in /sys/devices/system/node/node{node}/cpulist",
+                worker.queue,
+                worker.cpu,
+                if card.is_some() {
+                    ", where the uplink's card is"
+                } else {
+                    ""
+                }
+            );
+        }
+    }
+    match node.prefer() {
+        Ok(()) => Some(node),
+        Err(error) => {
+            tracing::info!(
+                "memory of node {node} cannot be asked for, so that it is where the kernel puts it: {error}"
+            );
+            None
+        }
+    }
 }
 
 fn uplink_config(config: &HostConfig) -> UplinkConfig {

@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod memory;
+pub mod memory_node;
 pub mod pieces;
 pub mod pool;
 pub mod umem;
