@@ -288,12 +288,16 @@ class Machine:
             answer = self.end(SIGNALLED)
         cpu.rax = answer % (1 << 64)
 
+    def room(self, length):
+        """Addresses of which nobody has any; beside each mapping there is nothing."""
+        address = self.next_mapping
+        self.next_mapping += up(length) + 16 * PAGE
+        return address
+
     def mmap(self, address, length, access, flags, file, offset):
         fixed, anonymous = flags & 0x10, flags & 0x20
         if not fixed:
-            address = self.next_mapping
-            # Beside each mapping there is nothing.
-            self.next_mapping += up(length) + 16 * PAGE
+            address = self.room(length)
         self.memory.map(address, length, access)
         if not anonymous:
             self.memory.put(address, os.pread(file, up(length), offset))
@@ -306,9 +310,9 @@ class Machine:
             return address
         if not flags & 1:
             return -errno.ENOMEM
-        to = self.mmap(0, new, READ | WRITE, 0x20, -1, 0)
-        self.memory.unmap(to, old)
+        to = self.room(new)
         self.memory.move(address, to, old)
+        self.memory.map(to + old, new - old, READ | WRITE)
         return to
 
     def brk(self, address, *_):
@@ -328,10 +332,8 @@ class Machine:
         return len(data)
 
     def writev(self, file, address, count, *_):
-        for number in range(count):
-            begin, length = struct.unpack("<QQ", self.memory.get(address + 16 * number, 16))
-            os.write(file, self.memory.get(begin, length))
-        return sum(struct.unpack("<QQ", self.memory.get(address + 16 * number, 16))[1] for number in range(count))
+        pieces = struct.iter_unpack("<QQ", self.memory.get(address, 16 * count))
+        return sum(os.write(file, self.memory.get(begin, length)) for begin, length in pieces)
 
     def open(self, name, flags, mode):
         return os.open(self.memory.string(name), flags, mode)

@@ -197,7 +197,7 @@ const RELEASE: Duration = Duration::from_secs(5);
 /// How often it asks.
 const RELEASE_LOOK: Duration = Duration::from_millis(20);
 
-/// How the sockets of a plane are opened.
+/// How a plane is put together.
 #[derive(Copy, Clone)]
 struct Manner {
     zero_copy: bool,

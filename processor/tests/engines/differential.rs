@@ -78,41 +78,40 @@ fn check(engine: &dyn Engine, keys: &Keys, bytes: &mut Bytes, length: usize, add
     }
 }
 
-/// ESP without and with extended sequence numbers authenticates 8 and 12 bytes.
-fn lengths(engine: &dyn Engine, lengths: RangeInclusive<usize>) {
+/// Packets of all these lengths; `shape` gives the bytes of text and those authenticated beside it.
+fn lengths(engine: &dyn Engine, lengths: RangeInclusive<usize>, shape: fn(usize) -> (usize, usize)) {
     let mut bytes = Bytes::new();
     for suite in SUITES {
         let keys = Keys::new(engine, suite, &mut bytes);
-        for length in lengths.clone() {
-            check(engine, &keys, &mut bytes, length, 8 + length % 2 * 4);
+        for (length, additional) in lengths.clone().map(shape) {
+            check(engine, &keys, &mut bytes, length, additional);
         }
     }
 }
 
-fn lengths_of_gmac(engine: &dyn Engine, lengths: RangeInclusive<usize>) {
-    let mut bytes = Bytes::new();
-    for suite in SUITES {
-        let keys = Keys::new(engine, suite, &mut bytes);
-        for additional in lengths.clone() {
-            check(engine, &keys, &mut bytes, 0, additional);
-        }
-    }
+/// ESP without and with extended sequence numbers authenticates 8 and 12 bytes.
+fn encrypted(length: usize) -> (usize, usize) {
+    (length, 8 + length % 2 * 4)
+}
+
+fn authenticated(length: usize) -> (usize, usize) {
+    (0, length)
 }
 
 pub(crate) fn every_length(engine: &dyn Engine) {
-    lengths(engine, 0..=USUAL);
+    lengths(engine, 0..=USUAL, encrypted);
 }
 
 pub(crate) fn every_length_beyond(engine: &dyn Engine) {
-    lengths(engine, USUAL + 1..=LONGEST);
+    lengths(engine, USUAL + 1..=LONGEST, encrypted);
 }
 
 pub(crate) fn every_length_of_gmac(engine: &dyn Engine) {
-    lengths_of_gmac(engine, 0..=USUAL);
+    lengths(engine, 0..=USUAL, authenticated);
 }
 
 pub(crate) fn every_length_of_gmac_beyond(engine: &dyn Engine) {
-    lengths_of_gmac(engine, USUAL + 1..=LONGEST);
+    lengths(engine, USUAL + 1..=LONGEST, authenticated);
 }
 
 pub(crate) fn additional(engine: &dyn Engine) {
