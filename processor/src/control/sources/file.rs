@@ -3,7 +3,7 @@
 //! Survives rotation (what is left of the old file is read first), truncation, half-written lines and a file that is not
 //! there yet. Reads a bounded amount each time, and keeps no more of a line than may be read.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub struct Line {
 pub struct FollowedFile {
     path: PathBuf,
     open: Option<Open>,
-    /// Where an earlier process stopped.
+    /// Where reading stopped: an earlier process's, or this one's of a file that is not believed at present.
     resume: Option<Position>,
     /// How often it was found shorter than it was read.
     truncated: u64,
@@ -92,14 +92,18 @@ impl FollowedFile {
             open.partial.clear();
             self.truncated += 1;
         }
+        let position = open.position;
         let lines = open.read_on()?;
+        if anyone_may_write(&open.file.metadata()?) {
+            // Nobody knows who wrote what was read just now: it is read again when somebody has seen to it.
+            self.open = None;
+            self.resume = Some(position);
+            return self.read();
+        }
         if lines.is_none() && self.is_replaced()? {
             // Nothing more will come to the old one.
             self.open = None;
-            return match self.open()? {
-                true => self.read(),
-                false => Ok(None),
-            };
+            return self.read();
         }
         Ok(lines)
     }
@@ -121,7 +125,7 @@ impl FollowedFile {
             Err(error) => return Err(error),
         };
         let metadata = file.metadata()?;
-        if metadata.mode() & 0o002 != 0 {
+        if anyone_may_write(&metadata) {
             let why = "anyone may write it, and could free a guest from quarantine: run chmod o-w on it";
             return Err(io::Error::other(why));
         }
@@ -143,6 +147,10 @@ impl FollowedFile {
         });
         Ok(true)
     }
+}
+
+fn anyone_may_write(metadata: &Metadata) -> bool {
+    metadata.mode() & 0o002 != 0
 }
 
 impl Open {
@@ -235,6 +243,29 @@ mod tests {
         assert!(error.to_string().contains("chmod o-w"), "{error}");
         mode(0o664);
         assert_eq!(followed.lines(), ["one"]);
+    }
+
+    #[test]
+    fn a_file_that_everybody_may_write_from_now_on_is_not_believed_any_more() {
+        let mut followed = Followed::new();
+        followed.append("one\nha");
+        assert_eq!(followed.lines(), ["one"]);
+        let path = followed.path();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o666);
+        followed.append("lf\n");
+        let error = followed.file.read().unwrap_err();
+        assert!(error.to_string().contains("chmod o-w"), "{error}");
+        mode(0o664);
+        assert_eq!(
+            followed.lines(),
+            ["half"],
+            "nothing is read twice, nothing is lost"
+        );
+        mode(0o666);
+        std::fs::rename(&path, followed.directory.path().join("events.1")).unwrap();
+        followed.append("new\n");
+        assert_eq!(followed.lines(), ["new"], "that one is its owner's");
     }
 
     #[test]

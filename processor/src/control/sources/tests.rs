@@ -219,12 +219,14 @@ fn a_flood_waits_in_the_file_and_what_repeats_itself_does_not_count() {
 fn a_file_that_anyone_may_write_is_not_believed_and_shown() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new(SURICATA);
-    world.append("");
+    world.append(&alert("10.1.0.1", "nought", 1));
+    world.told(1);
     let path = world.path("log");
     let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     mode(0o666);
     world.append(&alert("10.1.0.1", "one", 1));
     world.until("shown", |status| status.error.contains("chmod o-w"));
+    assert_eq!(world.status().told, 1);
     mode(0o644);
     world.append(&alert("10.1.0.1", "two", 1));
     assert_eq!(names(&world.told(2)), ["blue-1 one:90", "blue-1 two:90"]);
