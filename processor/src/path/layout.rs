@@ -17,9 +17,9 @@ use crate::port::pool::FramePool;
 use crate::port::umem::Umem;
 use crate::sa::nonce::Nonce;
 use crate::sa::outbound::{Mode, OutboundSa};
+use crate::sa::sequence::Numbers;
 use crate::sa::slots::Place;
-use crate::wire::packet::{Fragment, Packet};
-use crate::wire::transport::PseudoHeader;
+use crate::wire::packet::{Fragment, Packet, Usual};
 use crate::wire::{esp, ethernet, ip4, ip6, transport, udp};
 
 use super::encapsulate::{self, Carrier};
@@ -42,6 +42,7 @@ pub(super) struct Under<'a> {
 pub(super) type LastOuter = Option<(Place, Outer)>;
 
 /// How an SA seals packets that differ in their lengths only.
+#[derive(Copy, Clone)]
 pub(super) struct Form<'a> {
     /// Where the payload begins in the frame that came, counted from so many bytes in front of its data.
     from: usize,
@@ -61,8 +62,27 @@ pub(super) struct Form<'a> {
     head: usize,
 }
 
+/// Which packets of a form are sealed in a run ([`Jobs::push_run`]): those that begin where the first does in its frame, with a
+/// head as long, and are not too long for it.
+pub(super) struct Bounds {
+    front: usize,
+    head: usize,
+    longest: usize,
+}
+
+impl Bounds {
+    /// Whether one is that ends there.
+    #[inline(always)]
+    pub(super) fn hold(&self, frame: &Frame, end: u16, umem: &Umem) -> bool {
+        usize::from(end) <= self.longest
+            && umem.front_of(frame) == self.front
+            && frame.head() == self.head
+            && !frame.is_long()
+    }
+}
+
 /// The headers in front of ESP.
-#[derive(Copy, Clone)]
+#[derive(Copy, Clone, PartialEq, Eq)]
 enum Before {
     /// The guest's own.
     Own,
@@ -70,6 +90,26 @@ enum Before {
     Hosts,
     /// Those between the hosts, and UDP from this port.
     HostsAndUdp(u16),
+}
+
+/// What of a packet the headers in front of ESP depend on.
+#[derive(Copy, Clone)]
+struct Ip {
+    /// Where it begins.
+    offset: usize,
+    is_v4: bool,
+    traffic_class: u8,
+}
+
+impl From<&Packet> for Ip {
+    #[inline(always)]
+    fn from(packet: &Packet) -> Self {
+        Self {
+            offset: packet.l3_offset.into(),
+            is_v4: packet.ethertype == ethernet::IPV4,
+            traffic_class: packet.traffic_class,
+        }
+    }
 }
 
 /// The lengths of a packet that is sealed.
@@ -170,23 +210,49 @@ impl<'a> Form<'a> {
         })
     }
 
-    /// The lengths of a packet, if it is not too long.
+    /// Whether it lays packets out as another one does.
+    #[inline]
+    fn is_like(&self, other: &Self) -> bool {
+        let shape = |form: &Self| {
+            (
+                form.from,
+                form.front,
+                form.start,
+                form.before,
+                form.carrier.is_some(),
+            )
+        };
+        shape(self) == shape(other)
+    }
+
+    /// The lengths of a packet that ends there.
     #[inline(always)]
-    fn plan(&self, packet: &Packet) -> Result<Plan, Unfit> {
-        let payload = self.front + usize::from(packet.end) - self.from;
+    fn plan(&self, end: usize) -> Plan {
+        let payload = self.front + end - self.from;
         let trailer = esp::padding(payload) + esp::TRAILER;
-        let plan = Plan {
+        Plan {
             payload,
             trailer,
             esp: esp::HEADER + payload + trailer + esp::TAG,
-        };
-        if self.start - self.l3 + plan.esp > self.bound {
-            return Err(Unfit {
-                reason: DropReason::TooLong,
-                fits: self.fits(packet, plan),
-            });
         }
-        Ok(plan)
+    }
+
+    /// The bounds of packets of this form, of which one came in this frame; `None` if that has not the room.
+    #[inline(always)]
+    pub(super) fn bounds(&self, frame: &Frame, umem: &Umem) -> Option<Bounds> {
+        /// The longest padding, trailer and tag.
+        const BEHIND: usize = 3 + esp::TRAILER + esp::TAG;
+        let room = (self.bound + self.l3).min(umem.room());
+        let most = esp::most_inside(room.saturating_sub(self.start));
+        let front = umem.front_of(frame);
+        let bounds = Bounds {
+            front,
+            longest: (most + self.from)
+                .saturating_sub(self.front)
+                .min(umem.room_of(frame).saturating_sub(BEHIND)),
+            head: frame.head(),
+        };
+        (front >= self.front && !frame.is_long()).then_some(bounds)
     }
 
     /// Bytes that the guest's IP packet may have.
@@ -197,16 +263,22 @@ impl<'a> Form<'a> {
         (most + usize::from(packet.end)).saturating_sub(outside) as u16
     }
 
-    /// Makes a packet whole where it came: headers in front of it, padding and trailer behind. `room` begins so many bytes in
-    /// front of it as the form says.
+    /// Lowers what a packet that opens a TCP connection offers. `frame` begins where the packet's does.
     #[inline(always)]
-    fn complete(&self, packet: &Packet, room: &mut [u8], plan: Plan) {
-        let end = usize::from(packet.end);
+    fn clamp(&self, packet: &Packet, frame: &mut [u8], plan: Plan) {
         if packet.tcp_flags & transport::SYN != 0 {
-            fit::clamp(packet, &mut room[self.front..], self.fits(packet, plan));
+            fit::clamp(packet, frame, self.fits(packet, plan));
         }
-        if let (Some(carrier), Some(header)) = (self.carrier, room.first_chunk_mut()) {
-            carrier.write(header, packet, end);
+    }
+
+    /// Makes a packet whole where it came, which ends there: headers in front of it, padding and trailer behind. `room` begins so
+    /// many bytes in front of it as the form says.
+    #[inline(always)]
+    fn complete(&self, packet: impl FnOnce(&[u8]) -> Packet, room: &mut [u8], end: usize, plan: Plan) {
+        if let Some(carrier) = self.carrier
+            && let Some((header, frame)) = room.split_first_chunk_mut()
+        {
+            carrier.write(header, &packet(frame), end);
         }
         let behind = &mut room[self.front + end..];
         if esp::write_trailer(behind, plan.payload, self.next_header).is_none() {
@@ -216,20 +288,20 @@ impl<'a> Form<'a> {
 
     /// Writes the headers in front of ESP; the guest's own are there already, and say what follows them (RFC 4303 3.1.1).
     #[inline(always)]
-    fn write_before(&self, before: &mut [u8], plan: Plan, packet: &Packet, outer: Option<&Outer>) {
+    fn write_before(&self, before: &mut [u8], plan: Plan, ip: Ip, outer: Option<&Outer>) {
         match (self.before, outer) {
             (Before::Own, _) => {
-                let ip = &mut before[usize::from(packet.l3_offset)..];
-                if packet.ethertype == ethernet::IPV4 {
-                    ip4::rewrite(ip, (ip.len() + plan.esp) as u16, esp::ESP);
+                let header = &mut before[ip.offset..];
+                if ip.is_v4 {
+                    ip4::rewrite(header, (header.len() + plan.esp) as u16, esp::ESP);
                 } else {
-                    ip6::rewrite(ip, plan.esp as u16, esp::ESP);
+                    ip6::rewrite(header, plan.esp as u16, esp::ESP);
                 }
             }
-            (Before::Hosts, Some(outer)) => outer.write(before, packet.traffic_class, plan.esp),
+            (Before::Hosts, Some(outer)) => outer.write(before, ip.traffic_class, plan.esp),
             (Before::HostsAndUdp(source), Some(outer)) => {
                 let length = udp::HEADER + plan.esp;
-                outer.write(before, packet.traffic_class, length);
+                outer.write(before, ip.traffic_class, length);
                 before[outer.length()..].copy_from_slice(esp::in_udp(source, length as u16).as_bytes());
             }
             (Before::Hosts | Before::HostsAndUdp(_), None) => unreachable!("the form has made them"),
@@ -280,81 +352,182 @@ impl<'a> Jobs<'a> {
 
     /// One more packet. Says whether it is sealed in the frame that it came in.
     ///
-    /// Nothing is changed or counted if there is a reason against it. `finish` is there if the sender may leave checksums to its
-    /// network card; `pool` has long frames for what does not fit into others.
+    /// Nothing is changed or counted if there is a reason against it. `pool` has long frames for what does not fit into others.
     #[inline(always)]
     pub(super) fn push(
         &mut self,
         packet: &Packet,
         frame: &'a mut Frame,
         (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
-        finish: Option<PseudoHeader>,
         pool: Option<&mut FramePool>,
     ) -> Result<bool, Unfit> {
         let umem = self.umem;
-        let plan = form.plan(packet)?;
         let end = usize::from(packet.end);
+        let plan = form.plan(end);
+        if form.start - form.l3 + plan.esp > form.bound {
+            return Err(Unfit {
+                reason: DropReason::TooLong,
+                fits: form.fits(packet, plan),
+            });
+        }
         let head = frame.head();
         if head > 0 && head == form.head && umem.room_of(frame) >= end + plan.trailer + esp::TAG {
             let taken = sa.sequence.take().map_err(DropReason::from)?;
-            self.sealed.in_place |= 1 << self.jobs.len();
-            self.push_in_place(packet, frame, (sa, form, outer), plan, taken, finish);
+            count(sa, 1, plan.esp);
+            self.push_in_place(packet, frame, (sa, form, outer), plan, taken);
             return Ok(true);
         }
         let room = umem.room_with_front_mut(frame, form.front);
         let Some(room) = room.filter(|room| room.len() >= form.front + end + plan.trailer) else {
             return Err(DropReason::TooLong.into());
         };
-        let length = form.start + plan.esp;
-        let is_long = length > umem.room();
+        let is_long = form.start + plan.esp > umem.room();
         let pool = pool.filter(|pool| is_long && pool.available_long() > 0);
         if self.rooms.len() == 0 || is_long && pool.is_none() {
             return Err(DropReason::NoFrame.into());
         }
-        let (number, nonce) = sa.sequence.take().map_err(DropReason::from)?;
+        let taken = sa.sequence.take().map_err(DropReason::from)?;
         let (Some(fresh), Some(additional)) = (self.rooms.next(), self.additional.next()) else {
             unreachable!("one for each packet")
         };
         if let Some(pool) = pool {
             pool.widen(fresh);
         }
-        count(sa, plan.esp);
-        if let Some(pseudo) = finish {
-            finish_checksum(packet, pseudo, &mut room[form.front..]);
-        }
-        form.complete(packet, room, plan);
-        let source = &room[form.from..][..plan.payload + plan.trailer];
-        let Some((sealed, tag)) = umem.data_mut(fresh, length).split_last_chunk_mut() else {
-            unreachable!("a tag is among its bytes")
-        };
-        let (before, esp) = sealed.split_at_mut(form.start);
-        if let Before::Own = form.before {
-            copy_headers(before, &room[..form.start]);
-        }
-        form.write_before(before, plan, packet, outer);
-        *additional = write_esp(esp, sa, number);
-        let additional = authenticated(additional, sa.esn);
-        let (additional, buffers) = match sa.protection {
-            Protection::Encrypt => {
-                let destination = &mut sealed[form.start + esp::HEADER..];
-                (additional, Buffers::Copy { source, destination })
-            }
-            Protection::Authenticate => {
-                esp[esp::HEADER..].copy_from_slice(source);
-                let (from, before) = lay_out_gmac(sealed, form.start, additional);
-                self.overwritten.note(self.sealed.fresh, before);
-                (&sealed[from..], Buffers::InPlace(&mut []))
-            }
-        };
+        count(sa, 1, plan.esp);
+        form.clamp(packet, &mut room[form.front..], plan);
+        form.complete(|_| *packet, room, end, plan);
+        let job = lay_out(
+            room,
+            (fresh, additional),
+            (sa, form, outer),
+            sa.protection,
+            plan,
+            packet.into(),
+            taken,
+            umem,
+            |before| self.overwritten.note(self.sealed.fresh, before),
+        );
         self.sealed.fresh += 1;
-        self.jobs.push(SealJob {
-            key: &sa.key,
-            nonce,
-            additional,
-            buffers,
-            tag,
-        });
+        self.jobs.push(job);
         Ok(false)
+    }
+
+    /// How many packets there are frames for.
+    #[inline]
+    pub(super) fn left(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// One more packet for each of these frames. Their packets are of the usual form and within the form's bounds, open no TCP
+    /// connection, and end at `ends`.
+    ///
+    /// Never in line: so the loop keeps in registers what is the same for all.
+    #[inline(never)]
+    pub(super) fn push_run(
+        &mut self,
+        frames: &'a mut [Frame],
+        ends: &[u16],
+        numbers: Numbers,
+        (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
+        umem: &'a Umem,
+    ) {
+        let many = frames.len();
+        let mut bytes = 0;
+        if form.head > 0 && frames.first().is_some_and(|frame| frame.head() == form.head) {
+            for ((frame, end), taken) in frames.iter_mut().zip(ends).zip(numbers) {
+                let packet = known(umem.bytes(frame), *end);
+                let plan = form.plan((*end).into());
+                bytes += plan.esp;
+                self.push_in_place(&packet, frame, (sa, form, outer), plan, taken);
+            }
+            count(sa, many, bytes);
+            return;
+        }
+        // Compiled apart for the forms that most packets have, with what is known of these.
+        const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
+        let own = Form {
+            from: HEADERS,
+            front: 0,
+            start: HEADERS,
+            l3: ethernet::HEADER,
+            before: Before::Own,
+            carrier: None,
+            ..*form
+        };
+        let tunnel = Form {
+            from: ethernet::HEADER,
+            before: Before::Hosts,
+            ..own
+        };
+        let overlay = Form {
+            from: 0,
+            front: encapsulate::HEADER,
+            before: Before::Hosts,
+            carrier: form.carrier,
+            ..own
+        };
+        let encrypt = Protection::Encrypt;
+        if sa.protection != encrypt {
+            self.push_each(frames, ends, numbers, (sa, form, outer), sa.protection, umem);
+        } else if form.is_like(&own) {
+            self.push_each(frames, ends, numbers, (sa, &own, None), encrypt, umem);
+        } else if form.is_like(&tunnel) {
+            self.push_each(frames, ends, numbers, (sa, &tunnel, outer), encrypt, umem);
+        } else if form.is_like(&overlay) {
+            self.push_each(frames, ends, numbers, (sa, &overlay, outer), encrypt, umem);
+        } else {
+            self.push_each(frames, ends, numbers, (sa, form, outer), encrypt, umem);
+        }
+    }
+
+    #[inline(always)]
+    fn push_each(
+        &mut self,
+        frames: &'a mut [Frame],
+        ends: &[u16],
+        mut numbers: Numbers,
+        (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
+        protection: Protection,
+        umem: &'a Umem,
+    ) {
+        let many = frames.len();
+        let mut bytes = 0;
+        let fresh = split(&mut self.rooms, many);
+        let additional = split(&mut self.additional, many);
+        let mut number = self.sealed.fresh;
+        self.sealed.fresh += many;
+        let rooms = fresh.iter_mut().zip(additional);
+        // Not by `extend`, which is one call for all forms.
+        for ((frame, end), fresh) in frames.iter_mut().zip(ends).zip(rooms) {
+            let end = usize::from(*end);
+            let plan = form.plan(end);
+            bytes += plan.esp;
+            let (Some(room), Some(taken)) = (umem.room_with_front_mut(frame, form.front), numbers.next())
+            else {
+                unreachable!("the room was checked, and there is a number for each")
+            };
+            form.complete(|frame| known(frame, end as u16), room, end, plan);
+            let ip = Ip {
+                offset: ethernet::HEADER,
+                is_v4: true,
+                traffic_class: room[form.front + ethernet::HEADER + 1],
+            };
+            let note = |before| self.overwritten.note(number, before);
+            let job = lay_out(
+                room,
+                fresh,
+                (sa, form, outer),
+                protection,
+                plan,
+                ip,
+                taken,
+                umem,
+                note,
+            );
+            self.jobs.push(job);
+            number += 1;
+        }
+        count(sa, many, bytes);
     }
 
     /// The same in the frame that came, whose head has just the room that is needed.
@@ -366,26 +539,28 @@ impl<'a> Jobs<'a> {
         (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
         plan: Plan,
         (number, nonce): (u64, Nonce),
-        finish: Option<PseudoHeader>,
     ) {
         let umem = self.umem;
         let Some(additional) = self.additional.next() else {
             unreachable!("one for each packet")
         };
-        count(sa, plan.esp);
+        self.sealed.in_place |= 1 << self.jobs.len();
         let (start, head) = (form.start, frame.head());
         umem.take_head(frame);
         umem.set_length(frame, start + plan.esp);
         let room = umem.room_mut(frame);
-        if let Some(pseudo) = finish {
-            finish_checksum(packet, pseudo, &mut room[head..]);
-        }
-        form.complete(packet, &mut room[head - form.front..], plan);
+        form.clamp(packet, &mut room[head..], plan);
+        form.complete(
+            |_| *packet,
+            &mut room[head - form.front..],
+            packet.end.into(),
+            plan,
+        );
         if let Before::Own = form.before {
             room.copy_within(head..head + start, 0);
         }
         let (before, behind) = room.split_at_mut(start);
-        form.write_before(before, plan, packet, outer);
+        form.write_before(before, plan, packet.into(), outer);
         *additional = write_esp(behind, sa, number);
         let (text, rest) = behind[esp::HEADER..].split_at_mut(plan.payload + plan.trailer);
         let Some(tag) = rest.first_chunk_mut() else {
@@ -410,18 +585,81 @@ impl<'a> Jobs<'a> {
     }
 }
 
-/// Finishes the checksum of what a guest sends that leaves it to its network card; `frame` begins where the packet's does.
+/// Lays a packet out that is whole where it came, in a fresh frame: what the engine is to do with it there. What is overwritten for
+/// AES-GMAC is noted.
 #[inline(always)]
-fn finish_checksum(packet: &Packet, pseudo: PseudoHeader, frame: &mut [u8]) {
-    if let Some(segment) = frame.get_mut(packet.l4_offset.into()..packet.end.into()) {
-        pseudo.finish_checksum(segment);
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what is made of them is one thing, and each is borrowed from elsewhere"
+)]
+fn lay_out<'a>(
+    room: &'a [u8],
+    (fresh, additional): (&'a mut Frame, &'a mut [u8; 12]),
+    (sa, form, outer): (&'a OutboundSa, &Form<'_>, Option<&Outer>),
+    protection: Protection,
+    plan: Plan,
+    ip: Ip,
+    (number, nonce): (u64, Nonce),
+    umem: &'a Umem,
+    note: impl FnOnce(Overwritten),
+) -> SealJob<'a> {
+    let source = &room[form.from..][..plan.payload + plan.trailer];
+    let fresh = umem.data_mut(fresh, form.start + plan.esp);
+    let Some((sealed, tag)) = fresh.split_last_chunk_mut() else {
+        unreachable!("a tag is among its bytes")
+    };
+    let (before, esp) = sealed.split_at_mut(form.start);
+    if let Before::Own = form.before {
+        copy_headers(before, &room[..form.start]);
+    }
+    form.write_before(before, plan, ip, outer);
+    *additional = write_esp(esp, sa, number);
+    let additional = authenticated(additional, sa.esn);
+    let (additional, buffers) = match protection {
+        Protection::Encrypt => {
+            let destination = &mut sealed[form.start + esp::HEADER..];
+            (additional, Buffers::Copy { source, destination })
+        }
+        Protection::Authenticate => {
+            esp[esp::HEADER..].copy_from_slice(source);
+            let (from, before) = lay_out_gmac(sealed, form.start, additional);
+            note(before);
+            (&sealed[from..], Buffers::InPlace(&mut []))
+        }
+    };
+    SealJob {
+        key: &sa.key,
+        nonce,
+        additional,
+        buffers,
+        tag,
     }
 }
 
+/// So many of the first.
 #[inline(always)]
-fn count(sa: &OutboundSa, bytes: usize) {
+fn split<'a, T>(all: &mut std::slice::IterMut<'a, T>, many: usize) -> &'a mut [T] {
+    let (first, rest) = std::mem::take(all).into_slice().split_at_mut(many);
+    *all = rest.iter_mut();
+    first
+}
+
+/// A packet of the usual form that ends there, and was read a moment ago.
+#[inline(always)]
+pub(super) fn known(frame: &[u8], end: u16) -> Packet {
+    let mut packet = Packet::EMPTY;
+    let Some(usual) = Usual::known(frame, end) else {
+        unreachable!("it was one a moment ago")
+    };
+    usual.write(&mut packet);
+    packet
+}
+
+/// Counts what is sealed under an SA.
+#[inline(always)]
+fn count(sa: &OutboundSa, packets: usize, bytes: usize) {
     let mut tally = sa.tally.get();
-    tally.packets += 1;
+    tally.packets += packets as u64;
     tally.bytes += bytes as u64;
     sa.tally.set(tally);
 }

@@ -101,8 +101,7 @@ impl Outer {
             && let (Some(front), Some(headers)) = (front.first_chunk_mut::<V4>(), self.headers.first_chunk())
         {
             let total = (ip4::HEADER + payload) as u16;
-            let changes = [(0, total), (0, traffic_class.into())];
-            let sum = checksum::update(self.checksum, changes);
+            let sum = checksum::update(self.checksum, 0, u32::from(total) + u32::from(traffic_class));
             *front = *headers;
             front[at::CLASS] = traffic_class;
             front[at::TOTAL..][..2].copy_from_slice(&total.to_be_bytes());

@@ -123,7 +123,7 @@ pub fn seal(
         let form = Form::new(packet, under, &mut last, tables, &umem);
         let pushed = form.map_err(Unfit::from).and_then(|form| {
             let outer = last.as_ref().map(|(_, outer)| outer);
-            jobs.push(packet, frame, (sa, &form, outer), None, Some(pool))
+            jobs.push(packet, frame, (sa, &form, outer), Some(pool))
         });
         match pushed {
             Ok(true) => {}

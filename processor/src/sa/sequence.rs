@@ -118,27 +118,70 @@ impl Sequence {
     #[inline]
     pub fn take(&self) -> Result<(u64, Nonce), SequenceError> {
         let number = self.next.get();
+        self.advance(1)?;
+        Ok((number, Nonce::new(self.salt, number)))
+    }
+
+    /// The next numbers and their nonces: so many, or none. Those that are not asked for are never given again.
+    ///
+    /// # Errors
+    /// See [`SequenceError`]; no number is used up then.
+    #[inline]
+    pub fn take_many(&self, count: usize) -> Result<Numbers, SequenceError> {
+        let next = self.next.get();
+        self.advance(count as u64)?;
+        Ok(Numbers {
+            next,
+            end: self.next.get(),
+            salt: self.salt,
+        })
+    }
+
+    #[inline]
+    fn advance(&self, count: u64) -> Result<(), SequenceError> {
+        let number = self.next.get();
         // The very last number is kept back, so that `next` itself cannot wrap.
-        if number >= self.last {
-            return Err(SequenceError::Exhausted);
-        }
+        let next = number.checked_add(count).filter(|next| *next <= self.last);
+        let next = next.ok_or(SequenceError::Exhausted)?;
         if let Some(reservation) = &self.reservation {
-            if number >= self.reserved.get() {
+            if next > self.reserved.get() {
                 self.reserved.set(reservation.reserved());
-                if number >= self.reserved.get() {
+                if next > self.reserved.get() {
                     return Err(SequenceError::NotReserved);
                 }
             }
-            reservation.next.store(number + 1, Ordering::Relaxed);
+            reservation.next.store(next, Ordering::Relaxed);
         }
-        self.next.set(number + 1);
-        Ok((number, Nonce::new(self.salt, number)))
+        self.next.set(next);
+        Ok(())
     }
 
     /// How many numbers are left before the hard end.
     #[must_use]
     pub fn left(&self) -> u64 {
         self.last - self.next.get()
+    }
+}
+
+/// Numbers that a [`Sequence`] has given, each once.
+#[derive(Debug)]
+pub struct Numbers {
+    next: u64,
+    end: u64,
+    salt: Salt,
+}
+
+impl Iterator for Numbers {
+    type Item = (u64, Nonce);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let number = self.next;
+        if number == self.end {
+            return None;
+        }
+        self.next += 1;
+        Some((number, Nonce::new(self.salt, number)))
     }
 }
 
@@ -156,6 +199,42 @@ mod tests {
             Ok((1, Nonce::of_vector([1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 1])))
         );
         assert_eq!(sequence.take().unwrap().0, 2);
+    }
+
+    #[test]
+    fn many_are_those_that_one_by_one_would_be() {
+        let (one, many) = (Sequence::fresh(true, SALT), Sequence::fresh(true, SALT));
+        for count in [3, 0, 1, 64] {
+            let expected: Vec<_> = (0..count).map(|_| one.take().unwrap()).collect();
+            assert_eq!(many.take_many(count).unwrap().collect::<Vec<_>>(), expected);
+        }
+        // What nobody asked for is never given again.
+        drop(many.take_many(5));
+        assert_eq!(many.take().unwrap().0, one.next.get() + 5);
+    }
+
+    #[test]
+    fn there_are_as_many_as_are_wanted_or_none() {
+        for esn in [false, true] {
+            let last = Sequence::last(esn);
+            let sequence = Sequence::reserved(esn, SALT, Reservation::new(last - 3, u64::MAX));
+            assert_eq!(sequence.take_many(4).unwrap_err(), SequenceError::Exhausted);
+            assert_eq!(
+                sequence.take_many(usize::MAX).unwrap_err(),
+                SequenceError::Exhausted
+            );
+            let numbers: Vec<u64> = sequence.take_many(3).unwrap().map(|(number, _)| number).collect();
+            assert_eq!(numbers, [last - 3, last - 2, last - 1]);
+            assert_eq!(sequence.take(), Err(SequenceError::Exhausted));
+        }
+        let reservation = Reservation::new(10, 12);
+        let sequence = Sequence::reserved(true, SALT, Arc::clone(&reservation));
+        assert_eq!(sequence.take_many(3).unwrap_err(), SequenceError::NotReserved);
+        assert_eq!(reservation.next(), 10);
+        assert_eq!(sequence.take_many(2).unwrap().count(), 2);
+        assert_eq!(reservation.next(), 12);
+        reservation.raise(13);
+        assert_eq!(sequence.take_many(1).unwrap().count(), 1);
     }
 
     #[test]

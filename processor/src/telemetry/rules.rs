@@ -62,6 +62,14 @@ impl RuleCounters {
         }
     }
 
+    /// So many packets met a rule.
+    #[inline]
+    pub fn met_by(&self, rule: RuleIndex, packets: usize) {
+        if let Some(counter) = self.rules.get(rule.index()) {
+            counter.enforced.add(packets as u64);
+        }
+    }
+
     /// A packet would have met a rule of a section in monitor mode.
     #[inline]
     pub fn would_meet(&self, rule: RuleIndex) {

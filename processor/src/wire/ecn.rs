@@ -35,10 +35,10 @@ pub fn write(header: &mut [u8], ethertype: u16, ecn: u8) {
     match ethertype {
         ethernet::IPV4 => {
             if let Ok((fields, _)) = ip4::Header::mut_from_prefix(header) {
-                let word = |class| u16::from_be_bytes([fields.version_length, class]);
+                // Version, header length and traffic class are one word, of which the first two stay.
                 let class = fields.traffic_class & !MASK | ecn;
-                let changes = [(word(fields.traffic_class), word(class))];
-                let sum = checksum::update(fields.checksum.get(), changes);
+                let (before, after) = (fields.traffic_class.into(), class.into());
+                let sum = checksum::update(fields.checksum.get(), before, after);
                 fields.traffic_class = class;
                 fields.checksum.set(sum);
             }

@@ -49,11 +49,9 @@ pub struct Header {
 pub fn rewrite(header: &mut [u8], total_length: u16, protocol: u8) {
     if let Ok((fields, _)) = Header::mut_from_prefix(header) {
         // TTL and protocol are one word, of which the TTL stays.
-        let changes = [
-            (fields.total_length.get(), total_length),
-            (fields.protocol.into(), protocol.into()),
-        ];
-        let sum = checksum::update(fields.checksum.get(), changes);
+        let before = u32::from(fields.total_length.get()) + u32::from(fields.protocol);
+        let after = u32::from(total_length) + u32::from(protocol);
+        let sum = checksum::update(fields.checksum.get(), before, after);
         fields.total_length.set(total_length);
         fields.protocol = protocol;
         fields.checksum.set(sum);

@@ -133,6 +133,20 @@ impl<'a> Usual<'a> {
         })
     }
 
+    /// The same of a frame that this said of a moment ago, and that it ends there; its protocol has ports, and it opens no TCP
+    /// connection. Asks nothing again.
+    #[inline(always)]
+    #[must_use]
+    pub fn known(frame: &'a [u8], end: u16) -> Option<Self> {
+        let (start, _) = Start::ref_from_prefix(frame).ok()?;
+        Some(Self {
+            start,
+            ports: Some((start.source_port.get(), start.destination_port.get())),
+            tcp_flags: 0,
+            end,
+        })
+    }
+
     /// Flags of TCP; 0 if it is not TCP.
     #[inline(always)]
     #[must_use]

@@ -94,26 +94,41 @@ impl PseudoHeader {
         }
     }
 
+    /// Where the checksum stands.
+    #[inline(always)]
+    fn place(self) -> Option<usize> {
+        match self.protocol {
+            TCP => Some(16),
+            UDP => Some(6),
+            _ => None,
+        }
+    }
+
     /// Finishes the checksum of a whole TCP segment or UDP datagram whose sender left it; whether it was left.
     ///
     /// Such a sender has put the sum of the pseudo header there. A finished checksum that happens to have this value comes
     /// out as it went in. UDP's 0 for none (RFC 768, RFC 6935) is no such sum.
     #[inline(always)]
     pub fn finish_checksum(self, segment: &mut [u8]) -> bool {
-        let place = match self.protocol {
-            TCP => 16,
-            UDP => 6,
-            _ => return false,
-        };
-        let length = segment.len() as u16;
-        let Some(field) = segment.get(place..place + 2) else {
+        let Some(place) = self.place() else {
             return false;
         };
-        if field != checksum::add(&[self.sum, length]).to_be_bytes() {
-            return false;
+        let left = self.has_left(segment);
+        if left {
+            complete(segment, place, self.protocol);
         }
-        complete(segment, place, self.protocol);
-        true
+        left
+    }
+
+    /// Whether the sender of a segment or datagram left its checksum.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_left(self, segment: &[u8]) -> bool {
+        let Some(place) = self.place() else {
+            return false;
+        };
+        let sum = checksum::add(&[self.sum, segment.len() as u16]);
+        segment.get(place..).and_then(<[u8]>::first_chunk) == Some(&sum.to_be_bytes())
     }
 }
 
@@ -136,17 +151,15 @@ fn lower(segment: &mut [u8], place: usize, value: u16) -> Option<()> {
     let first = place & !1;
     let word = |segment: &[u8], at: usize| Some(u16::from_be_bytes(*segment.get(at..)?.first_chunk()?));
     let words = if place == first { 1 } else { 2 };
-    let mut changes = [(0, 0); 2];
-    for (number, change) in changes.iter_mut().enumerate().take(words) {
-        change.0 = word(segment, first + 2 * number)?;
-    }
+    let sum_of = |segment: &[u8]| {
+        let all = (0..words).map(|number| word(segment, first + 2 * number));
+        all.map(|word| word.map(u32::from)).sum::<Option<u32>>()
+    };
+    let before = sum_of(segment)?;
     segment
         .get_mut(place..place + 2)?
         .copy_from_slice(&value.to_be_bytes());
-    for (number, change) in changes.iter_mut().enumerate().take(words) {
-        change.1 = word(segment, first + 2 * number)?;
-    }
-    let sum = checksum::update(word(segment, CHECKSUM)?, changes);
+    let sum = checksum::update(word(segment, CHECKSUM)?, before, sum_of(segment)?);
     segment
         .get_mut(CHECKSUM..CHECKSUM + 2)?
         .copy_from_slice(&sum.to_be_bytes());
