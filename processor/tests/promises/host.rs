@@ -468,6 +468,17 @@ impl Host {
         self.settle();
     }
 
+    /// The same, in turns with heads of so many bytes.
+    pub(crate) fn guest_sends_with_heads(&mut self, guest: Guest, frames: &[Vec<u8>], heads: &[u8]) {
+        let device = self.guests.get_mut(guest.id).expect("a guest of this host");
+        for (frame, head) in frames.iter().zip(heads.iter().cycle()) {
+            device.set_head(*head);
+            assert!(device.arrive(frame, monotonic()), "the port takes the frame");
+        }
+        device.set_head(0);
+        self.settle();
+    }
+
     /// A frame arrives on a queue of the uplink.
     pub(crate) fn wire_brings(&mut self, queue: usize, frame: &[u8]) {
         self.wire_brings_at_once(queue, &[frame]);

@@ -9,11 +9,11 @@ use crate::host::{Host, Options, overlay_with, policy};
 
 /// What is in front of the guest's frame when it is sealed, by the way: Ethernet, IP, (UDP,) ESP, (UDP and VXLAN,) less what of
 /// the frame is not sealed.
-const TRANSPORT: u8 = 16;
-const TUNNEL: u8 = 14 + 20 + 16 - 14;
+pub(crate) const TRANSPORT: u8 = 16;
+pub(crate) const TUNNEL: u8 = 14 + 20 + 16 - 14;
 const TUNNEL_IP6: u8 = 14 + 40 + 16 - 14;
-const OVERLAY: u8 = 14 + 20 + 16 + 16;
-const OVERLAY_UDP: u8 = OVERLAY + 8;
+pub(crate) const OVERLAY: u8 = 14 + 20 + 16 + 16;
+pub(crate) const OVERLAY_UDP: u8 = OVERLAY + 8;
 const OVERLAY_IP6: u8 = 14 + 40 + 16 + 16;
 const OVERLAY_IP6_UDP: u8 = OVERLAY_IP6 + 8;
 

@@ -14,7 +14,13 @@ fn place(protocol: u8) -> usize {
 }
 
 /// The segment as Linux hands it to a device that finishes checksums (`CHECKSUM_PARTIAL`), and as it should arrive.
-fn left_and_finished(from: Guest, to: Guest, ip6: bool, protocol: u8, segment: &[u8]) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn left_and_finished(
+    from: Guest,
+    to: Guest,
+    ip6: bool,
+    protocol: u8,
+    segment: &[u8],
+) -> (Vec<u8>, Vec<u8>) {
     let place = place(protocol);
     let octets = |address| match address {
         IpAddr::V4(address) => std::net::Ipv4Addr::octets(&address).to_vec(),
