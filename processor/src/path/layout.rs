@@ -494,11 +494,11 @@ impl<'a> Jobs<'a> {
         let mut bytes = 0;
         let fresh = split(&mut self.rooms, many);
         let additional = split(&mut self.additional, many);
-        let mut number = self.sealed.fresh;
+        let first = self.sealed.fresh;
         self.sealed.fresh += many;
         let rooms = fresh.iter_mut().zip(additional);
         // Not by `extend`, which is one call for all forms.
-        for ((frame, end), fresh) in frames.iter_mut().zip(ends).zip(rooms) {
+        for (number, ((frame, end), fresh)) in frames.iter_mut().zip(ends).zip(rooms).enumerate() {
             let end = usize::from(*end);
             let plan = form.plan(end);
             bytes += plan.esp;
@@ -512,7 +512,7 @@ impl<'a> Jobs<'a> {
                 is_v4: true,
                 traffic_class: room[form.front + ethernet::HEADER + 1],
             };
-            let note = |before| self.overwritten.note(number, before);
+            let note = |before| self.overwritten.note(first + number, before);
             let job = lay_out(
                 room,
                 fresh,
@@ -525,7 +525,6 @@ impl<'a> Jobs<'a> {
                 note,
             );
             self.jobs.push(job);
-            number += 1;
         }
         count(sa, many, bytes);
     }

@@ -141,8 +141,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn few_flows() -> impl Strategy<Value = Vec<Step>> {
     let port = prop::sample::select(vec![53u16, 514, 25, 8080, 5222]);
     let flags = prop::sample::select(vec![ACK, ACK, ACK, SYN]);
+    let data = prop::sample::select(vec![0usize, 1, 2, 3, 40]);
     // Up to what no longer fits, whatever the way.
-    let data = prop_oneof![5 => prop::sample::select(vec![0usize, 1, 2, 3, 40]), 1 => 1360..1450usize];
+    let long = prop::option::weighted(0.1, 1360..1450usize);
     let pair = prop::sample::select(vec![(1usize, 0usize), (1, 2), (0, 1)]);
     let shape = (
         pair,
@@ -156,9 +157,10 @@ fn few_flows() -> impl Strategy<Value = Vec<Step>> {
     // The low byte of the packet's length, too short now and then.
     let short = prop_oneof![9 => Just(None), 1 => (18..50u8).prop_map(|length| Some((17, length)))];
     let palette = prop::collection::vec(shape, 2..5);
-    let order = prop::collection::vec((any::<prop::sample::Index>(), opens, short), 20..60);
+    let order = prop::collection::vec((any::<prop::sample::Index>(), opens, short, long), 20..60);
     (palette, order).prop_map(|(palette, order)| {
-        let step = |(which, opens, wrong): (prop::sample::Index, bool, Option<(usize, u8)>)| {
+        type Which = (prop::sample::Index, bool, Option<(usize, u8)>, Option<usize>);
+        let step = |(which, opens, wrong, long): Which| {
             let ((from, to), protocol, port, flags, data, left) = *which.get(&palette);
             let shape = Shape {
                 ip6: false,
@@ -167,7 +169,7 @@ fn few_flows() -> impl Strategy<Value = Vec<Step>> {
                 flags: if opens { SYN } else { flags },
                 class: 0,
                 ttl: 64,
-                data,
+                data: long.unwrap_or(data),
                 wrong,
                 left,
             };
