@@ -5,10 +5,12 @@
 //! descriptor and read again stays in registers: the same functions (layout.rs, [`super::open`]) are compiled in line over
 //! a packet of which most is known beforehand. What is the same for packets that follow one another is found out once: of
 //! one flow, that its form is the usual one; under one SA, how it seals and opens. That stands in functions of its own, never
-//! in line, so that the loops past them keep their registers. Frames change hands by the burst.
+//! in line, so that the loops past them keep their registers. Frames change hands by the burst. Outbound, one loop reads packets that
+//! are sealed alike and another lays them out, each compiled apart for what most packets are (20 of 157 cycles a packet, Zen 3).
 //!
-//! It takes packets from the front of a burst and ends at the first that is anything else, before it has changed or counted
-//! anything of it: that one and those behind it go the long way, so that nothing overtakes. Never allocates.
+//! It takes packets from the front of a burst and ends at the first that is anything else, before it has counted anything of it
+//! or changed more than finished its checksum: that one and those behind it go the long way, so that nothing overtakes. Never
+//! allocates.
 
 mod inbound;
 mod outbound;
