@@ -449,7 +449,6 @@ impl<'a> Jobs<'a> {
             from: HEADERS,
             front: 0,
             start: HEADERS,
-            l3: ethernet::HEADER,
             before: Before::Own,
             carrier: None,
             ..*form

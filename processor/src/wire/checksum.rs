@@ -111,6 +111,20 @@ mod tests {
             prop_assert_eq!(u32::from(sum(&bytes)), total);
         }
 
+        /// Also where all the sums carry.
+        #[test]
+        fn a_header_is_right_if_its_sum_is(
+            words in prop::array::uniform10(prop_oneof![any::<u16>(), Just(0), Just(0xffff)]), corrects: bool,
+        ) {
+            let mut header: [u8; 20] = zerocopy::transmute!(words.map(u16::to_be_bytes));
+            if corrects {
+                header[10..12].fill(0);
+                let right = checksum(&header);
+                header[10..12].copy_from_slice(&right.to_be_bytes());
+            }
+            prop_assert_eq!(is_right(&header), sum(&header) == 0xffff);
+        }
+
         #[test]
         fn an_updated_checksum_is_right(
             mut header in prop::collection::vec(any::<u8>(), 20..=60), one in any::<u16>(), two in any::<u16>(),
