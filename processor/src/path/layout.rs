@@ -444,11 +444,10 @@ impl<'a> Jobs<'a> {
             return;
         }
         // Compiled apart for the forms that most packets have, with what is known of these.
-        const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
         let own = Form {
-            from: HEADERS,
+            from: Usual::HEADERS,
             front: 0,
-            start: HEADERS,
+            start: Usual::HEADERS,
             before: Before::Own,
             carrier: None,
             ..*form
@@ -509,7 +508,7 @@ impl<'a> Jobs<'a> {
             let ip = Ip {
                 offset: ethernet::HEADER,
                 is_v4: true,
-                traffic_class: room[form.front + ethernet::HEADER + 1],
+                traffic_class: room[form.front + Usual::TRAFFIC_CLASS],
             };
             let note = |before| self.overwritten.note(first + number, before);
             let job = lay_out(
@@ -711,8 +710,10 @@ fn inside(packet: &Packet, mode: Mode) -> Result<Inside, DropReason> {
 /// Copies headers; those of IPv4 without tags and options, as they nearly always are, by a few moves in line.
 #[inline]
 pub(super) fn copy_headers(to: &mut [u8], from: &[u8]) {
-    const USUAL: usize = ethernet::HEADER + ip4::HEADER;
-    match (<&mut [u8; USUAL]>::try_from(&mut *to), from.first_chunk()) {
+    match (
+        <&mut [u8; Usual::HEADERS]>::try_from(&mut *to),
+        from.first_chunk(),
+    ) {
         (Ok(to), Some(from)) => *to = *from,
         _ => to.copy_from_slice(from),
     }

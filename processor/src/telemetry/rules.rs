@@ -57,9 +57,7 @@ impl RuleCounters {
     /// A packet met a rule.
     #[inline]
     pub fn met(&self, rule: RuleIndex) {
-        if let Some(counter) = self.rules.get(rule.index()) {
-            counter.enforced.add(1);
-        }
+        self.met_by(rule, 1);
     }
 
     /// So many packets met a rule.

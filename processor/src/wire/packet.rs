@@ -85,6 +85,11 @@ pub struct Usual<'a> {
 }
 
 impl<'a> Usual<'a> {
+    /// Where the headers of Ethernet and IP end.
+    pub const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
+    /// Where DSCP and ECN stand in them.
+    pub const TRAFFIC_CLASS: usize = ethernet::HEADER + 1;
+
     /// `None` says nothing about a frame.
     #[inline(always)]
     #[must_use]
@@ -192,7 +197,7 @@ impl<'a> Usual<'a> {
         packet.nd_target = None;
         packet.nd_link_layer = None;
         packet.l3_offset = ethernet::HEADER as u16;
-        packet.l4_offset = (ethernet::HEADER + ip4::HEADER) as u16;
+        packet.l4_offset = Self::HEADERS as u16;
         packet.end = self.end;
         packet.has_extensions = false;
     }

@@ -196,8 +196,8 @@ impl Pair {
         }
     }
 
-    /// Carries frames out and over, which are received together, in turns with heads of so many bytes; everything that came out anywhere, behind the number of the
-    /// guest that got it.
+    /// Carries frames out and over, which are received together, in turns with heads of so many bytes; everything that came out
+    /// anywhere, behind the number of the guest that got it.
     fn carry(
         &mut self,
         at: usize,

@@ -206,6 +206,10 @@ mod tests {
             file.write_all(text.as_bytes()).unwrap();
         }
 
+        fn mode(&self, mode: u32) {
+            std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+
         /// All that is there to be read.
         fn lines(&mut self) -> Vec<String> {
             let mut all = Vec::new();
@@ -236,12 +240,10 @@ mod tests {
     fn a_file_that_everybody_may_write_is_not_believed() {
         let mut followed = Followed::new();
         followed.append("one\n");
-        let path = followed.path();
-        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        mode(0o666);
+        followed.mode(0o666);
         let error = followed.file.read().unwrap_err();
         assert!(error.to_string().contains("chmod o-w"), "{error}");
-        mode(0o664);
+        followed.mode(0o664);
         assert_eq!(followed.lines(), ["one"]);
     }
 
@@ -250,20 +252,18 @@ mod tests {
         let mut followed = Followed::new();
         followed.append("one\nha");
         assert_eq!(followed.lines(), ["one"]);
-        let path = followed.path();
-        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        mode(0o666);
+        followed.mode(0o666);
         followed.append("lf\n");
         let error = followed.file.read().unwrap_err();
         assert!(error.to_string().contains("chmod o-w"), "{error}");
-        mode(0o664);
+        followed.mode(0o664);
         assert_eq!(
             followed.lines(),
             ["half"],
             "nothing is read twice, nothing is lost"
         );
-        mode(0o666);
-        std::fs::rename(&path, followed.directory.path().join("events.1")).unwrap();
+        followed.mode(0o666);
+        std::fs::rename(followed.path(), followed.directory.path().join("events.1")).unwrap();
         followed.append("new\n");
         assert_eq!(followed.lines(), ["new"], "that one is its owner's");
     }

@@ -28,11 +28,6 @@ use super::super::recall::{Recall, Slot, Words, of_sa};
 use super::super::tables::Tables;
 use super::runs;
 
-/// Where the headers end that packets of the usual form have.
-const HEADERS: usize = ethernet::HEADER + ip4::HEADER;
-/// Where DSCP and ECN stand in them.
-const TRAFFIC_CLASS: usize = ethernet::HEADER + 1;
-
 /// Opens what the uplink received, as far as the first packets are ESP of SAs that are here, and delivers of it what is of
 /// known flows. Takes all of these out of the burst; what is open but must find its way, or was dropped, is in `rest`.
 pub fn open_known(
@@ -127,7 +122,7 @@ pub fn open_known(
         let Some(sa) = sas.inbound.get_mut(place) else {
             unreachable!("admitted by this SA")
         };
-        let layout = Layout::new(sa.mode, HEADERS);
+        let layout = Layout::new(sa.mode, Usual::HEADERS);
         let carrier = tables.carrier(sa.network);
         // That of the packet before, if it was known.
         let mut last: Option<Known<'_>> = None;
@@ -219,7 +214,7 @@ pub fn open_known(
                         unreachable!("it has accepted the packet")
                     };
                     let mut descriptor = opened_descriptor(came, place, &umem);
-                    let layout = Layout::new(sa.mode, HEADERS);
+                    let layout = Layout::new(sa.mode, Usual::HEADERS);
                     match open::unwrap(&mut descriptor, layout, payload, sa, tables, &umem, &mut fresh) {
                         Ok(()) => std::mem::swap(&mut descriptor.frame, &mut fresh),
                         Err(reason) => descriptor.drop_for(reason),
@@ -252,7 +247,7 @@ fn fetch_single(
 ) {
     let mut place_of = |place: Place, number: usize| {
         let sa = sas.get(place)?;
-        let layout = Layout::new(sa.mode, HEADERS);
+        let layout = Layout::new(sa.mode, Usual::HEADERS);
         let room = umem.room_with_front_mut(&mut fresh[number], layout.front)?;
         let words = words(
             umem.bytes(&burst[number]),
@@ -341,7 +336,7 @@ impl<'a> Alike<'a> {
             words: Recall::words(frame)?,
             place,
             sa,
-            layout: Layout::new(sa.mode, HEADERS),
+            layout: Layout::new(sa.mode, Usual::HEADERS),
         })
     }
 }
@@ -364,7 +359,7 @@ fn sealed(frame: &[u8]) -> Option<Usual<'_>> {
 /// The header of ESP, if what is behind it has the form of ESP.
 #[inline(always)]
 fn header(frame: &[u8], usual: Usual<'_>) -> Option<esp::Header> {
-    let bytes = frame.get(HEADERS..usize::from(usual.end()))?;
+    let bytes = frame.get(Usual::HEADERS..usize::from(usual.end()))?;
     let (header, rest) = esp::Header::read_from_prefix(bytes).ok()?;
     (rest.len() >= esp::TRAILER + esp::TAG && rest.len() % 4 == 0).then_some(header)
 }
@@ -444,7 +439,7 @@ fn unwrap_known<'a>(
             let frame = datagram.get(encapsulate::HEADER..end)?;
             let (usual, slot) = flow(ways, frame, from, last.map(|last| last.slot))?;
             // Of congestion that the outer packet has met the inner one must hear.
-            let class = came.get(TRAFFIC_CLASS)?;
+            let class = came.get(Usual::TRAFFIC_CLASS)?;
             if (usual.traffic_class() ^ class) & ecn::MASK != 0 {
                 return None;
             }

@@ -11,19 +11,16 @@ use crate::sa::outbound::OutboundSa;
 use crate::sa::slots::Slots;
 use crate::wire::packet::{Packet, Usual};
 use crate::wire::transport::{self, PseudoHeader};
-use crate::wire::{ethernet, ip4};
 
 use super::super::batch::{Egress, WorkerId};
 use super::super::context::Context;
 use super::super::deliver::{Exits, Ledger};
+use super::super::finish::finish_packet;
 use super::super::layout::{Bounds, Form, Jobs, LastOuter, Restore, Under, known};
 use super::super::outcome::{Direction, Outcome, SentAs};
 use super::super::recall::{Recall, Slot, of_port};
 use super::super::tables::Tables;
 use super::runs;
-
-/// Where what IP carries begins in a frame of the usual form.
-const SEGMENT: usize = ethernet::HEADER + ip4::HEADER;
 
 /// Packets that an SA seals alike.
 struct Alike<'a> {
@@ -164,7 +161,7 @@ impl<'a> Lookup<'a> {
                 PseudoHeader::new(packet.source, packet.destination, protocol)
             };
             let pseudo = pseudo.get_or_insert_with(new);
-            has_left = pseudo.has_left(bytes.get(SEGMENT..end.into())?);
+            has_left = pseudo.has_left(bytes.get(Usual::HEADERS..end.into())?);
         }
         Some(Read { end, has_left })
     }
@@ -196,10 +193,7 @@ impl Seen<'_> {
     fn finish_checksums(&self, frames: &mut [Frame], begin: usize, umem: &Umem) {
         let packets = frames.iter_mut().zip(&self.ends[begin..]).zip(begin..);
         for ((frame, end), _) in packets.filter(|(_, number)| self.left >> number & 1 == 1) {
-            let packet = known(umem.bytes(frame), *end);
-            let segment = umem.room_mut(frame).get_mut(SEGMENT..usize::from(*end));
-            let pseudo = PseudoHeader::new(packet.source, packet.destination, packet.protocol);
-            pseudo.finish_checksum(segment.unwrap_or_default());
+            finish_packet(&known(umem.bytes(frame), *end), frame, umem);
         }
     }
 }
